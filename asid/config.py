@@ -1,0 +1,272 @@
+"""The configuration: what each key means, its default, and what it may be.
+
+One definition serves four: the check of a file, `asid config show`, the JSON Schema of `asid schema config`, and
+docs/config.md. Reading TOML and finding the line of a mistake is `asid.config_file`; the rules that one type cannot
+express are `asid.config_rules`. `load_config` and `load` are the only doors.
+
+Durations, rates and targets are kept as they were written, so that what is shown is what was given; the `_ns` and
+`_hz` properties are their checked values. A value that this version would have to ignore is refused, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from asid.targets import Place, Topology, VmPlaces, resolve
+from asid.units import parse_duration_ns, parse_rate_hz
+
+SMT_ALLOWED = (1, 2, 4, 8)
+CORES_MAX = 64
+SEED_MAX = 2**63 - 1
+KICK_DEADLINE_MIN_NS = 5_000_000
+KICK_DEADLINE_MAX_NS = 400_000_000
+INJECT_COUNT_MAX = 10_000_000
+
+# Below a scheduler's slice on a busy host a kick deadline would fence hyperthreads that are only waiting for a CPU.
+# Above the gate's retry (core.limits.RETRY_NS) a waiter would ask again before the sibling in its way is fenced.
+assert KICK_DEADLINE_MIN_NS < KICK_DEADLINE_MAX_NS
+
+InjectKind = Literal["exit", "nmi", "mce", "irq", "stall", "kill"]
+
+
+class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The emulated hardware."""
+
+    cores: Annotated[int, Meta(ge=1, le=CORES_MAX, description="Physical cores, each with a coordinator process.")] = 1
+    smt: Annotated[int, Meta(description="SMT threads of one core: 1, 2, 4 or 8. Each is a process.")] = 2
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where exits are handled, who is kicked, and how long anybody waits."""
+
+    name: Annotated[str, Meta(description="none, nosmt, kick-every-exit or asi.")] = "asi"
+    kick: Annotated[
+        Literal["ack", "send", "rendezvous", "stun"],
+        Meta(description="Who waits at a leave: ack = the leaver, until all siblings are out; send = nobody."),
+    ] = "ack"
+    kick_deadline: Annotated[
+        str, Meta(description="A sibling that has not answered a kick by then is fenced (killed). 5ms to 400ms.")
+    ] = "50ms"
+    turn: Annotated[str, Meta(description="How long a VM keeps a core that another VM is waiting for.")] = "2ms"
+    nmi: Annotated[
+        Literal["full", "isolated"], Meta(description="Address space in which NMI and #MC handlers run: full.")
+    ] = "full"
+
+    @property
+    def kick_deadline_ns(self) -> int:
+        return parse_duration_ns(self.kick_deadline, "policy.kick_deadline")
+
+    @property
+    def turn_ns(self) -> int:
+        return parse_duration_ns(self.turn, "policy.turn")
+
+
+class Apic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The local APIC through which siblings are kicked."""
+
+    mode: Annotated[Literal["x2apic", "xapic"], Meta(description="x2apic: an IPI is one write.")] = "x2apic"
+    icr_fix: Annotated[bool, Meta(description="xAPIC: the NMI path restores ICR2; false shows the torn write.")] = True
+
+
+class Space(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The isolated address space."""
+
+    layout: Annotated[
+        Literal["x86-64-4level", "x86-64-5level"], Meta(description="Page-table layout of the emulated kernel.")
+    ] = "x86-64-4level"
+    kallsyms: Annotated[str, Meta(description="A kallsyms or System.map file, for symbol names.")] = ""
+    page_fault_stack: Annotated[bool, Meta(description="Report isolation faults with their call trace.")] = True
+
+
+class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How guest time passes."""
+
+    mode: Annotated[
+        Literal["real", "scaled", "max"],
+        Meta(description="real = as the source says; scaled = `scale` times as fast; max = without pauses."),
+    ] = "real"
+    scale: Annotated[float, Meta(gt=0, le=1000, description="Speed-up of guest time when mode is scaled.")] = 1.0
+
+
+class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a VM's exits come from."""
+
+    source: Annotated[
+        Literal["idle", "mix", "trace", "kvm"],
+        Meta(description="idle = spins, all exits injected; mix = drawn from `table`; trace = replayed from `file`."),
+    ] = "idle"
+    table: Annotated[str, Meta(description="mix: a TOML table of exits, or `perf kvm stat report` text.")] = ""
+    file: Annotated[str, Meta(description="trace: a recording by ftrace, trace-cmd report or perf script.")] = ""
+    rate: Annotated[str, Meta(description="mix: exits a second of one vCPU.")] = "1000/s"
+    thread: Annotated[str, Meta(description="trace: the thread (pid or vCPU) to replay; empty = by vCPU number.")] = ""
+    loop: Annotated[bool, Meta(description="trace: start again at the end of the recording.")] = False
+
+    @property
+    def rate_hz(self) -> float:
+        return parse_rate_hz(self.rate, "guest.rate")
+
+
+class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A virtual machine. It is vm1, vm2, ... in the order of the file, and also known by its name."""
+
+    name: Annotated[str, Meta(description="A name for targets and tables; empty = vm1, vm2, ...")] = ""
+    on: Annotated[
+        tuple[str, ...], Meta(description="The hyperthreads of its vCPUs: vCPU 0 is on the first, and so on.")
+    ] = ()
+    guest: Annotated[Guest, Meta(description="Where its exits come from.")] = Guest()
+
+
+class Inject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something that happens to a hyperthread at a set time of the run."""
+
+    what: Annotated[InjectKind, Meta(description="What happens.")]
+    target: Annotated[str, Meta(description="To which hyperthreads.")]
+    at: Annotated[str, Meta(description="When, from the start of the run.")] = "0s"
+    reason: Annotated[str, Meta(description="exit: the kernel's name of the exit reason.")] = ""
+    count: Annotated[int, Meta(ge=1, le=INJECT_COUNT_MAX, description="How often.")] = 1
+    rate: Annotated[str, Meta(description="Pace of a count above 1; empty = at once.")] = ""
+    duration: Annotated[str, Meta(description="stall: for how long.")] = "100ms"
+
+    @property
+    def at_ns(self) -> int:
+        return parse_duration_ns(self.at, "inject.at")
+
+    @property
+    def rate_hz(self) -> float:
+        """0.0 when all are to happen at once."""
+        return parse_rate_hz(self.rate, "inject.rate") if self.rate else 0.0
+
+    @property
+    def duration_ns(self) -> int:
+        return parse_duration_ns(self.duration, "inject.duration")
+
+
+class Slow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Hyperthreads that answer late: a host whose scheduler is busy, in a bottle."""
+
+    target: Annotated[str, Meta(description="Which hyperthreads.")]
+    delay: Annotated[str, Meta(description="How long each waits before it answers a kick.")] = "2ms"
+
+    @property
+    def delay_ns(self) -> int:
+        return parse_duration_ns(self.delay, "faults.slow.delay")
+
+
+class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is wrong with this machine from the start."""
+
+    slow: Annotated[tuple[Slow, ...], Meta(description="Hyperthreads that answer late.")] = ()
+
+
+class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The record of a run on disk."""
+
+    flush: Annotated[str, Meta(description="Records reach the disk at least this often (group commit).")] = "20ms"
+
+    @property
+    def flush_ns(self) -> int:
+        return parse_duration_ns(self.flush, "journal.flush")
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole configuration. Every key has a default; `Config()` is one core of two hyperthreads and no VM."""
+
+    name: Annotated[str, Meta(description="Names the run and its directory.")] = "asid"
+    seed: Annotated[int, Meta(ge=0, le=SEED_MAX, description="Decides every draw of the guests' mixes.")] = 1
+    machine: Annotated[Machine, Meta(description="The emulated hardware.")] = Machine()
+    policy: Annotated[Policy, Meta(description="How leaves, kicks and turns are done.")] = Policy()
+    apic: Annotated[Apic, Meta(description="The local APIC.")] = Apic()
+    space: Annotated[Space, Meta(description="The isolated address space.")] = Space()
+    pace: Annotated[Pace, Meta(description="How guest time passes.")] = Pace()
+    vm: Annotated[tuple[Vm, ...], Meta(description="The virtual machines.")] = ()
+    inject: Annotated[tuple[Inject, ...], Meta(description="What happens, and when.")] = ()
+    faults: Annotated[Faults, Meta(description="What is wrong from the start.")] = Faults()
+    journal: Annotated[Journal, Meta(description="The record on disk.")] = Journal()
+
+    @property
+    def bare_topology(self) -> Topology:
+        """Cores and hyperthreads without the VMs: what a VM's own `on` may name."""
+        return Topology(self.machine.cores, self.machine.smt)
+
+    @property
+    def topology(self) -> Topology:
+        """What targets of this configuration are resolved against."""
+        return Topology(
+            self.machine.cores,
+            self.machine.smt,
+            tuple(VmPlaces(vm_name(self, number), self.places_of(number)) for number in range(1, len(self.vm) + 1)),
+        )
+
+    def places_of(self, vm: int) -> tuple[Place, ...]:
+        """The hyperthreads of VM `vm` (from 1), by vCPU number: the items of `on` in order, each item sorted."""
+        return tuple(place for item in self.vm[vm - 1].on for place in resolve(item, self.bare_topology))
+
+    def vcpu_at(self, core: int, ht: int) -> tuple[int, int] | None:
+        """(vm from 1, vcpu) that the hyperthread runs at the start, or None."""
+        for vm in range(1, len(self.vm) + 1):
+            places = self.places_of(vm)
+            if (core, ht) in places:
+                return vm, places.index((core, ht))
+        return None
+
+
+# Names that the rest of the project uses for one entry.
+GuestSpec = Guest
+InjectSpec = Inject
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A configuration and where it came from.
+
+    path: as given, None for a mapping. text: the file as read ("" for a mapping). base_dir: what the files that the
+    configuration names are relative to. origin: dotted key -> "default", "FILE:LINE" or "command line".
+    """
+
+    config: Config
+    path: Path | None
+    text: str
+    base_dir: Path
+    origin: dict[str, str]
+
+
+def vm_name(config: Config, vm: int) -> str:
+    """The name of VM `vm` (from 1)."""
+    return config.vm[vm - 1].name or f"vm{vm}"
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Loaded:
+    """Read and check a configuration. Raise ConfigError (InputError when the file cannot be read).
+
+    source: a TOML file, a `config.resolved.json` of a run, or a mapping of the same shape.
+    overrides: dotted key -> value, from the command line; `vm.0.guest.rate` reaches into a list.
+    """
+    from asid.config_file import load_checked
+
+    return load_checked(source, overrides or {})
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
+    """Like load, for callers who need no origins."""
+    return load(source, overrides).config
+
+
+def resolved(loaded: Loaded) -> dict[str, Any]:
+    """The whole configuration as plain values, files absolute: what `config.resolved.json` holds and load reads."""
+    plain: dict[str, Any] = msgspec.to_builtins(loaded.config)
+    for number, vm in enumerate(plain["vm"], start=1):
+        vm["name"] = vm_name(loaded.config, number)
+        for key in ("table", "file"):
+            if vm["guest"][key]:
+                vm["guest"][key] = str((loaded.base_dir / vm["guest"][key]).resolve())
+    return plain
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a configuration."""
+    schema: dict[str, Any] = msgspec.json.schema(Config)
+    return schema

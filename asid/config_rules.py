@@ -1,0 +1,239 @@
+"""What a configuration must satisfy beyond the type of each key. A rule refuses with key, value and a way out.
+
+Not to be confused with `asid.config_file`, which finds wrong types and unknown keys and adds the line of the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TypeVar
+
+from asid.config import (
+    KICK_DEADLINE_MAX_NS,
+    KICK_DEADLINE_MIN_NS,
+    SMT_ALLOWED,
+    Config,
+    Vm,
+)
+from asid.core.exits import canonical
+from asid.errors import AsidError, ConfigError
+from asid.targets import Place, Topology, format_place, resolve
+from asid.units import format_ns, parse_duration_ns, parse_rate_hz
+
+POLICIES = ("none", "nosmt", "kick-every-exit", "asi")
+POLICIES_LATER = ("core-sched", "kick-except-idle", "asi-irqoff", "asi-stun")
+
+# (key, value of a later version, what to write instead). Refused, because ignoring it would be a lie.
+LATER: tuple[tuple[str, object, str], ...] = (
+    ("policy.kick", "rendezvous", "use ack or send"),
+    ("policy.kick", "stun", "use ack or send"),
+    ("policy.nmi", "isolated", "use full"),
+    ("apic.mode", "xapic", "use x2apic"),
+    ("apic.icr_fix", False, "leave it true; only xAPIC has an ICR2 to restore"),
+    ("space.layout", "x86-64-5level", "use x86-64-4level"),
+    ("space.page_fault_stack", False, "leave it true"),
+)
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+_VM_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,30}")
+_LOOKS_LIKE_HARDWARE = re.compile(r"c[0-9]+(h[0-9]+)?")
+_NUMBERED_VM = re.compile(r"vm([0-9]+)")
+
+
+class RuleBroken(AsidError):
+    """A rule's refusal before the file and line are known. key: dotted, as in origins."""
+
+    def __init__(self, key: str, value: object, *, state: str = "", allowed: str = "", hint: str = "") -> None:
+        super().__init__(f"{key} = {_shown(value)}", state=state, allowed=allowed, hint=hint)
+        self.key = key
+
+
+def _shown(value: object) -> str:
+    """A value as TOML writes it, cut where a reader has seen enough."""
+    text = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check(config: Config, base_dir: Path) -> None:
+    """Raise RuleBroken at the first rule that does not hold. base_dir: what the named files are relative to."""
+    for rule in (_names, _machine, _policy, _later, _vms, _pace):
+        rule(config)
+    _files(config, base_dir)
+    _injections(config)
+    _faults(config)
+
+
+def _names(config: Config) -> None:
+    if not _NAME.fullmatch(config.name):
+        raise RuleBroken(
+            "name",
+            config.name,
+            allowed="1 to 40 of a-z, 0-9, dot, dash and underscore, the first a letter or digit",
+            hint="It names a directory and a socket path, which has 107 bytes at most.",
+        )
+
+
+def _machine(config: Config) -> None:
+    if config.machine.smt not in SMT_ALLOWED:
+        near = min(SMT_ALLOWED, key=lambda smt: (abs(smt - config.machine.smt), -smt))
+        raise RuleBroken(
+            "machine.smt", config.machine.smt, allowed="1, 2, 4 or 8 (SMT threads of one core)", hint=f"Try {near}."
+        )
+
+
+def _policy(config: Config) -> None:
+    name = config.policy.name
+    if name in POLICIES_LATER:
+        raise RuleBroken("policy.name", name, state="not in this version", allowed=_one_of(POLICIES), hint="Try asi.")
+    if name not in POLICIES:
+        near = get_close_matches(name, POLICIES, 1) or ["asi"]
+        raise RuleBroken("policy.name", name, allowed=_one_of(POLICIES), hint=f"Did you mean {near[0]}?")
+    _duration("policy.kick_deadline", config.policy.kick_deadline, KICK_DEADLINE_MIN_NS, KICK_DEADLINE_MAX_NS)
+    _duration("policy.turn", config.policy.turn, 100_000, KICK_DEADLINE_MAX_NS)
+    _duration("journal.flush", config.journal.flush, 1_000_000, 10_000_000_000)
+
+
+def _later(config: Config) -> None:
+    for key, value, instead in LATER:
+        table, _, field = key.partition(".")
+        if getattr(getattr(config, table), field) == value:
+            raise RuleBroken(key, value, state="not in this version", hint=f"{instead[0].upper()}{instead[1:]}.")
+    if config.space.kallsyms:
+        raise RuleBroken("space.kallsyms", config.space.kallsyms, state="not in this version", hint="Leave it empty.")
+    for index, vm in enumerate(config.vm):
+        if vm.guest.source == "kvm":
+            key = f"vm.{index}.guest.source"
+            raise RuleBroken(key, "kvm", state="not in this version", hint="Use idle, mix or trace.")
+
+
+def _vms(config: Config) -> None:
+    taken: dict[Place, str] = {}
+    names: set[str] = set()
+    for index, vm in enumerate(config.vm):
+        _vm_name(index, vm, names)
+        for item, text in enumerate(vm.on):
+            key = f"vm.{index}.on.{item}"
+            for place in _places(key, text, config.bare_topology):
+                if place in taken:
+                    raise RuleBroken(
+                        key,
+                        text,
+                        state=f"{format_place(*place)} already runs a vCPU of {taken[place]}",
+                        allowed="a hyperthread without a vCPU (one vCPU a hyperthread)",
+                        hint=_free_hint(config, taken),
+                    )
+                taken[place] = vm.name or f"vm{index + 1}"
+        if not vm.on:
+            raise RuleBroken(f"vm.{index}.on", "", allowed="one hyperthread or more", hint=_free_hint(config, taken))
+        _checked(f"vm.{index}.guest.rate", vm.guest.rate, parse_rate_hz)
+
+
+def _vm_name(index: int, vm: Vm, names: set[str]) -> None:
+    key = f"vm.{index}.name"
+    name = vm.name or f"vm{index + 1}"
+    numbered = _NUMBERED_VM.fullmatch(name)
+    if not _VM_NAME.fullmatch(name) or _LOOKS_LIKE_HARDWARE.fullmatch(name):
+        raise RuleBroken(
+            key,
+            name,
+            allowed="up to 31 of a-z, 0-9, dot, dash and underscore, not like c0 or c0h1",
+            hint="Try tenant-a.",
+        )
+    if numbered and int(numbered[1]) != index + 1:
+        raise RuleBroken(key, name, state=f"this is VM {index + 1} of the file", hint=f"Try vm{index + 1}, or a word.")
+    if name in names:
+        raise RuleBroken(key, name, state="another VM has this name", hint=f"Try vm{index + 1}.")
+    names.add(name)
+
+
+def _pace(config: Config) -> None:
+    if config.pace.scale != 1.0 and config.pace.mode != "scaled":
+        raise RuleBroken(
+            "pace.scale",
+            config.pace.scale,
+            state=f'pace.mode is "{config.pace.mode}"',
+            hint='Set pace.mode = "scaled".',
+        )
+
+
+def _files(config: Config, base_dir: Path) -> None:
+    needs = {"mix": ("table", "a table of exits"), "trace": ("file", "a recording")}
+    for index, vm in enumerate(config.vm):
+        needed, noun = needs.get(vm.guest.source, ("", ""))
+        for field in ("table", "file"):
+            key, value = f"vm.{index}.guest.{field}", str(getattr(vm.guest, field))
+            if value and field != needed:
+                raise RuleBroken(key, value, state=f'the source "{vm.guest.source}" reads none', hint="Leave it out.")
+            if field == needed and not value:
+                raise RuleBroken(
+                    key, value, allowed=f'{noun}, because source = "{vm.guest.source}"', hint=f"Name {noun}."
+                )
+            if value and not (base_dir / value).is_file():
+                raise RuleBroken(
+                    key, value, state=f"no such file: {base_dir / value}", hint=_near_file(base_dir, value)
+                )
+
+
+def _injections(config: Config) -> None:
+    for index, inject in enumerate(config.inject):
+        at = f"inject.{index}"
+        _places(f"{at}.target", inject.target, config.topology)
+        _duration(f"{at}.at", inject.at, 0, None)
+        _duration(f"{at}.duration", inject.duration, 1, None)
+        if inject.rate:
+            _checked(f"{at}.rate", inject.rate, parse_rate_hz)
+        if inject.reason and inject.what != "exit":
+            raise RuleBroken(
+                f"{at}.reason", inject.reason, state=f'what = "{inject.what}"', hint="Only an exit has one."
+            )
+        if inject.reason:
+            _checked(f"{at}.reason", inject.reason, canonical)
+
+
+def _faults(config: Config) -> None:
+    for index, slow in enumerate(config.faults.slow):
+        _places(f"faults.slow.{index}.target", slow.target, config.topology)
+        _duration(f"faults.slow.{index}.delay", slow.delay, 1, 10_000_000_000)
+
+
+def _duration(key: str, text: str, low_ns: int, high_ns: int | None) -> None:
+    value_ns = _checked(key, text, parse_duration_ns)
+    if value_ns < low_ns or (high_ns is not None and value_ns > high_ns):
+        allowed = f"{format_ns(low_ns)} or more" if high_ns is None else f"{format_ns(low_ns)} to {format_ns(high_ns)}"
+        near = low_ns if value_ns < low_ns else high_ns or low_ns
+        raise RuleBroken(key, text, allowed=allowed, hint=f"Try {format_ns(near)}.")
+
+
+def _places(key: str, text: str, topology: Topology) -> tuple[Place, ...]:
+    return _checked(key, text, lambda given: resolve(given, topology))
+
+
+def _checked(key: str, value: str, read: Callable[[str], T]) -> T:
+    """What `read` returns; its refusal becomes a RuleBroken of this key."""
+    try:
+        return read(value)
+    except AsidError as refused:
+        # Only a refusal of the grammar repeats the value; others say what there is not.
+        state = refused.state or ("" if isinstance(refused, ConfigError) else refused.what.partition(": ")[2])
+        raise RuleBroken(key, value, state=state, allowed=refused.allowed, hint=refused.hint) from None
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:-1]) + " or " + names[-1]
+
+
+def _free_hint(config: Config, taken: dict[Place, str]) -> str:
+    free = [place for place in config.bare_topology.all_places() if place not in taken]
+    return f"Try {format_place(*free[0])}." if free else "Every one is taken; raise machine.cores or machine.smt."
+
+
+def _near_file(base_dir: Path, value: str) -> str:
+    parent = (base_dir / value).parent
+    names = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
+    near = get_close_matches(Path(value).name, names, 1)
+    return f"Did you mean {Path(value).with_name(near[0])}?" if near else "Paths are relative to the configuration."

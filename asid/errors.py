@@ -1,0 +1,253 @@
+"""Every error a user can see, and what it means for the exit code and for the control protocol.
+
+An error has five parts: where it happened, what is wrong, the state it met, what was allowed, and what to do
+next. `AsidError` holds the five; `str()` gives the sentence and `hint` the last part.
+
+Control-protocol errors are the subclasses with a `wire_class`: clients branch on that name only. Whether the
+operation took effect is said in `applied` ("no", "yes" or "unknown"), whether a retry helps in `retry`
+("never", "later" or "now"). See docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+# Exit codes of every command. Where several apply, EXIT_PRECEDENCE decides.
+EXIT_OK = 0
+EXIT_FAIL = 1
+EXIT_USAGE = 2
+EXIT_UNKNOWN = 3
+EXIT_PERMISSION = 4
+EXIT_NOT_DETERMINISTIC = 5
+EXIT_HOST_UNSUITABLE = 6
+EXIT_NOT_RUNNING = 7
+EXIT_NO_ANSWER = 8
+EXIT_VERSION = 9
+EXIT_REFUSED = 10
+EXIT_INTERNAL = 70
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+EXIT_PRECEDENCE = (
+    EXIT_INTERNAL,
+    EXIT_USAGE,
+    EXIT_PERMISSION,
+    EXIT_NOT_RUNNING,
+    EXIT_VERSION,
+    EXIT_NO_ANSWER,
+    EXIT_REFUSED,
+    EXIT_NOT_DETERMINISTIC,
+    EXIT_FAIL,
+    EXIT_UNKNOWN,
+    EXIT_OK,
+)
+
+
+def gravest(codes: list[int]) -> int:
+    """Return the exit code that wins when several apply; EXIT_OK for none."""
+    return min(codes, key=EXIT_PRECEDENCE.index, default=EXIT_OK)
+
+
+class AsidError(Exception):
+    """A five-part error: where, what, in which state, what was allowed, what to do next."""
+
+    exit_code: ClassVar[int] = EXIT_FAIL
+    wire_class: ClassVar[str | None] = None
+    applied: ClassVar[str] = "no"
+    retry: ClassVar[str] = "never"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        state: str = "",
+        allowed: str = "",
+        hint: str = "",
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.state = state
+        self.allowed = allowed
+        self.hint = hint
+        self.data = data or {}
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        if self.state:
+            text += f" ({self.state})"
+        if self.allowed:
+            text += f": must be {self.allowed}"
+        return text
+
+
+class ConfigError(AsidError):
+    """A configuration, a target or an argument is not of the form it must have."""
+
+    exit_code = EXIT_USAGE
+
+
+class InputError(AsidError):
+    """A file given by the user is truncated, foreign, or holds nothing of use."""
+
+    exit_code = EXIT_USAGE
+
+
+class PermissionRefused(AsidError):
+    """The operating system does not let us."""
+
+    exit_code = EXIT_PERMISSION
+
+
+class HostUnsuitable(AsidError):
+    """This host lacks what the run needs (memory, descriptors, a kernel feature)."""
+
+    exit_code = EXIT_HOST_UNSUITABLE
+
+
+class NotRunning(AsidError):
+    """No daemon answers under that instance name."""
+
+    exit_code = EXIT_NOT_RUNNING
+
+
+class NoAnswer(AsidError):
+    """No reply before the deadline. What was asked for may still happen."""
+
+    exit_code = EXIT_NO_ANSWER
+    applied = "unknown"
+    retry = "now"
+
+
+class ProtocolFault(AsidError):
+    """A move that the transition table rejects: its sender is broken. Ours, never the user's."""
+
+    exit_code = EXIT_INTERNAL
+
+
+class ControlError(AsidError):
+    """Base of the errors that travel over the control socket."""
+
+    exit_code = EXIT_REFUSED
+    wire_class = "Internal"
+
+
+class WireVersion(ControlError):
+    """The two ends speak different protocol versions."""
+
+    exit_code = EXIT_VERSION
+    wire_class = "WireVersion"
+
+
+class UnknownOp(ControlError):
+    """The daemon has no such operation."""
+
+    exit_code = EXIT_USAGE
+    wire_class = "UnknownOp"
+
+
+class BadArgument(ControlError):
+    """An argument is missing, unknown, of the wrong type or out of range."""
+
+    exit_code = EXIT_USAGE
+    wire_class = "BadArgument"
+
+
+class NoSuchObject(ControlError):
+    """The core, hyperthread, VM, vCPU, job or event named does not exist."""
+
+    exit_code = EXIT_USAGE
+    wire_class = "NoSuchObject"
+
+
+class Busy(ControlError):
+    """Somebody else holds the object; the error names the holder."""
+
+    wire_class = "Busy"
+    retry = "later"
+
+
+class Conflict(ControlError):
+    """The object is in a state that does not allow the operation."""
+
+    wire_class = "Conflict"
+
+
+class PolicyRefused(ControlError):
+    """The policy in force does not allow the operation."""
+
+    wire_class = "PolicyRefused"
+
+
+class IdempotencyConflict(ControlError):
+    """The idempotency key was used before with other arguments."""
+
+    wire_class = "IdempotencyConflict"
+
+
+class Expired(ControlError):
+    """The deadline of the request had passed before it was looked at."""
+
+    wire_class = "Expired"
+    retry = "now"
+
+
+class Restarted(ControlError):
+    """The target was restarted meanwhile; whether the operation took effect is unknown."""
+
+    exit_code = EXIT_NO_ANSWER
+    wire_class = "Restarted"
+    applied = "unknown"
+    retry = "now"
+
+
+class Forbidden(ControlError):
+    """The client's role does not allow the operation."""
+
+    exit_code = EXIT_PERMISSION
+    wire_class = "Forbidden"
+
+
+class LimitExceeded(ControlError):
+    """A limit stated in `hello` would be exceeded."""
+
+    wire_class = "LimitExceeded"
+    retry = "later"
+
+
+class ShuttingDown(ControlError):
+    """The daemon is draining and takes no new work."""
+
+    wire_class = "ShuttingDown"
+
+
+class Internal(ControlError):
+    """A fault of ours; the effect is unknown."""
+
+    exit_code = EXIT_INTERNAL
+    wire_class = "Internal"
+    applied = "unknown"
+
+
+CONTROL_ERRORS: dict[str, type[ControlError]] = {
+    cls.wire_class: cls
+    for cls in (
+        WireVersion,
+        UnknownOp,
+        BadArgument,
+        NoSuchObject,
+        Busy,
+        Conflict,
+        PolicyRefused,
+        IdempotencyConflict,
+        Expired,
+        Restarted,
+        Forbidden,
+        LimitExceeded,
+        ShuttingDown,
+        Internal,
+    )
+    if cls.wire_class is not None
+}
