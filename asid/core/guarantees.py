@@ -1,0 +1,117 @@
+"""The guarantees as functions of one core, seen from outside and all at once.
+
+Only the explorer and the simulator see a core that way; the live machine asserts what each of its processes can
+see, and the audit checks the same sentences from the journal by code of its own. Each function returns None when
+the guarantee holds and a sentence when it is broken. I-numbers are the formal invariants behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from asid.core.events import Mode
+from asid.core.gate import Belief, GateState
+from asid.core.hyperthread import HyperthreadState, Phase
+
+
+class CoreView(NamedTuple):
+    """One core at one instant: the truth, the page and the belief. A dead hyperthread is None."""
+
+    hyperthreads: tuple[HyperthreadState | None, ...]
+    pending: tuple[bool, ...]
+    gate: GateState | None  # None while no coordinator runs
+
+
+IN_LEASE: Final = (Mode.ISOLATED, Mode.ENTER, Mode.GUEST)
+
+
+def g1_admission(core: CoreView) -> str | None:
+    """G1 (I9). Whoever is in the room holds a lease, and the gate believed so since before it granted it.
+
+    Broken by: believing "in guest" when told instead of when granting; a stale grant that is used.
+    """
+    for ht, s in enumerate(core.hyperthreads):
+        if s is None or s.mode not in IN_LEASE:
+            continue
+        if not s.session and not (s.frames or s.todo):
+            return f"h{ht} is {s.mode.name} without a lease"
+        if core.gate is not None and s.session and not s.void:
+            m = core.gate.members[ht]
+            if m.inc == s.inc and core.gate.coord == s.coord and m.belief not in (Belief.SESSION, Belief.UNKNOWN):
+                if m.belief is Belief.HOST and s.phase is Phase.LEAVING:
+                    continue  # its leave is granted; it stays out of guest until it has used a grant
+                return f"h{ht} holds a lease while the gate believes {m.belief.name}"
+    return None
+
+
+def g2_exclusion(core: CoreView) -> str | None:
+    """G2 (I1, I2). No guest beside HOST, but for the in-flight window of an NMI, a #MC or a `send` kick, in which
+    the guest's pending bit is set and so no guest instruction retires.
+
+    Broken by: leaving before the answers; a kick without a standing request; an IPI that was saved.
+    """
+    for guest, s in enumerate(core.hyperthreads):
+        if s is None or s.mode is not Mode.GUEST:
+            continue
+        for host, o in enumerate(core.hyperthreads):
+            if host == guest or o is None or o.mode is not Mode.HOST:
+                continue
+            if not core.pending[guest]:
+                return f"h{guest} may run guest instructions beside h{host} in HOST"
+            if not o.flag and not o.depth:
+                return f"h{guest} is in guest beside h{host}, which is in HOST by a grant"
+    return None
+
+
+def g3_one_vm(core: CoreView) -> str | None:
+    """G3 (I3, I4). GUEST(x) beside neither GUEST(y) nor ISOLATED(y).
+
+    Broken by: admitting before the other VM's isolated address spaces are left.
+    """
+    for guest, s in enumerate(core.hyperthreads):
+        if s is None or s.mode is not Mode.GUEST:
+            continue
+        for other, o in enumerate(core.hyperthreads):
+            if other != guest and o is not None and o.mode in (Mode.GUEST, Mode.ISOLATED) and o.vm != s.vm:
+                return f"h{guest} is in guest of vm {s.vm} beside h{other}, {o.mode.name} of vm {o.vm}"
+    return None
+
+
+def g5_rounds(core: CoreView) -> str | None:
+    """G5 (I11). A lease is of the gate's current round; all leases of a core are of one round."""
+    rounds = {s.round for s in core.hyperthreads if s is not None and s.session}
+    if len(rounds) > 1:
+        return f"leases of rounds {sorted(rounds)} side by side"
+    return None
+
+
+def g10_atomic(core: CoreView) -> str | None:
+    """G10 (I12). The published depth counts the handlers that are, or are going, HOST; none is left behind."""
+    for ht, s in enumerate(core.hyperthreads):
+        if s is None:
+            continue
+        if not 0 <= s.depth <= len(s.frames):
+            return f"h{ht} publishes depth {s.depth} with {len(s.frames)} handlers under way"
+    return None
+
+
+def g11_closed(core: CoreView) -> str | None:
+    """G11 (I16, I17, I19). While anybody is unknown nobody holds a lease that this coordinator gave."""
+    g = core.gate
+    if g is None or all(m.belief is not Belief.UNKNOWN for m in g.members):
+        return None
+    for ht, m in enumerate(g.members):
+        if m.belief is Belief.SESSION and m.granted >= 0 and m.fresh:
+            return f"h{ht} was admitted while a sibling was unknown"
+    return None
+
+
+GUARANTEES: Final[dict[str, Callable[[CoreView], str | None]]] = {
+    "G1": g1_admission,
+    "G2": g2_exclusion,
+    "G3": g3_one_vm,
+    "G5": g5_rounds,
+    "G10": g10_atomic,
+    "G11": g11_closed,
+}

@@ -1,0 +1,365 @@
+"""The record: one shape for the journal, the telemetry, the audit and every report.
+
+Rule 1. A record is nine values in a fixed order; nothing reads a journal but through this shape.
+Rule 2. The catalogue below is data. The schema, the manual and the check of a record come from it, so a field that
+        is not in it does not exist.
+Rule 3. Integers are integers (never bool), times are nanoseconds of CLOCK_MONOTONIC (virtual ones in a simulation).
+Rule 4. Latencies travel as a log histogram: four buckets to the octave, so that histograms of many processes add up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+MODES = ("OFFLINE", "PARKED", "HOST", "ISOLATED", "GUEST")
+
+# How a hyperthread came to be in HOST. "grant": a leave that the gate granted after every lease was handed back;
+# "send": a leave that waits for nobody; "bare": a policy that never kicks; the others did not ask.
+VIAS = ("grant", "send", "bare", "nmi", "mce")
+
+NO_CORE = -1
+NO_HT = -1
+
+
+class Record(NamedTuple):
+    """One event of a run.
+
+    seq: number in the run, from 1, without holes (given when the streams are merged). tseq: number within its topic,
+    from 1. ts: nanoseconds, monotonic, stamped by the process that saw it, so records of two processes are ordered by
+    ts and not by seq. core, ht: -1 when none. round: the gate's, 0 when none. cause: seq of the causing record or 0.
+    """
+
+    seq: int
+    tseq: int
+    ts: int
+    type: str
+    core: int
+    ht: int
+    round: int
+    cause: int
+    data: dict[str, Any]
+
+
+FIELDS = Record._fields
+
+
+class Field(NamedTuple):
+    """One value of a record's data. kind: int, str, bool, hist, or one of `choices` when those are given."""
+
+    name: str
+    kind: str
+    optional: bool
+    choices: tuple[str, ...]
+
+
+class RecordType(NamedTuple):
+    """A row of the catalogue: who writes it and what it says."""
+
+    name: str
+    writer: str  # daemon, hyperthread or coordinator
+    fields: tuple[Field, ...]
+    meaning: str
+
+
+def _fields(spec: str) -> tuple[Field, ...]:
+    """Read `name:kind` words; `name?:kind` is optional, a kind with `|` lists the allowed words."""
+    out = []
+    for word in spec.split():
+        name, kind = word.split(":")
+        choices = tuple(kind.split("|")) if "|" in kind else ()
+        out.append(Field(name.rstrip("?"), "str" if choices else kind, name.endswith("?"), choices))
+    return tuple(out)
+
+
+_MODE = "|".join(MODES)
+_CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
+    # type, writer, data, meaning
+    (
+        "run.begin",
+        "daemon",
+        "name:str policy:str kick:str seed:int cores:int smt:int engine:str",
+        "the first record of a run",
+    ),
+    ("run.end", "daemon", "reason:str", "the last record of a run that ended in order"),
+    ("spawn", "daemon", "what:ht|coordinator pid:int inc:int", "a process was started; it begins PARKED"),
+    (
+        "death",
+        "daemon",
+        "what:ht|coordinator pid:int inc:int status:int",
+        "a process is confirmed dead (reaped); status is the exit code, or minus the signal",
+    ),
+    ("inject", "daemon", "id:int what:str target:str reason?:str n?:int", "an injection (of n exits) was accepted"),
+    (
+        "inject.done",
+        "daemon",
+        "id:int result:handled|merged|lost|refused why?:str",
+        "what became of an injection; exactly one for each id",
+    ),
+    ("mark", "daemon", "text:str", "a client's remark"),
+    (
+        "loss",
+        "daemon",
+        "what:str n:int",
+        "n items lost; `telemetry` costs the journal nothing, any other word makes it incomplete",
+    ),
+    ("warn", "daemon", "text:str", "something to look at before the numbers are trusted"),
+    (
+        "ht.mode",
+        "hyperthread",
+        f"inc:int old:{_MODE} new:{_MODE} vm:int via?:{'|'.join(VIAS)}",
+        "a change of mode; fast exits inside one lease are not recorded one by one. via only when new is HOST",
+    ),
+    (
+        "exit",
+        "hyperthread",
+        "reason:str isa:vmx|svm full:bool n:int sum_ns:int min_ns:int max_ns:int hist:hist",
+        "n fast exits of one reason, or one full exit (n = 1)",
+    ),
+    (
+        "leave",
+        "hyperthread",
+        "kind:ack|send|bare reason:str wait_ns:int",
+        "the full address space was reached; wait_ns from wanting it to having it",
+    ),
+    ("gate.wait", "hyperthread", "wait_ns:int vm:int", "an ask was admitted; wait_ns since it was made"),
+    (
+        "intr",
+        "hyperthread",
+        f"what:nmi|mce id:int depth:int merged:int host_ns:int from:{_MODE}",
+        "end of a handler; depth 1 is the outermost, merged counts the NMIs that became this one",
+    ),
+    (
+        "kick.seen",
+        "hyperthread",
+        f"number:int was:{_MODE} avoidable:bool insns:int",
+        "a lease was handed back; insns retired since the pending bit was visible",
+    ),
+    ("ipi", "hyperthread", "to:int why:nmi|mce|send", "the pending bit of sibling `to` was set"),
+    ("held", "hyperthread", "by:int held_ns:int", "the entry check found a sibling's flag or depth set, and waited"),
+    ("gate.ask", "coordinator", "vm:int req:int", "a hyperthread wants to enter guest"),
+    ("gate.leave", "coordinator", "req:int reason:str", "a hyperthread wants the full address space"),
+    ("gate.admit", "coordinator", "vm:int req:int inc:int", "a lease was granted"),
+    ("gate.kick", "coordinator", "number:int for_ht:int", "a lease was called back, for the leave of for_ht"),
+    ("gate.answer", "coordinator", f"number:int was:{_MODE}", "a kick was answered: out of guest, lease handed back"),
+    ("gate.grant", "coordinator", "req:int", "every other lease is back: the leaver may switch"),
+    ("gate.done", "coordinator", "", "a hyperthread is back from HOST"),
+    ("gate.entered", "coordinator", "", "the first guest instruction of a lease has run"),
+    ("gate.idle", "coordinator", "", "a hyperthread has no vCPU to run; its ask is withdrawn"),
+    ("gate.bye", "coordinator", "", "a hyperthread goes away in order"),
+    ("gate.close", "coordinator", "", "the gate closed"),
+    ("gate.open", "coordinator", "", "the gate opened"),
+    ("gate.turn", "coordinator", "vm:int", "the core goes to this VM"),
+    ("gate.fence", "coordinator", "inc:int", "a hyperthread did not answer: it is to be killed"),
+    ("gate.dead", "coordinator", "inc:int", "the gate was told of a confirmed death"),
+    ("gate.hold", "coordinator", "by:str", "a client holds the gate closed"),
+    ("gate.release", "coordinator", "by:str", "the hold ended"),
+    ("gate.resync", "coordinator", "inc:int", "a hyperthread told its whole state to a new coordinator"),
+    ("gate.ready", "coordinator", f"inc:int mode:{_MODE}", "a hyperthread reported for the first time"),
+    ("gate.drop", "coordinator", "why:str", "a message was dropped: late, foreign or of an older incarnation"),
+)
+
+RECORD_TYPES: dict[str, RecordType] = {
+    name: RecordType(name, writer, _fields(spec), meaning) for name, writer, spec, meaning in _CATALOGUE
+}
+assert len(RECORD_TYPES) == len(_CATALOGUE), "a record type is listed twice"
+
+_PYTHON_TYPE: dict[str, type] = {"int": int, "str": str, "bool": bool, "hist": list}
+# For the check, which runs once a record: (name, exact type, optional, choices, is histogram).
+_CHECKS: dict[str, tuple[tuple[str, type, bool, frozenset[str], bool], ...]] = {
+    t.name: tuple((f.name, _PYTHON_TYPE[f.kind], f.optional, frozenset(f.choices), f.kind == "hist") for f in t.fields)
+    for t in RECORD_TYPES.values()
+}
+# The same for data whose fields are all there and in the order of the catalogue, as our own writers have them:
+# names, exact types, and the (name, choices, is histogram) that are left to look at.
+_IN_ORDER: dict[str, tuple[tuple[str, ...], tuple[type, ...], tuple[tuple[str, frozenset[str], bool], ...]]] = {
+    kind: (
+        tuple(name for name, *_ in checks),
+        tuple(exact for _, exact, *_ in checks),
+        tuple((name, choices, is_hist) for name, _, _, choices, is_hist in checks if choices or is_hist),
+    )
+    for kind, checks in _CHECKS.items()
+}
+
+
+def fault_of(record: Record) -> str | None:
+    """Return what is wrong with the type or the data of a record, or None. Types are exact: a bool is no int."""
+    in_order = _IN_ORDER.get(record.type)
+    if in_order is None:
+        return f"unknown record type {record.type!r:.40}"
+    data: dict[str, Any] = record.data
+    names, exact, rest = in_order
+    if tuple(data) == names and tuple(map(type, data.values())) == exact:
+        for name, choices, is_hist in rest:
+            if (choices and data[name] not in choices) or (is_hist and not _is_hist(data[name])):
+                break
+        else:
+            return None
+    return _first_fault(record, data)
+
+
+def _first_fault(record: Record, data: dict[str, Any]) -> str | None:
+    """Look at one field after the other and say which is wrong."""
+    seen = 0
+    for name, kind, optional, choices, is_hist in _CHECKS[record.type]:
+        if name not in data:
+            if optional:
+                continue
+            return f"{record.type}: {name} is missing"
+        seen += 1
+        value = data[name]
+        if type(value) is not kind:
+            return f"{record.type}: {name} is {type(value).__name__}, must be {kind.__name__}"
+        if choices and value not in choices:
+            return f"{record.type}: {name} = {value!r:.40}, must be one of {', '.join(sorted(choices))}"
+        if is_hist and not _is_hist(value):
+            return f"{record.type}: {name} is not a list of [bucket, count] pairs"
+    if seen != len(data):
+        known = {name for name, *_ in _CHECKS[record.type]}
+        return f"{record.type}: unknown field {next(k for k in data if k not in known)!r:.40}"
+    return None
+
+
+def _is_hist(value: Any) -> bool:
+    return all(
+        type(pair) in (list, tuple)
+        and len(pair) == 2
+        and type(pair[0]) is int
+        and type(pair[1]) is int
+        and 0 <= pair[0] < BUCKETS
+        and pair[1] >= 0
+        for pair in value
+    )
+
+
+def topic_of(record: Record) -> str:
+    """Return the telemetry topic: `e.c000.h00.exit.`; core-wide `h--`; of the daemon `e.c---.h--.run.begin.`.
+
+    The first eleven characters have a fixed width and every word ends with a dot, so a prefix cannot match by accident.
+    """
+    return f"{place_topic('e', record.core, record.ht)}{record.type}."
+
+
+@lru_cache(maxsize=4096)
+def place_topic(kind: str, core: int, ht: int) -> str:
+    """Return the fixed-width head of a topic: class letter (s, e, m, r), core and hyperthread; -1 prints as dashes."""
+    assert len(kind) == 1
+    return f"{kind}.c{_number(core, 3)}.h{_number(ht, 2)}."
+
+
+def _number(value: int, width: int) -> str:
+    assert -1 <= value < 10**width, value
+    return "-" * width if value < 0 else f"{value:0{width}d}"
+
+
+def as_map(record: Record) -> dict[str, Any]:
+    """Return the record as a map with its keys in the fixed order, as it goes over telemetry and into JSON lines."""
+    return record._asdict()
+
+
+def events_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a record: the nine keys, and the data of each type."""
+    integer = {"type": "integer"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "asid event",
+        "type": "object",
+        "required": list(FIELDS),
+        "additionalProperties": False,
+        "properties": {
+            "seq": {"type": "integer", "minimum": 1, "description": "number in the run, without holes"},
+            "tseq": {"type": "integer", "minimum": 0, "description": "number within the topic, without holes"},
+            "ts": {"type": "integer", "minimum": 0, "description": "monotonic nanoseconds"},
+            "type": {"enum": list(RECORD_TYPES)},
+            "core": {"type": "integer", "minimum": -1, "description": "-1: none"},
+            "ht": {"type": "integer", "minimum": -1, "description": "-1: none"},
+            "round": {"type": "integer", "minimum": 0, "description": "the gate's; 0: none"},
+            "cause": {**integer, "minimum": 0, "description": "seq of the causing event; 0: none"},
+            "data": {"type": "object"},
+        },
+        "oneOf": [_type_schema(t) for t in RECORD_TYPES.values()],
+    }
+
+
+def _type_schema(kind: RecordType) -> dict[str, Any]:
+    pair = {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "integer"}], "minItems": 2, "maxItems": 2}
+    words: dict[str, dict[str, Any]] = {
+        "int": {"type": "integer"},
+        "str": {"type": "string"},
+        "bool": {"type": "boolean"},
+        "hist": {"type": "array", "items": pair},
+    }
+    return {
+        "title": kind.name,
+        "description": f"{kind.meaning} (written by the {kind.writer})",
+        "properties": {
+            "type": {"const": kind.name},
+            "data": {
+                "type": "object",
+                "required": [f.name for f in kind.fields if not f.optional],
+                "additionalProperties": False,
+                "properties": {f.name: {"enum": list(f.choices)} if f.choices else words[f.kind] for f in kind.fields},
+            },
+        },
+    }
+
+
+# --- The log histogram -------------------------------------------------------------------------------------------
+
+BUCKETS_PER_OCTAVE = 4
+BUCKETS = 64 * BUCKETS_PER_OCTAVE  # holds every 63-bit duration, 292 years
+
+
+def bucket_of(ns: int) -> int:
+    """Return the bucket of a duration: int(4 * log2(ns)); 0 and negative durations go where 1 ns goes."""
+    return int(BUCKETS_PER_OCTAVE * math.log2(ns)) if ns > 1 else 0
+
+
+@lru_cache(maxsize=BUCKETS + 1)
+def bucket_low_ns(bucket: int) -> int:
+    """Return the smallest duration that lies in this bucket or a later one (buckets 1 to 3 hold no integer)."""
+    if bucket <= 0:
+        return 0
+    guess = int(2.0 ** (bucket / BUCKETS_PER_OCTAVE))
+    low, high = max(1, guess // 2), 2 * guess + 2  # bucket_of(low) < bucket <= bucket_of(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if bucket_of(middle) >= bucket:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def percentile(hist: Iterable[Sequence[int]], q: float) -> int:
+    """Return the q-th percentile (0 to 100) of [bucket, count] pairs in ns; 0 for an empty histogram.
+
+    The answer is the geometric middle of its bucket, so it is at most 9 % off; clamp it to min and max if known.
+    """
+    assert 0.0 <= q <= 100.0
+    counts: dict[int, int] = {}
+    for bucket, count in hist:
+        counts[bucket] = counts.get(bucket, 0) + count
+    total = sum(counts.values())
+    if total == 0:
+        return 0
+    rank = max(1, math.ceil(total * q / 100.0))
+    bucket = 0
+    for bucket in sorted(counts):
+        rank -= counts[bucket]
+        if rank <= 0:
+            break
+    return round(2.0 ** ((bucket + 0.5) / BUCKETS_PER_OCTAVE)) if bucket else 1
+
+
+def add_hist(into: dict[int, int], hist: Iterable[Sequence[int]]) -> None:
+    """Add [bucket, count] pairs to a histogram kept as a map."""
+    for bucket, count in hist:
+        into[bucket] = into.get(bucket, 0) + count
+
+
+def hist_pairs(counts: dict[int, int]) -> list[list[int]]:
+    """Return a histogram kept as a map as sorted [bucket, count] pairs, the form that travels."""
+    return [[bucket, counts[bucket]] for bucket in sorted(counts)]
