@@ -1,0 +1,204 @@
+"""What is checked of every world: the guarantees, bounded queues, and what must happen somewhere.
+
+A guarantee is a function of the whole core, but none reads all of it. Each is called once for each combination of
+what it reads, on a view that holds nothing else; a guarantee that reads more fails at once, by AttributeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple, cast
+
+from asid.core.events import Kick, Mode
+from asid.core.guarantees import GUARANTEES, CoreView
+from asid.core.hyperthread import HyperthreadState, Phase
+from asid.core.limits import MESSAGES_IN_FLIGHT_MAX
+from asid.explore.parts import Dead, Down, Model, Sibling
+from asid.explore.world import MASK, World
+
+
+class Sight(NamedTuple):
+    """What the guarantees about several siblings at once may read of one. `frames` keeps its length only."""
+
+    mode: Mode
+    vm: int
+    flag: bool
+    depth: int
+    frames: tuple[None, ...]
+    session: bool
+    round: int
+    # For SOMETIMES only.
+    phase: Phase
+    void: bool
+    inc: int
+    coord: int
+
+
+TOGETHER: Final = ("G2", "G3", "G5", "G10")  # read every sibling's Sight and pending bit
+EACH: Final = ("G1",)  # of one sibling after the other, and of the gate
+GATE: Final = ("G11",)  # of the gate alone
+assert {*TOGETHER, *EACH, *GATE} == set(GUARANTEES), "a guarantee that no search checks"
+
+Seen = tuple[Sight | None, bool]  # of one sibling: what is seen of its process, its pending bit
+
+
+def sight(h: HyperthreadState) -> Sight:
+    frames = (None,) * len(h.frames)
+    return Sight(
+        h.mode, h.vm, h.flag, h.depth, frames, h.session, h.round if h.session else 0, h.phase, h.void, h.inc, h.coord
+    )
+
+
+class Checks:
+    """The checks of one search, with everything they were already asked."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.seen: dict[tuple[int, ...], tuple[str, str] | None] = {}  # together: by numbers of Seen
+        self._sights: list[int] = []  # by sibling part
+        self._ids: dict[Seen, int] = {}
+        self.sights: list[Seen] = []
+        self._one: dict[int, tuple[str, str] | None] = {}
+        self._desks: dict[int, tuple[str, str] | None] = {}
+
+    def __call__(self, world: int) -> tuple[str, str] | None:
+        """Return the first broken guarantee and how it is broken, None when all hold."""
+        w = self.world
+        n = w.n
+        d = world >> w.desk_at & MASK
+        sights = self._sights
+        key = []
+        for ht in range(n):
+            part = world >> w.at[ht] & MASK
+            if part >= len(sights):
+                self._look_at_new_parts()
+            key.append(sights[part])
+            one = ((ht << 20 | part) << 20) | d
+            if one not in self._one:
+                self._one[one] = self._of_one(ht, part, d)
+            broken = self._one[one]
+            if broken is not None:
+                return broken
+        if d not in self._desks:
+            self._desks[d] = self._of_gate(d)
+        if self._desks[d] is not None:
+            return self._desks[d]
+        together = tuple(key)
+        if together not in self.seen:
+            self.seen[together] = self._of_all(together)
+        return self.seen[together]
+
+    def _look_at_new_parts(self) -> None:
+        things = self.world.siblings.things
+        while len(self._sights) < len(things):
+            s = things[len(self._sights)]
+            seen: Seen = (None if isinstance(s.process, Dead) else sight(s.process), s.words.pending)
+            number = self._ids.setdefault(seen, len(self.sights))
+            if number == len(self.sights):
+                self.sights.append(seen)
+            self._sights.append(number)
+
+    def _of_all(self, together: tuple[int, ...]) -> tuple[str, str] | None:
+        seen = [self.sights[number] for number in together]
+        processes = cast(tuple[HyperthreadState | None, ...], tuple(s for s, _ in seen))
+        return first_broken(TOGETHER, CoreView(processes, tuple(pending for _, pending in seen), None))
+
+    def _of_one(self, ht: int, part: int, d: int) -> tuple[str, str] | None:
+        s = self.world.siblings.things[part]
+        queued = sum(len(reports) for _, reports in s.up)
+        if queued > MESSAGES_IN_FLIGHT_MAX or len(s.down) > MESSAGES_IN_FLIGHT_MAX:
+            return "I10", f"h{ht} has {queued} reports and {len(s.down)} orders under way"
+        if isinstance(s.process, Dead):
+            return None
+        gate = self.world.desks.things[d].gate
+        processes = [None] * self.world.n
+        processes[ht] = s.process  # type: ignore[call-overload]
+        view = CoreView(tuple(processes), (False,) * self.world.n, None if isinstance(gate, Down) else gate)
+        return first_broken(EACH, view)
+
+    def _of_gate(self, d: int) -> tuple[str, str] | None:
+        gate = self.world.desks.things[d].gate
+        return None if isinstance(gate, Down) else first_broken(GATE, CoreView((), (), gate))
+
+    def reached(self) -> Iterator[tuple[Seen, ...]]:
+        """Yield every combination of sights that was checked."""
+        for together in self.seen:
+            yield tuple(self.sights[number] for number in together)
+
+
+def first_broken(names: tuple[str, ...], view: CoreView) -> tuple[str, str] | None:
+    for name in names:
+        sentence = GUARANTEES[name](view)
+        if sentence is not None:
+            return name, sentence
+    return None
+
+
+# --- what must happen somewhere, else a search proves nothing ---------------------------------------------
+
+Happens = Callable[[tuple[Seen, ...]], bool]
+Applies = Callable[[Model], bool]
+
+
+def some(test: Callable[[Sight], Any]) -> Happens:
+    return lambda seen: any(s is not None and bool(test(s)) for s, _ in seen)
+
+
+def together_possible(m: Model) -> bool:
+    return m.siblings > 1 and len(set(m.vms)) == 1 and m.rooms is not m.rooms.HYPERTHREAD
+
+
+def window(seen: tuple[Seen, ...]) -> bool:
+    """A sibling is still in guest, its pending bit set, beside one in HOST that did not wait."""
+    out = any(s is not None and s.mode is Mode.HOST for s, _ in seen)
+    return out and any(s is not None and s.mode is Mode.GUEST and pending for s, pending in seen)
+
+
+def forced_idle(seen: tuple[Seen, ...]) -> bool:
+    running = {s.vm for s, _ in seen if s is not None and s.mode is Mode.GUEST}
+    waiting = {s.vm for s, _ in seen if s is not None and s.phase is Phase.ASKING}
+    return bool(running) and bool(waiting - running)
+
+
+SOMETIMES: Final[dict[str, tuple[Applies, Happens]]] = {
+    "every sibling is in guest at once": (
+        together_possible,
+        lambda seen: all(s is not None and s.mode is Mode.GUEST for s, _ in seen),
+    ),
+    "one VM is in guest and another waits": (lambda m: len(set(m.vms)) > 1, forced_idle),
+    "a sibling works in HOST": (lambda m: True, some(lambda s: s.mode is Mode.HOST)),
+    "a leave waits beside a guest": (
+        lambda m: together_possible(m) and m.kick is Kick.ACK,
+        lambda seen: some(lambda s: s.phase is Phase.LEAVING)(seen) and some(lambda s: s.mode is Mode.GUEST)(seen),
+    ),
+    "a guest is beside HOST, its pending bit set": (
+        lambda m: together_possible(m) and bool(m.kick is Kick.SEND or m.budget.nmi or m.budget.mce),
+        window,
+    ),
+    "a sibling's handler keeps a guest out": (
+        lambda m: together_possible(m) and bool(m.kick is Kick.SEND or m.budget.nmi or m.budget.mce),
+        some(lambda s: s.phase is Phase.HELD),
+    ),
+    "a #MC hits inside an NMI": (
+        lambda m: bool(m.budget.nmi and m.budget.mce),
+        some(lambda s: len(s.frames) == 2),
+    ),
+    "a kick finds an ask under way": (
+        lambda m: m.siblings > 1 and bool(m.budget.timer) and m.kick is Kick.ACK,
+        some(lambda s: s.void),
+    ),
+    "a hyperthread dies": (
+        lambda m: bool(m.budget.kill or m.budget.unplug),
+        lambda seen: any(s is None for s, _ in seen),
+    ),
+    "a reborn hyperthread is in guest": (
+        lambda m: bool(m.budget.kill and m.budget.restart),
+        some(lambda s: s.inc > 1 and s.mode is Mode.GUEST),
+    ),
+    "a lease of the next coordinator": (
+        lambda m: bool(m.budget.coordinator),
+        some(lambda s: s.coord > 1 and s.session),
+    ),
+    "a vCPU sleeps": (lambda m: m.halts, some(lambda s: s.phase is Phase.HALTED)),
+    "a hyperthread has no vCPU": (lambda m: bool(m.budget.hotplug), some(lambda s: s.vm == 0)),
+}

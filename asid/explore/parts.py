@@ -1,0 +1,182 @@
+"""What a core is made of in the explorer: the model, its siblings, its coordinator, and the faults that are left.
+
+A world is one `Sibling` a hyperthread, one `Desk` for the coordinator, and one `Budget`. Each of them is frozen and
+hashable, and none refers to another: what one does to another is a `Touch`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from asid.core import gate
+from asid.core.events import Action, Kick, Order, Report
+from asid.core.hyperthread import HyperthreadState
+from asid.core.limits import OVERTAKES_MAX
+
+
+class Budget(NamedTuple):
+    """How many events of each kind may still come from outside, at any moment."""
+
+    nmi: int = 0
+    mce: int = 0
+    kill: int = 0  # of a hyperthread
+    restart: int = 0  # of a killed hyperthread
+    coordinator: int = 0  # kills of the coordinator; it always comes back
+    loss: int = 0  # of a message
+    retry: int = 0  # a request times out although nothing was lost
+    timer: int = 0  # a kick, re-kick or sticky time-out although nobody is stuck
+    hotplug: int = 0  # a vCPU is detached or attached
+    hold: int = 0  # a client holds the gate; it always lets go
+    unplug: int = 0  # a hyperthread is told to stop
+
+
+class Arrivals(IntEnum):
+    """How fairly the coordinator reads its peers; matters to progress only."""
+
+    EACH = 0  # every peer's messages are read in the end
+    ANY = 1  # some peer's messages are read in the end (the naive way, V28)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is explored."""
+
+    vms: tuple[int, ...]  # by hyperthread, the VM whose vCPU it runs, 0 for none
+    kick: Kick = Kick.ACK
+    rooms: gate.Rooms = gate.Rooms.VM
+    budget: Budget = Budget()
+    halts: bool = False  # a visit to HOST may end with a halted vCPU, woken at any moment
+    fast_exits: bool = True
+    overtakes_max: int = OVERTAKES_MAX
+    arrivals: Arrivals = Arrivals.EACH
+
+    @property
+    def siblings(self) -> int:
+        return len(self.vms)
+
+
+class Words(NamedTuple):
+    """One hyperthread's line of the core page."""
+
+    pending: bool = False
+    request: int = 0
+    flag: bool = False
+    depth: int = 0
+
+
+class Dead(NamedTuple):
+    """A hyperthread without a process. `told`: its coordinator knows; `buried`: it may be born again."""
+
+    inc: int
+    told: bool = False
+    buried: bool = False
+
+
+UpLink = tuple[tuple[int, tuple[Report, ...]], ...]  # by incarnation of the sender; reports oldest first
+DownLink = tuple[Order, ...]  # oldest first
+
+
+class Sibling(NamedTuple):
+    """All there is of one hyperthread: its process, its line of the page, its links to and from the coordinator.
+
+    Messages of a dead incarnation are a queue of their own, so they may arrive after those of the next.
+    """
+
+    process: HyperthreadState | Dead
+    words: Words
+    up: UpLink
+    down: DownLink
+
+
+class Down(NamedTuple):
+    """A coordinator that was killed: what the daemon knows of it, for the next one."""
+
+    coord: int
+    round: int
+    kicks: int  # no kick of any sibling has a higher number
+    attached: tuple[int, ...]
+
+
+class Desk(NamedTuple):
+    """The coordinator's process: its gate, and what the gate decided and is not yet performed."""
+
+    gate: gate.GateState | Down
+    todo: tuple[Action, ...] = ()
+
+
+class Touched(IntEnum):
+    """What can be done to a sibling from outside."""
+
+    PENDING = 0  # its pending bit is set
+    REQUEST = 1  # its request word is written; number
+    WIPED = 2  # its words are cleared after its death
+    TOLD = 3  # its coordinator has processed its death
+    BURIED = 4  # it may be born again; number: the incarnation
+    KILLED = 5
+    ORDERED = 6  # an order is on its way; order
+    BORN = 7  # a new process; number: incarnation of the coordinator it is told
+    KICKS = 8  # kick numbers are counted from elsewhere; number: by how much
+    ROUNDS = 9  # rounds likewise
+    UNSENT = 10  # its newest orders were never sent; number: how many
+
+
+class Touch(NamedTuple):
+    """One thing done to sibling `ht`."""
+
+    ht: int
+    what: Touched
+    number: int = 0
+    order: Order | None = None
+
+
+class Who(IntEnum):
+    """Whose step it is. Progress assumes that every actor but FREE and FAULT moves when it keeps being able to."""
+
+    FREE = 0  # the guest's own choice: to exit, to halt, to wake up
+    FAULT = 1  # comes from the budget, at any moment or never
+    PROCESS = 2  # a hyperthread's process
+    LINK = 3  # the coordinator reads what this hyperthread sent
+    GATE = 4  # the coordinator performs what its gate decided
+    TURN = 5  # the slice of the room that has the core ends
+    DEATH = 6  # the coordinator hears of this hyperthread's death
+    DAEMON = 7  # a process is started again, a client lets go
+    TIME = 8  # nothing moves, so a time-out strikes
+
+
+def actor(who: Who, ht: int = 0) -> int:
+    """Return the number of an actor: below 128 for up to 8 siblings, FREE and FAULT below 16."""
+    return who << 3 | ht
+
+
+COORDINATOR = -1
+
+
+class Label(NamedTuple):
+    """One step in words: who (a hyperthread, or COORDINATOR), what, and what about."""
+
+    who: int
+    what: str
+    detail: str | Report | Order | Action | int = ""
+
+
+class SiblingMove(NamedTuple):
+    """A step of one sibling: itself after it, and what it does to others."""
+
+    label: Label
+    actor: int
+    sibling: Sibling
+    budget: Budget
+    touches: tuple[Touch, ...] = ()
+    renumbered: int = 0  # its request numbers are counted from elsewhere now: by how much, for the gate
+
+
+class DeskMove(NamedTuple):
+    """A step of the coordinator: itself after it, and what it does to siblings, in order."""
+
+    label: Label
+    actor: int
+    desk: Desk
+    budget: Budget
+    touches: tuple[Touch, ...] = ()

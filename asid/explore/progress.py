@@ -1,0 +1,301 @@
+"""Progress: nobody waits for ever, and nobody can be shut out for good.
+
+Two questions about the graph of worlds, faults left out (they come when they like, or never):
+
+* `unfair_cycle`: is there an endless run in which a hyperthread waits all the time, although every actor that keeps
+  being able to move does move? Such a run goes round in a strongly connected part of the worlds in which it waits.
+* `never_again`: is there a world from which a hyperthread can get into guest in no way at all?
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from asid.core.events import Kick, Mode
+from asid.core.hyperthread import HyperthreadState, Phase
+from asid.explore.parts import Dead, Down, Sibling
+from asid.explore.world import FAIR, MASK, World
+
+
+@dataclass
+class Graph:
+    """Worlds and the steps between them that are not faults. Steps of world i: starts[i] to starts[i + 1]."""
+
+    world: World
+    worlds: list[int]
+    starts: array[int] = field(default_factory=lambda: array("L"))
+    targets: array[int] = field(default_factory=lambda: array("I"))
+    actors: array[int] = field(default_factory=lambda: array("B"))
+
+    def able(self, at: int) -> int:
+        """Return the fair actors that are able to move in a world, as bits."""
+        bits = 0
+        for step in range(self.starts[at], self.starts[at + 1]):
+            if self.actors[step] >= FAIR:
+                bits |= 1 << self.actors[step]
+        return self.world.able(self.worlds[at], bits)
+
+    def taken(self, step: int) -> int:
+        """Return the bit of the actor of a step."""
+        return self.world.counted(1 << self.actors[step])
+
+
+@dataclass(frozen=True, slots=True)
+class Lasso:
+    """A world, and a way from it back to it."""
+
+    guarantee: str
+    sentence: str
+    at: int
+    moves: tuple[int, ...] = ()
+    worlds: tuple[int, ...] = ()
+
+
+# --- who waits --------------------------------------------------------------------------------------------
+
+
+def leaves(h: HyperthreadState) -> bool:
+    """L1. Waits to be let into HOST."""
+    return h.phase is Phase.LEAVING
+
+
+def asks(h: HyperthreadState) -> bool:
+    """L2. Waits to be admitted."""
+    return h.phase is Phase.ASKING
+
+
+def has_not_run(h: HyperthreadState) -> bool:
+    """L2. Waits to be admitted, or was and has not run an instruction yet."""
+    return h.phase in (Phase.ASKING, Phase.ENTERING, Phase.HELD, Phase.GUEST) and not h.used
+
+
+def waits(kick: Kick) -> tuple[tuple[str, str, Callable[[HyperthreadState], bool]], ...]:
+    """Return what must end. With `send` a sibling may win the race for HOST again and again, so an admitted guest
+    is not promised its first instruction, only its admission.
+    """
+    if kick is Kick.SEND:
+        return (("L2", "asks and is never admitted", asks),)
+    return (
+        ("L1", "waits for its leave for ever", leaves),
+        ("L2", "never runs an instruction", has_not_run),
+    )
+
+
+def members(graph: Graph, ht: int, test: Callable[[HyperthreadState], bool]) -> bytearray:
+    """Return 1 for each world in which hyperthread `ht` lives and passes the test."""
+    w = graph.world
+    at = w.at[ht]
+
+    def passes(s: Sibling) -> bool:
+        return not isinstance(s.process, Dead) and test(s.process)
+
+    table = bytes(map(passes, w.siblings.things))
+    return bytearray(table[world >> at & MASK] for world in graph.worlds)
+
+
+# --- endless waiting --------------------------------------------------------------------------------------
+
+
+def unfair_cycle(graph: Graph) -> Lasso | None:
+    """Return an endless fair run in which a hyperthread waits all the time, None if there is none."""
+    for ht in range(graph.world.n):
+        for guarantee, words, test in waits(graph.world.model.kick):
+            inside = members(graph, ht, test)
+            for part in components(graph, inside):
+                if is_fair(graph, part):
+                    at, moves = round_trip(graph, part)
+                    worlds = tuple(graph.worlds[there] for _, there in moves)
+                    numbers = tuple(move for move, _ in moves)
+                    return Lasso(guarantee, f"h{ht} {words}, while the others go round", at, numbers, worlds)
+    return None
+
+
+def components(graph: Graph, inside: bytearray) -> Iterator[list[int]]:
+    """Yield the strongly connected parts of two worlds or more among the worlds `inside` (Tarjan, without recursion)."""
+    starts, targets = graph.starts, graph.targets
+    count = len(graph.worlds)
+    low = array("I", bytes(4 * count))  # 0: not seen yet
+    done = count + 1  # greater than every number given
+    seen = 0
+    open_: list[int] = []
+    for root in range(count):
+        if not inside[root] or low[root]:
+            continue
+        seen += 1
+        low[root] = mine = seen
+        node, step, end = root, starts[root], starts[root + 1]
+        trail: list[tuple[int, int, int, int]] = []
+        open_.append(node)
+        reach = mine
+        while True:
+            if step < end:
+                to = targets[step]
+                step += 1
+                if not inside[to]:
+                    continue
+                there = low[to]
+                if not there:
+                    trail.append((node, step, mine, reach))
+                    seen += 1
+                    node, step, end = to, starts[to], starts[to + 1]
+                    low[node] = mine = reach = seen
+                    open_.append(node)
+                elif there < reach:
+                    reach = there
+                continue
+            if reach == mine:
+                part = []
+                while True:
+                    member = open_.pop()
+                    low[member] = done
+                    part.append(member)
+                    if member == node:
+                        break
+                if len(part) > 1:
+                    yield part
+            else:
+                low[node] = reach
+            if not trail:
+                break
+            below = reach
+            node, step, mine, reach = trail.pop()
+            end = starts[node + 1]
+            if below < reach:
+                reach = below
+
+
+def is_fair(graph: Graph, part: list[int]) -> bool:
+    """Say whether a run can go round in this part for ever and be fair: each fair actor moves in it, or is unable
+    to move in one of its worlds.
+    """
+    within = set(part)
+    taken = 0
+    for at in part:
+        for step in range(graph.starts[at], graph.starts[at + 1]):
+            if graph.targets[step] in within:
+                taken |= graph.taken(step)
+    left_out = ~taken
+    for at in part:
+        left_out &= graph.able(at)
+        if not left_out:
+            return True
+    return False
+
+
+def round_trip(graph: Graph, part: list[int]) -> tuple[int, list[tuple[int, int]]]:
+    """Return a world of the part and a way round that is fair: (step, world), worlds by their number."""
+    within = set(part)
+    home = min(part)
+    steps: list[tuple[int, int]] = []
+    seen, at = ~0, home
+    while True:
+        seen_here = graph.able(at)
+        seen &= seen_here
+        wanted = seen
+        way = walk(graph, within, at, lambda a, e, w=wanted: bool(w & graph.taken(e)) or bool(w & ~graph.able(a)))  # type: ignore[misc]
+        if not wanted or not way:
+            break
+        for step, there in way:
+            seen &= ~graph.taken(step) & graph.able(there)
+            steps.append((step, there))
+            at = there
+    steps += walk(graph, within, at, lambda a, e: graph.targets[e] == home) if at != home or not steps else []
+    return home, [(named(graph, here, step), there) for here, step, there in linked(home, steps)]
+
+
+def linked(home: int, steps: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    here = home
+    for step, there in steps:
+        yield here, step, there
+        here = there
+
+
+def walk(
+    graph: Graph, within: set[int], at: int, wanted: Callable[[int, int], bool]
+) -> list[tuple[int, int]]:
+    """Return the shortest way inside the part whose last step is wanted: (step, world after it)."""
+    back: dict[int, tuple[int, int]] = {}
+    queue = deque([at])
+    visited = {at}
+    while queue:
+        here = queue.popleft()
+        for step in range(graph.starts[here], graph.starts[here + 1]):
+            there = graph.targets[step]
+            if there not in within:
+                continue
+            if wanted(here, step):
+                way = [(step, there)]
+                while here != at:
+                    here, step = back[here]
+                    way.append((step, graph.targets[step]))
+                return way[::-1]
+            if there not in visited:
+                visited.add(there)
+                back[there] = (here, step)
+                queue.append(there)
+    return []
+
+
+def named(graph: Graph, here: int, step: int) -> int:
+    """Return the number of what happened in a step, worked out again: a search keeps only whose step it was."""
+    there, whose = graph.worlds[graph.targets[step]], graph.actors[step]
+    w = graph.world
+    return next(move for move, after in w.successors(graph.worlds[here]) if after == there and w.actor(move) == whose)
+
+
+# --- shut out ---------------------------------------------------------------------------------------------
+
+
+def never_again(graph: Graph) -> Lasso | None:
+    """Return a world from which some hyperthread that should run can never be in guest again, None if there is none."""
+    backward = reverse(graph)
+    for ht in range(graph.world.n):
+        good = members(graph, ht, lambda h: h.mode is Mode.GUEST)
+        for at, world in enumerate(graph.worlds):
+            if not good[at] and excused(graph.world, ht, world):
+                good[at] = 1
+        queue = [at for at, is_good in enumerate(good) if is_good]
+        starts, sources = backward
+        while queue:
+            at = queue.pop()
+            for step in range(starts[at], starts[at + 1]):
+                before = sources[step]
+                if not good[before]:
+                    good[before] = 1
+                    queue.append(before)
+        shut_out = good.find(0)
+        if shut_out >= 0:
+            return Lasso("L2", f"h{ht} can never get into guest again", shut_out)
+    return None
+
+
+def excused(w: World, ht: int, world: int) -> bool:
+    """Say whether a hyperthread is not to run: dead for good, or without a vCPU."""
+    s = w.siblings.things[world >> w.at[ht] & MASK]
+    if isinstance(s.process, Dead):
+        return True
+    if s.process.phase is Phase.STOPPED:
+        return True
+    g = w.desks.things[world >> w.desk_at & MASK].gate
+    return not isinstance(g, Down) and not g.members[ht].attached
+
+
+def reverse(graph: Graph) -> tuple[array[int], array[int]]:
+    """Return the steps by the world they lead to: where each world's begin, and where they come from."""
+    count = len(graph.worlds)
+    starts = array("L", bytes(8 * (count + 1)))
+    for to in graph.targets:
+        starts[to + 1] += 1
+    for at in range(count):
+        starts[at + 1] += starts[at]
+    sources = array("I", bytes(4 * len(graph.targets)))
+    fill = array("L", starts)
+    for at in range(count):
+        for step in range(graph.starts[at], graph.starts[at + 1]):
+            to = graph.targets[step]
+            sources[fill[to]] = at
+            fill[to] += 1
+    return starts, sources

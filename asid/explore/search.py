@@ -1,0 +1,168 @@
+"""Breadth-first search over the worlds of a model: guarantees in every world, no dead end, progress.
+
+A search keeps for each world its parent and the step that led to it, so the first violation found is one of the
+shortest. The number of worlds is exact and pinned by tests: a change there is a change of behaviour.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from asid.core import gate
+from asid.core.hyperthread import Phase
+from asid.errors import ProtocolFault
+from asid.explore import progress
+from asid.explore.checks import SOMETIMES, Checks
+from asid.explore.parts import Dead, Down, Model, Who, actor
+from asid.explore.world import FAIR, World
+
+FAULT: Final = actor(Who.FAULT)
+TELL_EVERY: Final = 1 << 13  # worlds between two calls of `tell`
+STUCK: Final = frozenset({Phase.ASKING, Phase.LEAVING, Phase.HELD})
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What is broken, how, and the way there: numbers of steps, and where the cycle starts (-1: there is none)."""
+
+    guarantee: str
+    sentence: str
+    moves: tuple[int, ...]
+    worlds: tuple[int, ...]  # after each step
+    cycle: int = -1
+
+
+@dataclass
+class Result:
+    """What a search found. `complete` is False when a limit was hit: then nothing is proved."""
+
+    model: Model
+    world: World
+    states: int = 0
+    transitions: int = 0
+    depth: int = 0  # steps to the farthest world
+    complete: bool = False
+    violation: Violation | None = None
+    sometimes: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return self.complete and self.violation is None and all(self.sometimes.values())
+
+
+Tell = Callable[[int], bool]
+
+
+def search(
+    model: Model, *, states_max: int = 2_000_000, depth_max: int = 1 << 30, with_progress: bool = True,
+    tell: Tell = lambda states: True, world: World | None = None,
+) -> Result:  # fmt: skip
+    """Explore a model. `tell` is given the number of worlds so far now and then, and stops the search with False."""
+    w = World(model) if world is None else world
+    result = Result(model, w)
+    checks = Checks(w)
+    first_world = w.initial()
+    number = {first_world: 0}
+    worlds = [first_world]
+    parents, via = array("I", [0]), array("I", [0])
+    # Steps that are not faults, by world: where they lead, and whose they are.
+    graph = progress.Graph(w, worlds)
+    starts, targets, actors = graph.starts, graph.targets, graph.actors
+    level_end, depth, at = 1, 0, 0
+
+    def stopped(guarantee: str, sentence: str) -> Result:
+        moves, passed = path(at, parents, via, worlds)
+        result.violation = Violation(guarantee, sentence, moves, passed)
+        result.states, result.depth = len(worlds), depth
+        return result
+
+    while at < len(worlds):
+        if at == level_end:
+            level_end, depth = len(worlds), depth + 1
+            if depth > depth_max:
+                break
+        here = worlds[at]
+        broken = checks(here)
+        if broken is not None:
+            return stopped(*broken)
+        try:
+            steps = w.successors(here)
+        except ProtocolFault as fault:
+            return stopped("table", f"{fault}")
+        except AssertionError as mistake:
+            return stopped("assertion", str(mistake) or "an assertion of the protocol failed")
+        starts.append(len(targets))
+        able = False
+        for move, there in steps:
+            target = number.get(there)
+            if target is None:
+                target = number[there] = len(worlds)
+                worlds.append(there)
+                parents.append(at)
+                via.append(move)
+            whose = w.moves.things[move][1]
+            if whose != FAULT:
+                targets.append(target)
+                actors.append(whose)
+                able = able or whose >= FAIR
+        if not able:
+            stuck = waits_for_ever(w, here)
+            if stuck is not None:
+                return stopped("L3", stuck)
+        result.transitions += len(steps)
+        at += 1
+        if at & (TELL_EVERY - 1) == 0 and not tell(len(worlds)):
+            break
+        if len(worlds) > states_max:
+            break
+    else:
+        result.complete = True
+    result.states, result.depth = len(worlds), depth
+    reached = list(checks.reached())
+    for name, (applies, happens) in SOMETIMES.items():
+        if applies(model):
+            result.sometimes[name] = any(happens(seen) for seen in reached)
+    if result.complete and with_progress:
+        starts.append(len(targets))
+        lasso = progress.unfair_cycle(graph) or progress.never_again(graph)
+        if lasso is not None:
+            at = lasso.at
+            moves, passed = path(at, parents, via, worlds)
+            cycle = len(moves) if lasso.moves else -1
+            moves, passed = (*moves, *lasso.moves), (*passed, *lasso.worlds)
+            result.violation = Violation(lasso.guarantee, lasso.sentence, moves, passed, cycle)
+    return result
+
+
+def path(at: int, parents: array[int], via: array[int], worlds: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the steps from the first world to world `at`, and the world after each."""
+    moves, passed = [], []
+    while at:
+        moves.append(via[at])
+        passed.append(worlds[at])
+        at = parents[at]
+    return tuple(reversed(moves)), tuple(reversed(passed))
+
+
+def waits_for_ever(w: World, world: int) -> str | None:
+    """Say who waits in a world in which nobody has to move (faults, and what guests choose to do, may never come)."""
+    hts, d, _ = w.parts(world)
+    g = d.gate
+    assert not isinstance(g, Down), "a coordinator always comes back"
+    for ht, s in enumerate(hts):
+        h = s.process
+        if isinstance(h, Dead):
+            continue
+        if h.phase in STUCK:
+            return f"h{ht} waits for ever, {h.phase.name.lower()}: nobody has anything left to do"
+        m = g.members[ht]
+        if h.phase is Phase.IDLE and m.attached and m.leaving is None:
+            return f"h{ht} is never given the vCPU of vm {m.attached}"
+        if m.belief is gate.Belief.UNKNOWN:
+            return f"the gate never learns what h{ht} does"
+        if m.leaving is not None:
+            return f"h{ht} is never told to {m.leaving.name.lower()}"
+    return None

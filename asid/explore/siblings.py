@@ -1,0 +1,247 @@
+"""The steps of one sibling: its process, the faults that hit it, and what others do to it.
+
+One step is one action on something shared (publish a word, look, an IPI), or one event taken in (an order, a
+doorbell, the guest's next instruction). Three things cost no step of their own, because nobody can tell them from a
+delay: work and doorbells change nothing shared; a report is sent with the action before it, since one that is sent
+later is one that travels longer (a killed process may not have sent its newest reports, see `killed`); and an event
+goes with its first action while no NMI can come between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from asid.core import hyperthread
+from asid.core.events import Action, Do, Report, Said, Seen
+from asid.core.hyperthread import Event, HyperthreadState, Phase, What
+from asid.explore import numbers
+from asid.explore.parts import (
+    COORDINATOR,
+    Budget,
+    Dead,
+    Label,
+    Model,
+    Sibling,
+    SiblingMove,
+    Touch,
+    Touched,
+    UpLink,
+    Who,
+    Words,
+    actor,
+)
+
+# Phases in which a hyperthread waits for its coordinator, and so keeps a time-out.
+WAITS = frozenset({Phase.IDLE, Phase.HALTED, Phase.ASKING, Phase.LEAVING})
+INTERRUPTS = ((What.NMI, "nmi"), (What.MCE, "mce"))
+SIGNALS = {What.NMI: hyperthread.NMI, What.MCE: hyperthread.MCE}
+
+
+def moves(
+    model: Model, spec: hyperthread.Spec, s: Sibling, holders: bool, budget: Budget
+) -> Iterator[SiblingMove]:
+    """Yield every step of one sibling. `holders`: another sibling's flag or depth is raised."""
+    if isinstance(s.process, Dead):
+        return
+    ht = spec.ht
+    action = hyperthread.next_action(s.process)
+    if action is not None:
+        t, touches = performed(spec, s, action, holders)
+        yield settled(spec, Label(ht, "does", action), actor(Who.PROCESS, ht), t, budget, touches)
+    elif s.process.phase is Phase.STOPPED:
+        t = s._replace(process=Dead(s.process.inc), down=())
+        yield SiblingMove(Label(ht, "ends"), actor(Who.PROCESS, ht), t, budget)
+    else:
+        interruptible = budget.nmi or budget.mce
+        for what, who, event in menu(model, s, holders):
+            t = s
+            detail: Report | object = ""
+            if event.what is What.ORDER:
+                detail, t = s.down[0], s._replace(down=s.down[1:])
+            t, touches = stepped(spec, t, event), ()
+            first = hyperthread.next_action(t.process)  # type: ignore[arg-type]
+            if first is not None and not interruptible:
+                t, touches = performed(spec, t, first, holders)
+            label = Label(ht, what, detail)  # type: ignore[arg-type]
+            yield settled(spec, label, actor(who, ht), t, budget, touches)
+    yield from faults(spec, s, budget)
+
+
+def menu(model: Model, s: Sibling, holders: bool) -> Iterator[tuple[str, Who, Event]]:
+    """Yield the events that can happen to a hyperthread that waits for one."""
+    h, words = s.process, s.words
+    assert isinstance(h, HyperthreadState)
+    phase = h.phase
+    if s.down:
+        yield "takes order", Who.PROCESS, Event(What.ORDER, order=s.down[0])
+    if phase is Phase.GUEST:
+        if words.pending:
+            yield "is interrupted", Who.PROCESS, hyperthread.INTERRUPTED
+        elif not h.used:
+            yield "runs an instruction", Who.PROCESS, hyperthread.RETIRED
+        if h.used:
+            if model.fast_exits:
+                yield "fast exit", Who.FREE, hyperthread.FAST_EXIT
+            yield "full exit", Who.FREE, hyperthread.FULL_EXIT
+    elif words.request != h.answered or (phase is Phase.HELD and not holders):
+        yield "hears the doorbell", Who.PROCESS, hyperthread.DOORBELL
+    if phase is Phase.HOSTING:
+        yield "has done its work", Who.PROCESS, hyperthread.WORKED
+        if model.halts:
+            yield "halts", Who.FREE, hyperthread.HALT
+    elif phase is Phase.HALTED:
+        yield "wakes up", Who.FREE, hyperthread.RUNNABLE
+
+
+def stepped(spec: hyperthread.Spec, s: Sibling, event: Event) -> Sibling:
+    assert isinstance(s.process, HyperthreadState)
+    return s._replace(process=hyperthread.step(spec, s.process, event))
+
+
+def performed(
+    spec: hyperthread.Spec, s: Sibling, action: Action, holders: bool
+) -> tuple[Sibling, tuple[Touch, ...]]:
+    """Perform the next action on the page or a link."""
+    h, words, do = s.process, s.words, action.do
+    assert isinstance(h, HyperthreadState)
+    event = hyperthread.PERFORMED
+    touches: tuple[Touch, ...] = ()
+    if do is Do.LOOK:
+        event = Event(What.PERFORMED, seen=Seen(words.pending, words.request, holders))
+    elif do is Do.IPI:
+        touches = (Touch(action.a, Touched.PENDING),)  # type: ignore[arg-type]
+    elif do is Do.SET_FLAG:
+        s = s._replace(words=words._replace(flag=bool(action.a)))
+    elif do is Do.SET_DEPTH:
+        s = s._replace(words=words._replace(depth=action.a))
+    elif do is Do.CLEAR_PENDING:
+        s = s._replace(words=words._replace(pending=False))
+    elif do is Do.SEND:
+        assert isinstance(action.a, Said)
+        s = s._replace(up=posted(s.up, hyperthread.report(spec, h, action.a)))
+    return stepped(spec, s, event), touches
+
+
+def settled(
+    spec: hyperthread.Spec, label: Label, who: int, s: Sibling, budget: Budget, touches: tuple[Touch, ...] = ()
+) -> SiblingMove:
+    """Finish a step: perform what costs no step, and count request numbers from the base again."""
+    while True:
+        assert isinstance(s.process, HyperthreadState)
+        action = hyperthread.next_action(s.process)
+        if action is None or action.do not in (Do.SEND, Do.WORK, Do.WAKE):
+            break
+        s, _ = performed(spec, s, action, False)
+    delta = numbers.BASE - s.process.req
+    if delta:
+        s = numbers.with_requests(s, delta)
+    return SiblingMove(label, who, s, budget, touches, delta)
+
+
+# --- faults -----------------------------------------------------------------------------------------------
+
+
+def faults(spec: hyperthread.Spec, s: Sibling, budget: Budget) -> Iterator[SiblingMove]:
+    """Yield what may come from outside to a living sibling, as long as the budget lasts."""
+    h, ht, fault = s.process, spec.ht, actor(Who.FAULT)
+    assert isinstance(h, HyperthreadState)
+    for what, name in INTERRUPTS:
+        left = getattr(budget, name)
+        if left and hyperthread.may_interrupt(h, what):
+            t = stepped(spec, s, SIGNALS[what])
+            yield settled(spec, Label(ht, name), fault, t, budget._replace(**{name: left - 1}))
+    if budget.kill:
+        after = budget._replace(kill=budget.kill - 1)
+        for unsent in range(unread(s, h.inc) + 1):
+            yield SiblingMove(Label(ht, "is killed", unsent), fault, killed(s, unsent), after)
+    if budget.retry and hyperthread.next_action(h) is None and h.phase in WAITS:
+        t = stepped(spec, s, hyperthread.TIMEOUT)
+        yield settled(spec, Label(ht, "asks again"), fault, t, budget._replace(retry=budget.retry - 1))
+    if budget.loss:
+        after = budget._replace(loss=budget.loss - 1)
+        if s.down:
+            t = s._replace(down=s.down[1:])
+            yield SiblingMove(Label(ht, "never gets order", s.down[0]), fault, t, after)
+        for inc, reports in s.up:
+            t = s._replace(up=taken(s.up, inc))
+            yield SiblingMove(Label(COORDINATOR, "never gets report", reports[0]), fault, t, after)
+
+
+def timed_out(spec: hyperthread.Spec, s: Sibling, budget: Budget) -> SiblingMove | None:
+    """The time-out of a hyperthread that has waited while nothing moved."""
+    h = s.process
+    if isinstance(h, Dead) or hyperthread.next_action(h) is not None or h.phase not in WAITS:
+        return None
+    t = stepped(spec, s, hyperthread.TIMEOUT)
+    return settled(spec, Label(spec.ht, "asks again"), actor(Who.TIME), t, budget)
+
+
+def unread(s: Sibling, inc: int) -> int:
+    return sum(len(reports) for i, reports in s.up if i == inc)
+
+
+def killed(s: Sibling, unsent: int) -> Sibling:
+    """A process is gone between two of its steps: its words stay, its inbox is lost, its sent reports arrive.
+
+    `unsent`: so many of its newest reports had not been sent yet. They count as sent in `settled`; not sending
+    them and being killed is the same to everybody.
+    """
+    h = s.process
+    if isinstance(h, Dead):
+        return s
+    up = tuple((i, reports[: len(reports) - unsent] if i == h.inc else reports) for i, reports in s.up)
+    return Sibling(Dead(h.inc), s.words, tuple(link for link in up if link[1]), ())
+
+
+# --- what others do to it ---------------------------------------------------------------------------------
+
+
+def touched(spec: hyperthread.Spec, s: Sibling, touch: Touch) -> Sibling:
+    """Return the sibling after something was done to it."""
+    what, words, process = touch.what, s.words, s.process
+    if what is Touched.PENDING:
+        return s._replace(words=words._replace(pending=True))  # the page takes an IPI for the dead, too
+    if what is Touched.REQUEST:
+        return s._replace(words=words._replace(request=touch.number))
+    if what is Touched.ORDERED:
+        order = touch.order
+        assert order is not None
+        gone = isinstance(process, Dead) or process.inc != order.inc or process.phase is Phase.STOPPED
+        return s if gone else s._replace(down=(*s.down, order))
+    if what is Touched.KICKS:
+        return numbers.with_kicks(s, touch.number)
+    if what is Touched.ROUNDS:
+        return numbers.with_rounds(s, touch.number)
+    if what is Touched.UNSENT:
+        return s._replace(down=s.down[: len(s.down) - touch.number])
+    if what is Touched.KILLED:
+        return killed(s, touch.number)
+    if what is Touched.WIPED:
+        return s._replace(words=Words(request=words.request))
+    if not isinstance(process, Dead):
+        assert what is Touched.BURIED, f"{what.name} is for the dead"
+        return s
+    if what is Touched.TOLD:
+        return s._replace(process=process._replace(told=True))
+    if what is Touched.BURIED:
+        return s._replace(process=process._replace(buried=process.buried or process.inc == touch.number))
+    assert what is Touched.BORN
+    return born(spec, process.inc + 1, touch.number, s)
+
+
+def born(spec: hyperthread.Spec, inc: int, coord: int, s: Sibling) -> Sibling:
+    """Return the sibling with a new process, which has said that it is ready. Its numbers start at the base."""
+    process = hyperthread.born(inc, coord, s.words.request)._replace(req=numbers.BASE)
+    return settled(spec, Label(spec.ht, "is born"), 0, s._replace(process=process), Budget()).sibling
+
+
+def posted(link: UpLink, report: Report) -> UpLink:
+    """Append a report to the queue of its incarnation."""
+    if link and link[-1][0] == report.inc:
+        return (*link[:-1], (report.inc, (*link[-1][1], report)))
+    return (*link, (report.inc, (report,)))
+
+
+def taken(link: UpLink, inc: int) -> UpLink:
+    """Take the oldest report of one incarnation off the link; an empty queue disappears."""
+    return tuple((i, reports[1:] if i == inc else reports) for i, reports in link if i != inc or len(reports) > 1)

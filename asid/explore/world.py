@@ -1,0 +1,353 @@
+"""One core as a transition system: which worlds can follow a world.
+
+A world is one integer. It packs the numbers of its parts, BITS bits each: one `Sibling` a hyperthread, the `Desk`,
+the `Budget`. Parts are interned, since each occurs in very many worlds, and a step is worked out once for the parts
+that it reads; ever after it is a look-up and an addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from itertools import product
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from asid.core import gate, hyperthread
+from asid.core.events import Report
+from asid.core.guarantees import CoreView
+from asid.explore import desk, numbers, siblings
+from asid.explore.parts import (
+    COORDINATOR,
+    Arrivals,
+    Budget,
+    Dead,
+    Desk,
+    DeskMove,
+    Down,
+    Label,
+    Model,
+    Sibling,
+    Touch,
+    Touched,
+    Who,
+    Words,
+    actor,
+)
+
+BITS: Final = 20
+MASK: Final = (1 << BITS) - 1
+FAIR: Final = actor(Who.PROCESS)  # actors from here on keep moving when they can
+
+T = TypeVar("T", bound=Hashable)
+Step = tuple[int, int]  # the number of what happened, see World.label and World.actor, and the world after it
+Touches = tuple[tuple[int, int], ...]  # (hyperthread, number of the touch)
+OwnStep = tuple[int, int, Touches, int]  # what happened, what it adds to the world, touches, renumbered
+DeskStep = tuple[int, int, int, Touches]  # what happened, desk, budget, touches
+
+
+class Death(NamedTuple):
+    """The coordinator is told of it by the daemon."""
+
+    ht: int
+    inc: int
+
+
+class Interner(Generic[T]):
+    """Numbers for hashable things, both ways."""
+
+    __slots__ = ("ids", "things")
+
+    def __init__(self) -> None:
+        self.ids: dict[T, int] = {}
+        self.things: list[T] = []
+
+    def __call__(self, thing: T) -> int:
+        number = self.ids.get(thing)
+        if number is None:
+            number = self.ids[thing] = len(self.things)
+            assert number <= MASK, "more parts than a field of the world can count"
+            self.things.append(thing)
+        return number
+
+
+class World:
+    """The successors of the worlds of one model. Fields of a world: siblings 0..n-1, desk, budget."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        n = self.n = model.siblings
+        self.specs = tuple(
+            hyperthread.Spec(ht, tuple(o for o in range(n) if o != ht), model.kick) for ht in range(n)
+        )
+        self.gate_spec = gate.Spec(model.rooms, model.overtakes_max)
+        self.siblings: Interner[Sibling] = Interner()
+        self.desks: Interner[Desk] = Interner()
+        self.budgets: Interner[Budget] = Interner()
+        self.touches: Interner[Touch] = Interner()
+        self.heard: Interner[Report | Death] = Interner()
+        self.moves: Interner[tuple[Label, int]] = Interner()
+        self.at = tuple(BITS * field for field in range(n + 2))
+        self.desk_at, self.budget_at = self.at[n], self.at[n + 1]
+        # What was worked out before, by the numbers of the parts that were read.
+        self._own: tuple[dict[int, tuple[OwnStep, ...]], ...] = tuple({} for _ in range(n))
+        self._desk: dict[tuple[int, int], tuple[DeskStep, ...]] = {}
+        self._hears: dict[tuple[int, int, int], DeskStep] = {}
+        self._touched: dict[tuple[int, int, int], int] = {}
+        self._renumbered: dict[tuple[int, int, int], int] = {}
+        self._inbox: tuple[dict[int, tuple[tuple[int, int], ...]], ...] = tuple({} for _ in range(n))
+        self._holds: list[bool] = []
+        self._able: tuple[dict[int, int], ...] = tuple({} for _ in range(n + 1))
+
+    # --- worlds -------------------------------------------------------------------------------------------
+
+    def initial(self) -> int:
+        empty = Sibling(Dead(0), Words(request=numbers.BASE), (), ())
+        parts = [self.siblings(siblings.born(spec, 1, 1, empty)) for spec in self.specs]
+        parts += [self.desks(desk.opened(self.model, self.gate_spec)), self.budgets(self.model.budget)]
+        return sum(part << at for part, at in zip(parts, self.at, strict=True))
+
+    def parts(self, world: int) -> tuple[tuple[Sibling, ...], Desk, Budget]:
+        """Return what a world is made of."""
+        hts = tuple(self.siblings.things[world >> at & MASK] for at in self.at[: self.n])
+        return hts, self.desks.things[world >> self.desk_at & MASK], self.budgets.things[world >> self.budget_at]
+
+    def view(self, world: int) -> CoreView:
+        """Return the world as the guarantees see it."""
+        hts, d, _ = self.parts(world)
+        processes = tuple(None if isinstance(s.process, Dead) else s.process for s in hts)
+        return CoreView(processes, tuple(s.words.pending for s in hts), None if isinstance(d.gate, Down) else d.gate)
+
+    def label(self, move: int) -> Label:
+        return self.moves.things[move][0]
+
+    def actor(self, move: int) -> int:
+        return self.moves.things[move][1]
+
+    # --- successors ---------------------------------------------------------------------------------------
+
+    def successors(self, world: int) -> list[Step]:
+        """Return every step that can be taken, and the world after it. Steps that change nothing are left out."""
+        parts = [world >> at & MASK for at in self.at]
+        found = self._by_siblings(world, parts)
+        self._by_coordinator(world, parts, found)
+        if self.model.budget.restart:
+            self._births(world, parts, found)
+        if self.model.budget.loss and not any(self.moves.things[move][1] >= FAIR for move, _ in found):
+            self._time_passes(world, parts, found)
+        return [step for step in found if step[1] != world]
+
+    def holding(self, part: int) -> bool:
+        """Say whether a sibling's flag or depth is raised."""
+        holds, things = self._holds, self.siblings.things
+        while len(holds) <= part:
+            words = things[len(holds)].words
+            holds.append(words.flag or words.depth > 0)
+        return holds[part]
+
+    def _by_siblings(self, world: int, parts: list[int]) -> list[Step]:
+        n, at, d, b = self.n, self.at, parts[self.n], parts[self.n + 1]
+        raised = [self.holding(part) for part in parts[:n]]
+        count = sum(raised)
+        found: list[Step] = []
+        for ht in range(n):
+            part = parts[ht]
+            holders = count > raised[ht]
+            key = (b << BITS | part) << 1 | holders
+            steps = self._own[ht].get(key)
+            if steps is None:
+                steps = self._own[ht][key] = tuple(self._work_out(ht, part, b, holders))
+            for move, delta, touches, renumbered in steps:
+                after = world + delta
+                for other, touch in touches:
+                    after += (self._touch(other, parts[other], touch) - parts[other]) << at[other]
+                if renumbered:
+                    after += (self._renumber(ht, d, renumbered) - d) << self.desk_at
+                found.append((move, after))
+        return found
+
+    def _work_out(self, ht: int, part: int, b: int, holders: bool) -> Iterable[OwnStep]:
+        """Yield the steps of one sibling by itself."""
+        s, budget = self.siblings.things[part], self.budgets.things[b]
+        for m in siblings.moves(self.model, self.specs[ht], s, holders, budget):
+            delta = (self.siblings(m.sibling) - part) << self.at[ht]
+            delta += (self.budgets(m.budget) - b) << self.budget_at
+            yield self.moves((m.label, m.actor)), delta, self._numbered(m.touches), m.renumbered
+
+    def _numbered(self, touches: Iterable[Touch]) -> Touches:
+        return tuple((touch.ht, self.touches(touch)) for touch in touches)
+
+    def _touch(self, ht: int, part: int, touch: int) -> int:
+        key = (ht, part, touch)
+        after = self._touched.get(key)
+        if after is None:
+            s = siblings.touched(self.specs[ht], self.siblings.things[part], self.touches.things[touch])
+            after = self._touched[key] = self.siblings(s)
+        return after
+
+    def _renumber(self, ht: int, d: int, delta: int) -> int:
+        key = (ht, d, delta)
+        after = self._renumbered.get(key)
+        if after is None:
+            after = self._renumbered[key] = self.desks(numbers.desk_requests(self.desks.things[d], ht, delta))
+        return after
+
+    # --- the coordinator ----------------------------------------------------------------------------------
+
+    def _by_coordinator(self, world: int, parts: list[int], found: list[Step]) -> None:
+        d, b = parts[self.n], parts[self.n + 1]
+        place = self.desks.things[d]
+        if isinstance(place.gate, Down):
+            living = tuple(0 if isinstance(s.process, Dead) else s.process.inc for s in self.parts(world)[0])
+            back = desk.comes_back(self.gate_spec, place, living, self.budgets.things[b])
+            found.append(self._applied(world, parts, self._in_numbers(back)))
+            return
+        steps = self._desk.get((d, b))
+        if steps is None:
+            steps = self._desk[d, b] = tuple(self._in_numbers(m) for m in self._by_itself(place, b))
+        for step in steps:
+            found.append(self._applied(world, parts, step))
+        if not place.todo:
+            for ht in range(self.n):
+                part = parts[ht]
+                for heard, rest in self._audible(ht, part):
+                    decided = self._hear(d, b, heard)
+                    parts[ht] = rest
+                    found.append(self._applied(world + ((rest - part) << self.at[ht]), parts, decided))
+                parts[ht] = part
+        if self.budgets.things[b].coordinator:
+            self._coordinator_dies(world, parts, found)
+
+    def _by_itself(self, place: Desk, b: int) -> Iterable[DeskMove]:
+        """Yield what the coordinator does without hearing anybody."""
+        budget = self.budgets.things[b]
+        if place.todo:
+            yield from desk.performs(place, budget)
+            return
+        turn = desk.turn(self.gate_spec, place, budget)
+        if turn is not None:
+            yield turn
+        yield from desk.outside(self.model, self.gate_spec, place, budget)
+
+    def _in_numbers(self, m: DeskMove) -> DeskStep:
+        return self.moves((m.label, m.actor)), self.desks(m.desk), self.budgets(m.budget), self._numbered(m.touches)
+
+    def _applied(self, world: int, parts: list[int], step: DeskStep) -> Step:
+        """Return the world after a step of the coordinator, and what happened."""
+        n = self.n
+        move, d, b, touches = step
+        after = world + ((d - parts[n]) << self.desk_at) + ((b - parts[n + 1]) << self.budget_at)
+        if touches:
+            now = parts[:n]
+            for ht, touch in touches:
+                now[ht] = self._touch(ht, now[ht], touch)
+            for ht in range(n):
+                if now[ht] != parts[ht]:
+                    after += (now[ht] - parts[ht]) << self.at[ht]
+        return move, after
+
+    def _audible(self, ht: int, part: int) -> tuple[tuple[int, int], ...]:
+        """Return what the coordinator can hear of a sibling now, and the sibling after it was heard."""
+        heard = self._inbox[ht].get(part)
+        if heard is None:
+            s = self.siblings.things[part]
+            all_ = [(self.heard(r[0]), self.siblings(s._replace(up=siblings.taken(s.up, inc)))) for inc, r in s.up]
+            if isinstance(s.process, Dead) and not s.process.told:
+                all_.append((self.heard(Death(ht, s.process.inc)), part))
+            heard = self._inbox[ht][part] = tuple(all_)
+        return heard
+
+    def _hear(self, d: int, b: int, heard: int) -> DeskStep:
+        step = self._hears.get((d, b, heard))
+        if step is None:
+            what, place, budget = self.heard.things[heard], self.desks.things[d], self.budgets.things[b]
+            if isinstance(what, Death):
+                m = desk.hears_of_death(self.gate_spec, place, what.ht, what.inc, budget)
+            else:
+                m = desk.receives(self.gate_spec, place, what, budget)
+            step = self._hears[d, b, heard] = self._in_numbers(m)
+        return step
+
+    def _coordinator_dies(self, world: int, parts: list[int], found: list[Step]) -> None:
+        """It may not have sent its newest orders: any number of those still under way (see `desk`)."""
+        hts, place, budget = self.parts(world)
+        assert not isinstance(place.gate, Down)
+        coord = place.gate.coord
+        after = budget._replace(coordinator=budget.coordinator - 1)
+        choices = [range(sum(o.coord == coord for o in s.down) + 1) for s in hts]
+        for unsent in product(*choices):
+            touches = tuple(Touch(ht, Touched.UNSENT, count) for ht, count in enumerate(unsent) if count)
+            label = Label(COORDINATOR, "is killed", str(unsent))
+            m = DeskMove(label, actor(Who.FAULT), desk.dies(place), after, touches)
+            found.append(self._applied(world, parts, self._in_numbers(m)))
+
+    # --- the daemon and the clock -------------------------------------------------------------------------
+
+    def _births(self, world: int, parts: list[int], found: list[Step]) -> None:
+        hts, place, budget = self.parts(world)
+        if not budget.restart:
+            return
+        for ht, s in enumerate(hts):
+            if isinstance(s.process, Dead) and s.process.buried:
+                label = Label(ht, "is born again")
+                touch = Touch(ht, Touched.BORN, place.gate.coord)
+                m = DeskMove(
+                    label, actor(Who.DAEMON), place, budget._replace(restart=budget.restart - 1), (touch,)
+                )
+                found.append(self._applied(world, parts, self._in_numbers(m)))
+
+    def _time_passes(self, world: int, parts: list[int], found: list[Step]) -> None:
+        """Once a message was lost and nothing moves by itself any more, every time-out strikes that is set."""
+        hts, place, budget = self.parts(world)
+        if budget.loss == self.model.budget.loss:
+            return
+        for ht, s in enumerate(hts):
+            m = siblings.timed_out(self.specs[ht], s, budget)
+            if m is not None:
+                after = world + ((self.siblings(m.sibling) - parts[ht]) << self.at[ht])
+                after += (self._renumber(ht, parts[self.n], m.renumbered) - parts[self.n]) << self.desk_at
+                found.append((self.moves((m.label, m.actor)), after))
+        if not isinstance(place.gate, Down):
+            for step in desk.timers(self.gate_spec, place, budget, actor(Who.TIME)):
+                found.append(self._applied(world, parts, self._in_numbers(step)))
+
+    # --- who could move -----------------------------------------------------------------------------------
+
+    def able(self, world: int, moved: int) -> int:
+        """Return the fair actors that could move, as bits. `moved`: the bits of those that have a step here.
+
+        A peer whose report waits is able to be read while the coordinator is busy, and so on: what counts is that
+        there is something for it to do.
+        """
+        bits = moved
+        busy = self.desks.things[world >> self.desk_at & MASK]
+        if busy.todo:
+            for ht in range(self.n):
+                part = world >> self.at[ht] & MASK
+                mask = self._able[ht].get(part)
+                if mask is None:
+                    mask = 0
+                    for heard, _ in self._audible(ht, part):
+                        what = self.heard.things[heard]
+                        mask |= 1 << actor(Who.DEATH if isinstance(what, Death) else Who.LINK, what.ht)
+                    self._able[ht][part] = mask
+                bits |= mask
+            bits |= self._able_desk(world >> self.desk_at & MASK, busy)
+        return self.counted(bits)
+
+    def counted(self, bits: int) -> int:
+        """Return actors as they count for fairness: with Arrivals.ANY all peers are one."""
+        links = ((1 << self.n) - 1) << actor(Who.LINK)
+        if self.model.arrivals is Arrivals.ANY and bits & links:
+            return bits & ~links | 1 << actor(Who.LINK)
+        return bits
+
+    def _able_desk(self, d: int, place: Desk) -> int:
+        mask = self._able[self.n].get(d)
+        if mask is None:
+            mask = 0
+            if not isinstance(place.gate, Down):
+                if desk.turn(self.gate_spec, place, Budget()) is not None:
+                    mask |= 1 << actor(Who.TURN)
+                if place.gate.held:
+                    mask |= 1 << actor(Who.DAEMON)
+            self._able[self.n][d] = mask
+        return mask
