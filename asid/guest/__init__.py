@@ -1,0 +1,109 @@
+"""Where VM exits come from: `idle`, `mix` and `trace`.
+
+`make_source` makes the source of one vCPU from a configuration's guest table; `asid.guest.base` says what a source is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+from asid.core.exits import TABLE_HANDLING, Handling
+from asid.errors import ConfigError
+from asid.guest.base import Exit, GuestSpec, Paced, Source, check_pace, pace_exit
+from asid.guest.idle import IdleSource
+from asid.guest.mix import RATE_HZ_MAX, MixSource, MixTable, read_mix
+from asid.guest.trace import TraceSource, VcpuThread, find_thread, thread_exits, vcpus
+from asid.trace.reader import read_trace
+from asid.units import parse_rate_hz
+
+__all__ = [
+    "Exit",
+    "GuestSpec",
+    "IdleSource",
+    "MixSource",
+    "Paced",
+    "Source",
+    "TraceSource",
+    "VcpuThread",
+    "check_pace",
+    "make_source",
+    "pace_exit",
+    "source_random",
+    "vcpus",
+]
+
+
+def source_random(seed: int, vm: int, vcpu: int) -> Random:
+    """Return the random numbers of one vCPU: the same for the same three numbers, in every process and Python build."""
+    # A text seed is hashed with SHA-512, not with hash(): PYTHONHASHSEED has no part in it.
+    return Random(f"asid guest seed={seed} vm={vm} vcpu={vcpu}")
+
+
+def make_source(
+    spec: GuestSpec,
+    *,
+    vm: int,
+    vcpu: int,
+    seed: int,
+    base_dir: Path,
+    handling: Handling = TABLE_HANDLING,
+    pace: str = "real",
+    scale: float = 1.0,
+) -> Source:
+    """Return the source of exits of vCPU `vcpu` of VM `vm`.
+
+    Paths in `spec` count from `base_dir`, the directory of the configuration. Raise ConfigError for a spec that cannot
+    be used and InputError for a file that cannot. `pace` and `scale` are those of `pace_exit`; they change times only,
+    never which exits come or which of them are full.
+    """
+    check_pace(pace, scale)
+    random = source_random(seed, vm, vcpu)
+    if spec.source == "idle":
+        return IdleSource()
+    if spec.source == "mix":
+        table = read_mix(_path(spec.table, base_dir, "mix", "table"))
+        mix = MixSource(table, _rate_hz(spec, table), random, handling, timeless=pace == "max")
+        return mix if pace != "scaled" else Paced(mix, pace, scale)
+    if spec.source == "trace":
+        trace = read_trace(_path(spec.file, base_dir, "trace", "file"))
+        thread = find_thread(trace, spec.thread, vcpu)
+        exits = thread_exits(trace, thread, random, handling)
+        return TraceSource([pace_exit(event, pace, scale) for event in exits], spec.loop)
+    raise ConfigError(
+        f"guest.source = {spec.source!r}",
+        where=f"vm{vm}",
+        state="not available in this build" if spec.source == "kvm" else "",
+        allowed="idle, mix or trace",
+        hint='Record the guest with trace-cmd record -e kvm, then use source = "trace".',
+    )
+
+
+def _path(name: str, base_dir: Path, source: str, key: str) -> Path:
+    if not name:
+        raise ConfigError(
+            f"guest.{key} is empty",
+            where=f"guest source {source!r}",
+            allowed="the path of a file",
+            hint='Try table = "tables/web.toml".' if key == "table" else 'Try file = "recording.txt".',
+        )
+    return base_dir / Path(name).expanduser()
+
+
+def _rate_hz(spec: GuestSpec, table: MixTable) -> float:
+    """The configuration's rate; where that is empty, the sum of the table's own rates."""
+    if spec.rate:
+        rate_hz = parse_rate_hz(spec.rate, "guest.rate")
+    elif table.rate_hz is not None:
+        rate_hz = table.rate_hz
+    else:
+        rate_hz = 0.0
+    if 0.0 < rate_hz <= RATE_HZ_MAX:
+        return rate_hz
+    raise ConfigError(
+        f"guest.rate = {spec.rate!r}",
+        where=table.path,
+        state="the table has rates" if table.rate_hz is not None else "the table has shares or counts, no rates",
+        allowed=f"a rate above 0, at most {RATE_HZ_MAX:g}/s",
+        hint="Try 1000/s: exits a second of guest time, of one vCPU.",
+    )
