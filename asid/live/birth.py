@@ -1,0 +1,61 @@
+"""What a child is told at its birth. Everything else it learns from its coordinator and the daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from multiprocessing import get_context, reduction
+from typing import Any
+
+from asid.config import Config
+
+
+class Fd:
+    """A descriptor that goes along to a child. In the child, `fd` is the child's own number for it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _adopt, (reduction.DupFd(self.fd),)
+
+
+def _adopt(handle: Any) -> Fd:
+    return Fd(handle.detach())
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """A hyperthread's or coordinator's place, incarnations and lines.
+
+    ht: -1 for a coordinator. doorbells: one eventfd a sibling, by number. living: for a coordinator, the incarnation
+    of each hyperthread that lives, 0 for none. attached: VM of each hyperthread's vCPU, 0 for none.
+    """
+
+    core: int
+    ht: int
+    siblings: int
+    inc: int
+    coord: int
+    page: Fd
+    ring: Fd
+    doorbells: tuple[Fd, ...]
+    gate_path: str
+    link_path: str
+    config: Config
+    base_dir: str
+    policy: str
+    kick: str
+    vcpu: tuple[int, int] = (0, 0)
+    living: tuple[int, ...] = ()
+    attached: tuple[int, ...] = ()
+    fresh: bool = True
+    instance_root: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"c{self.core}" if self.ht < 0 else f"c{self.core}h{self.ht}"
+
+
+# A fork server: children start in milliseconds, and are forked from a process that has one thread and no context.
+SPAWN = get_context("forkserver")
+PRELOAD = ["asid.live.nest"]

@@ -1,0 +1,131 @@
+"""The children of the daemon: born, named, watched through pidfds, reaped, born again.
+
+A death is confirmed when the pidfd is readable *and* the exit status is known; never by a time-out. The fork server is
+the children's parent and reports their status; should it die, the pidfd alone is the proof and the status is unknown.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from typing import Any, Final
+
+from asid.live.birth import PRELOAD, SPAWN, Birth
+from asid.live.coordinator import coordinator_main
+from asid.live.hyperthread import hyperthread_main
+from asid.live.ring import Ring
+
+STATUS_WAIT_S: Final = 0.2  # between a readable pidfd and the fork server's word
+STATUS_UNKNOWN: Final = 255
+YOUNG_NS: Final = 2_000_000_000  # who dies younger was not well born
+YOUNG_DEATHS_MAX: Final = 5  # in a row; then the hyperthread stays OFFLINE
+BACKOFF_NS: Final = 20_000_000  # doubles with each young death
+BACKOFF_NS_MAX: Final = 5_000_000_000
+
+Place = tuple[int, int]  # core, ht; ht -1 is the coordinator
+
+
+@dataclass
+class Child:
+    """One process. `up` once it has spoken to the daemon; what is said to it before waits in `outbox`."""
+
+    birth: Birth
+    process: BaseProcess
+    pid: int
+    pidfd: int
+    ring: Ring
+    ring_fd: int
+    born_ns: int
+    up: bool = False
+    outbox: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def place(self) -> Place:
+        return self.birth.core, self.birth.ht
+
+    @property
+    def identity(self) -> bytes:
+        return f"{self.birth.name}.{self.birth.inc}".encode()
+
+    @property
+    def kind(self) -> str:
+        return "coordinator" if self.birth.ht < 0 else "ht"
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        """Send a signal through the pidfd, which never reaches another process that got the same pid."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, signum)
+        except ProcessLookupError:
+            return
+
+    def close(self) -> None:
+        self.ring.close()
+        os.close(self.ring_fd)
+        os.close(self.pidfd)
+        self.process.close()
+
+
+@dataclass
+class Rebirth:
+    """How often a place died young, and so how long its next birth waits."""
+
+    young: int = 0
+
+    def after(self, age_ns: int) -> int | None:
+        """Return the delay before the next birth in ns, None when it is given up."""
+        self.young = self.young + 1 if age_ns < YOUNG_NS else 0
+        return None if self.young > YOUNG_DEATHS_MAX else self.delay_ns
+
+    @property
+    def delay_ns(self) -> int:
+        return min(BACKOFF_NS << (self.young - 1), BACKOFF_NS_MAX) if self.young else 0
+
+
+class Children:
+    """All children by place. `on_death(child, status)` is called once for each, after its confirmed death."""
+
+    def __init__(
+        self, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None],
+        on_death: Callable[[Child, int], None],
+    ) -> None:  # fmt: skip
+        self.by_place: dict[Place, Child] = {}
+        self._watch = watch
+        self._unwatch = unwatch
+        self._on_death = on_death
+        SPAWN.set_forkserver_preload(PRELOAD)
+
+    def bear(self, birth: Birth, ring_fd: int, now_ns: int) -> Child:
+        """Start a process. The place must be empty: a death is done with before the next birth."""
+        place = (birth.core, birth.ht)
+        assert place not in self.by_place, f"{birth.name} is alive"
+        main = coordinator_main if birth.ht < 0 else hyperthread_main
+        process = SPAWN.Process(target=main, args=(birth,), name=birth.name, daemon=True)
+        process.start()
+        assert process.pid is not None
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except ProcessLookupError:  # dead already, and reaped by the fork server
+            pidfd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)  # always readable, as a dead one's would be
+        child = Child(birth, process, process.pid, pidfd, Ring(ring_fd), ring_fd, now_ns)
+        self.by_place[place] = child
+        self._watch(pidfd, lambda: self.reap(child))
+        return child
+
+    def reap(self, child: Child) -> None:
+        """The pidfd is readable: the process has ended. Take its status and tell."""
+        child.process.join(STATUS_WAIT_S)
+        status = child.process.exitcode
+        self._unwatch(child.pidfd)
+        if self.by_place.get(child.place) is child:
+            del self.by_place[child.place]
+        self._on_death(child, STATUS_UNKNOWN if status is None else status)
+        child.close()
+
+    def hyperthreads(self) -> list[Child]:
+        return [child for (_, ht), child in sorted(self.by_place.items()) if ht >= 0]
+
+    def coordinators(self) -> list[Child]:
+        return [child for (_, ht), child in sorted(self.by_place.items()) if ht < 0]

@@ -1,0 +1,141 @@
+"""What a hyperthread tells the journal: states before and after a step become records. It decides nothing.
+
+ENTER is not recorded, and neither are the short visits to ISOLATED of fast exits: a recorded GUEST interval spans
+them. Every other change of mode is stamped when it is performed, so the order of causes is the order of stamps.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from asid.core.events import Kick, Mode, Order
+from asid.core.hyperthread import WORK, HyperthreadState, Phase
+from asid.core.record import bucket_of
+from asid.guest.base import Exit
+from asid.live.notebook import Notebook, Tally, exit_data
+
+_VIA = {Kick.ACK: "grant", Kick.SEND: "send", Kick.BARE: "bare"}
+_KIND = {Kick.ACK: "ack", Kick.SEND: "send", Kick.BARE: "bare"}
+
+
+class Eyes(Protocol):
+    """What the chronicle may look at on the page."""
+
+    def blocker(self) -> int: ...
+    def insns_since(self, number: int) -> int: ...
+
+
+class Chronicle:
+    """The records of one hyperthread."""
+
+    def __init__(self, notebook: Notebook, inc: int) -> None:
+        self.notebook = notebook
+        self.inc = inc
+        self.tally = Tally()
+        self.mode = Mode.PARKED  # last recorded
+        self.dropped = 0  # frames that were no orders
+        self.cause = 0
+        self._was_guest = False  # the last look followed an interrupted guest
+        self._wanted_ns = 0
+        self._reason = ""
+        self._asked_ns = 0
+        self._held: tuple[int, int] | None = None
+        self._interrupts: list[tuple[str, int, int, int, Mode]] = []
+        notebook.note("ht.mode", self._change(Mode.OFFLINE, Mode.PARKED, 0))
+
+    def _change(self, old: Mode, new: Mode, vm: int, via: str = "") -> dict[str, object]:
+        data: dict[str, object] = {"inc": self.inc, "old": old.name, "new": new.name, "vm": vm}
+        if via:
+            data["via"] = via
+        return data
+
+    def mode_set(self, before: HyperthreadState, after: HyperthreadState, kick: Kick) -> None:
+        new = after.mode
+        if new is Mode.ENTER or new is self.mode:
+            return
+        if new is Mode.ISOLATED and not before.frames:
+            if before.todo[1:2] == (WORK,):
+                return
+            self._was_guest = before.phase is Phase.ENTERING and self.mode is Mode.GUEST
+        if new is Mode.GUEST:
+            self._was_guest = False
+        via = ""
+        if new is Mode.HOST:
+            via = before.frames[-1].what.name.lower() if before.frames else _VIA[kick]
+        key = self.notebook.note("ht.mode", self._change(self.mode, new, before.vm, via), after.round, self.cause)
+        self.mode = new
+        if new is Mode.HOST and not before.frames:
+            wait_ns = time.monotonic_ns() - self._wanted_ns
+            data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": wait_ns}
+            self.notebook.note("leave", data, after.round, key)
+
+    def wants_host(self, reason: str) -> None:
+        self._reason = reason
+        self._wanted_ns = time.monotonic_ns()
+        self.cause = self.notebook.last
+
+    def looked(self, before: HyperthreadState, after: HyperthreadState, eyes: Eyes) -> None:
+        """A look may find a kick, or a sibling that holds us, or that the one that held us is gone."""
+        now = time.monotonic_ns()
+        if after.phase is Phase.HELD:
+            if self._held is None:
+                self._held = (eyes.blocker(), now)
+        elif self._held is not None:
+            by, since = self._held
+            self._held = None
+            self.notebook.note("held", {"by": by, "held_ns": now - since}, before.round)
+        if after.answered != before.answered:
+            was = Mode.GUEST if self._was_guest else Mode.ISOLATED if before.mode is Mode.ENTER else before.mode
+            data = {
+                "number": after.answered,
+                "was": was.name,
+                "avoidable": was is not Mode.GUEST,
+                "insns": eyes.insns_since(after.answered),
+            }
+            self.notebook.note("kick.seen", data, before.round)
+            if after.phase is Phase.ASKING and before.phase is not Phase.ASKING:
+                self._asked_ns = now
+
+    def ordered(self, before: HyperthreadState, after: HyperthreadState, order: Order, cause: int) -> None:
+        """An order was taken; its cause becomes that of what follows."""
+        if after is before:
+            return
+        self.cause = cause
+        if after.session and not before.session:
+            wait_ns = max(0, time.monotonic_ns() - self._asked_ns)
+            self.notebook.note("gate.wait", {"wait_ns": wait_ns, "vm": after.vm}, after.round, cause)
+        elif after.phase is Phase.ASKING:
+            self._asked_ns = time.monotonic_ns()
+
+    def full_exit(self, event: Exit, round_: int) -> None:
+        """A full exit was handled: from wanting the full address space to the end of the work in it."""
+        now = time.monotonic_ns()
+        took = max(1, now - self._wanted_ns)
+        self._asked_ns = now
+        data = exit_data(event.reason, event.isa, True, 1, took, took, took, [(bucket_of(took), 1)])
+        self.notebook.note("exit", data, round_)
+
+    def ipi(self, target: int, state: HyperthreadState) -> None:
+        why = state.frames[-1].what.name.lower() if state.frames else "send"
+        self.notebook.note("ipi", {"to": target, "why": why}, state.round)
+
+    def interrupt_begins(self, what: str, number: int, merged: int, state: HyperthreadState) -> None:
+        mode = Mode.ISOLATED if state.mode is Mode.ENTER else state.mode
+        self._interrupts.append((what, number, merged, time.monotonic_ns(), mode))
+
+    def interrupt_ends(self, before: HyperthreadState, after: HyperthreadState) -> None:
+        what, number, merged, begin_ns, mode = self._interrupts.pop()
+        assert what == before.frames[-1].what.name.lower(), "handlers end innermost first"
+        data = {
+            "what": what,
+            "id": number,
+            "depth": len(before.frames),
+            "merged": merged,
+            "host_ns": time.monotonic_ns() - begin_ns,
+            "from": mode.name,
+        }
+        self.notebook.note("intr", data, after.round)
+
+    def flush(self, round_: int) -> None:
+        self.tally.note(self.notebook, round_)

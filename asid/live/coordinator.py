@@ -1,0 +1,309 @@
+"""The coordinator process of one core: performs what `asid.core.gate` decides.
+
+One loop, one event at a time; all actions of a decision are performed before the next event is looked at. No send
+blocks. What the gate believes comes from messages alone; the page is written here, and read only for records.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from asid import wire
+from asid.core import gate
+from asid.core.events import Action, Bid, Do, Mode, Order, Report, Said, Timer
+from asid.core.gate import Belief, Ev
+from asid.core.limits import REKICK_PART, STICKY_DEADLINE_NS
+from asid.core.policy import make_policy
+from asid.live import sockets
+from asid.live.birth import Birth
+from asid.live.link import Link
+from asid.live.node import Frames, Node, ParentGone, prepare_child, ring_doorbell
+from asid.live.notebook import Notebook
+from asid.live.page import DEPTH, FLAG, INSNS, KICK_INSNS, KICK_NUMBER, KICKS, MODE, PENDING, REQUEST, ROUND, CorePage, base_of
+from asid.live.ring import Ring
+
+KICKS_A_LIFE = 1 << 32  # kick numbers of one coordinator; the next begins above
+
+
+class Coordinator:
+    """The gate of one core."""
+
+    def __init__(self, birth: Birth) -> None:
+        self.birth = birth
+        self.node = Node()
+        self.page = CorePage(birth.page.fd, birth.siblings)
+        self.words = self.page.words
+        self.notebook = Notebook(Ring(birth.ring.fd), birth.core, -1, birth.inc)
+        self.cause = 0
+        self.dropped = 0
+        self.kick_deadline_ns = birth.config.policy.kick_deadline_ns
+        self.turn_ns = birth.config.policy.turn_ns
+        self.spec = gate.Spec(make_policy(birth.policy, birth.kick).rooms)
+        self.state = gate.opened(self.spec, birth.inc, birth.siblings, birth.attached)
+        self.quiet: list[dict[str, Any]] = []  # policy changes that wait until nobody holds a lease
+        self.context = sockets.new_context()
+        self.router = sockets.gate_router(self.context, Path(birth.gate_path))
+        self.node.watch_parent()
+        self.node.add_socket(self.router, self.on_gate)
+        self.link = Link(self.node, self.context, birth.link_path, f"{birth.name}.{birth.inc}", self.on_link)
+        if not birth.fresh:
+            self.resume()
+        self.link.tell({"op": "up"})
+
+    def resume(self) -> None:
+        """Come back after a death: know who lives, believe nothing of them, number above the dead one's numbers."""
+        kicks = max(self.words[KICKS], self.birth.inc * KICKS_A_LIFE)
+        self.words[KICKS] = kicks
+        self.state, actions = gate.resumed(
+            self.spec, self.birth.inc, self.words[ROUND], self.birth.living, self.birth.attached, kicks
+        )
+        self.perform(actions)
+
+    def run(self) -> None:
+        while True:
+            self.node.turn()
+            if self.quiet:
+                self.try_quiet()
+
+    # --- events -------------------------------------------------------------------------------------------
+
+    def step(self, event: gate.Event) -> None:
+        before = self.state
+        self.state, actions = gate.step(self.spec, before, event)
+        self.note_step(before, event, actions)
+        self.perform(actions)
+        if self.state.round != before.round:
+            self.words[ROUND] = self.state.round
+
+    def on_gate(self, frames: Frames) -> None:
+        """A report. An empty frame is a hyperthread's probe: it is connected, and unknown to a coordinator come back."""
+        if len(frames) != 2:
+            self.drop("frames")
+            return
+        try:
+            report, self.cause = wire.decode_report(frames[1], self.birth.core)
+        except wire.WireFault:
+            if not frames[1]:
+                self.ask_again(frames[0])
+                return
+            self.drop("malformed")
+            return
+        if report.ht >= self.birth.siblings or frames[0] != identity(report.ht, report.inc):
+            self.drop("of another sender")
+            return
+        if not gate.of_this_life(self.state, report):
+            self.drop("of another life")
+            if report.coord < self.birth.inc:
+                self.ask_again(frames[0])
+            return
+        self.step(gate.Event(Ev.REPORT, report=report))
+
+    def ask_again(self, sender: bytes) -> None:
+        """Repeat RESYNC to a hyperthread that is connected again and has not been heard."""
+        for ht, m in enumerate(self.state.members):
+            if m.belief is Belief.UNKNOWN and sender == identity(ht, m.inc):
+                order = Order(Bid.RESYNC, ht, m.inc, self.birth.inc, self.state.round, 0, 0)
+                sockets.send_nonblocking(self.router, [sender, wire.encode_order(self.birth.core, order)])
+
+    def drop(self, why: str) -> None:
+        self.dropped += 1
+        self.notebook.note("gate.drop", {"why": why}, self.state.round)
+
+    def on_link(self, message: dict[str, Any]) -> None:
+        op = message["op"]
+        self.cause = 0
+        if op == "dead":
+            self.step(gate.Event(Ev.DEAD, ht=message["ht"], inc=message["inc"]))
+        elif op == "attach":
+            self.step(gate.Event(Ev.ATTACH, ht=message["ht"], vm=message["vm"]))
+        elif op == "detach":
+            self.step(gate.Event(Ev.DETACH, ht=message["ht"]))
+        elif op == "stop":
+            self.step(gate.Event(Ev.STOP, ht=message["ht"]))
+        elif op in ("hold", "release"):
+            self.notebook.note(f"gate.{op}", {"by": message["by"]}, self.state.round)
+            self.step(gate.Event(Ev.HOLD if op == "hold" else Ev.RELEASE))
+        elif op == "quiet":
+            self.quiet.append(message)
+            return
+        elif op == "policy":
+            self.spec = gate.Spec(make_policy(message["name"], message["kick"]).rooms)
+            self.state = self.state._replace(turn=0)
+        if op == "gate":
+            self.link.tell({"op": "done", "id": message["id"], "gate": self.describe()})
+        elif "id" in message:
+            self.link.tell({"op": "done", "id": message["id"]})
+
+    def try_quiet(self) -> None:
+        """Tell the daemon once nobody holds a lease, is in HOST, or has a grant under way."""
+        if all(m.belief in (Belief.PARKED, Belief.OFFLINE) and not m.kicked for m in self.state.members):
+            for message in self.quiet:
+                self.link.tell({"op": "done", "id": message["id"]})
+            self.quiet.clear()
+
+    def describe(self) -> dict[str, Any]:
+        g = self.state
+        return {
+            "core": self.birth.core,
+            "round": g.round,
+            "open": g.open,
+            "held": g.held,
+            "turn": g.turn,
+            "members": [
+                {"ht": ht, "belief": m.belief.name, "want": m.want.name, "kicked": m.kicked, "vm": m.attached}
+                for ht, m in enumerate(g.members)
+            ],
+            "dropped": self.dropped,
+        }
+
+    # --- actions ------------------------------------------------------------------------------------------
+
+    def perform(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            do = action.do
+            if do is Do.ORDER:
+                order = action.a
+                assert isinstance(order, Order)
+                frame = wire.encode_order(self.birth.core, order, self.notebook.last)
+                if not sockets.send_nonblocking(self.router, [identity(order.ht, order.inc), frame]):
+                    self.drop("undeliverable")  # its death is on the way, or it asks again
+            elif do is Do.TIMER:
+                self.set_timer(Timer(action.a), action.b)  # type: ignore[arg-type]
+            else:
+                self.perform_on(do, int(action.a), action.b)  # type: ignore[arg-type]
+
+    def perform_on(self, do: Do, ht: int, number: int) -> None:
+        base = base_of(ht)
+        words = self.words
+        if do is Do.REQUEST:
+            if number > words[KICKS]:
+                words[KICKS] = number
+            words[base + REQUEST] = number
+        elif do is Do.PEND:
+            self.page.fence()
+            words[base + PENDING] = 1
+            self.page.fence()
+            words[base + KICK_INSNS] = words[base + INSNS]
+            words[base + KICK_NUMBER] = words[base + REQUEST]
+            ring_doorbell(self.birth.doorbells[ht].fd)
+            for_ht = next((o for o in self.state.queue if o != ht), ht)
+            self.notebook.note("gate.kick", {"number": words[base + REQUEST], "for_ht": for_ht}, self.state.round, self.cause, ht=ht)
+        elif do is Do.WIPE:
+            for field in (PENDING, FLAG, DEPTH):
+                words[base + field] = 0
+            words[base + MODE] = Mode.OFFLINE
+            self.page.fence()
+            for other in range(self.birth.siblings):
+                ring_doorbell(self.birth.doorbells[other].fd)
+        elif do is Do.FENCE:
+            self.notebook.note("gate.fence", {"inc": number}, self.state.round, ht=ht)
+            self.link.tell({"op": "fence", "ht": ht, "inc": number})
+        elif do is Do.BURIED:
+            self.link.tell({"op": "buried", "ht": ht, "inc": number})
+
+    def set_timer(self, timer: Timer, key: int) -> None:
+        ht, number = key & 0xFF, key >> 8
+        after_ns = {
+            Timer.TURN: self.turn_ns,
+            Timer.STICKY: STICKY_DEADLINE_NS,
+            Timer.KICK: self.kick_deadline_ns,
+            Timer.REKICK: int(self.kick_deadline_ns * REKICK_PART),
+        }[timer]
+        if timer is not Timer.TURN and self.node.has_timer((timer, key)):
+            return
+
+        def fire() -> None:
+            self.cause = 0
+            self.step(gate.Event(Ev.TIMER, timer=timer, ht=ht, key=number))
+
+        self.node.set_timer((timer, key), after_ns, fire)
+
+    # --- records ------------------------------------------------------------------------------------------
+
+    def note_step(self, before: gate.GateState, event: gate.Event, actions: tuple[Action, ...]) -> None:
+        """Note what was told and what is granted, stamped before any of it is sent."""
+        after, note = self.state, self.notebook.note
+        if event.ev is Ev.REPORT:
+            assert event.report is not None
+            self.note_report(before, event.report)
+        elif event.ev is Ev.DEAD and actions:
+            note("gate.dead", {"inc": event.inc}, after.round, ht=event.ht)
+        if before.open and not after.open:
+            note("gate.close", {}, after.round, self.cause)
+        elif after.open and after.round != before.round:
+            note("gate.open", {}, after.round, self.cause)
+        if after.turn != before.turn:
+            note("gate.turn", {"vm": after.turn}, after.round)
+        for action in actions:
+            if action.do is Do.ORDER:
+                order = action.a
+                assert isinstance(order, Order)
+                if order.bid is Bid.ADMIT:
+                    data = {"vm": order.vm, "req": order.req, "inc": order.inc}
+                    note("gate.admit", data, order.round, self.cause, ht=order.ht)
+                elif order.bid is Bid.GRANT:
+                    note("gate.grant", {"req": order.req}, order.round, self.cause, ht=order.ht)
+
+    def note_report(self, before: gate.GateState, r: Report) -> None:
+        note, cause, round_ = self.notebook.note, self.cause, self.state.round
+        m = before.members[r.ht]
+        if r.said is Said.READY:
+            if m.belief is Belief.UNKNOWN:
+                note("gate.resync", {"inc": r.inc}, round_, cause, ht=r.ht)
+            else:
+                mode = Mode.ISOLATED if r.mode is Mode.ENTER else r.mode
+                note("gate.ready", {"inc": r.inc, "mode": mode.name}, round_, cause, ht=r.ht)
+        elif r.said is Said.ANSWER:
+            mode = Mode.ISOLATED if r.mode is Mode.ENTER else r.mode
+            note("gate.answer", {"number": r.answered, "was": mode.name}, round_, cause, ht=r.ht)
+        elif r.said is Said.LEAVE:
+            note("gate.leave", {"req": r.req, "reason": ""}, round_, cause, ht=r.ht)
+        elif r.said is Said.DONE:
+            note("gate.done", {}, round_, cause, ht=r.ht)
+        elif r.said is Said.ENTERED:
+            note("gate.entered", {}, round_, cause, ht=r.ht)
+        elif r.said is Said.IDLE:
+            note("gate.idle", {}, round_, cause, ht=r.ht)
+        elif r.said is Said.BYE:
+            note("gate.bye", {}, round_, cause, ht=r.ht)
+        if r.want is r.want.ASK and (m.req != r.req or m.want is not r.want):
+            note("gate.ask", {"vm": r.vm, "req": r.req}, round_, cause, ht=r.ht)
+
+
+def identity(ht: int, inc: int) -> bytes:
+    """The routing id of a hyperthread: it names the incarnation, so an order never reaches the next one."""
+    return b"ht%d.%d" % (ht, inc)
+
+
+def coordinator_main(birth: Birth) -> None:
+    """Entry of a coordinator process. When the daemon is dead it also removes what the daemon would have."""
+    prepare_child(f"asid: {birth.name} coordinator")
+    try:
+        Coordinator(birth).run()
+    except ParentGone:
+        clear_after(birth.instance_root)
+        os._exit(0)
+
+
+def clear_after(instance_root: str) -> None:
+    """Remove the sockets of a daemon that was killed, unless a new one has the lock already."""
+    from asid.live.instance import InstancePaths, clear_leftovers, take_lock
+
+    if not instance_root:
+        return
+    root = Path(instance_root)
+    try:
+        paths = InstancePaths(root.name, root)
+        lock = take_lock(paths)
+    except Exception:  # somebody else has it, or it is gone: nothing of ours is left
+        return
+    try:
+        clear_leftovers(paths)
+        for path in root.glob("*.sock"):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+

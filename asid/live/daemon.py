@@ -1,0 +1,636 @@
+"""The daemon: parent of all processes, owner of the instance, writer of the journal, server of the control sockets.
+
+It decides nothing about who may enter guest. It starts processes and buries them, merges what they note down, answers
+clients, and ends everything in order. `python -m asid.live.daemon CONFIG` runs it in the foreground.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+import zmq
+
+from asid import __version__
+from asid.config import Config, Loaded, load, resolved
+from asid.core.limits import DEATH_DEADLINE_NS
+from asid.core.record import Record
+from asid.errors import EXIT_OK, AsidError, HostUnsuitable
+from asid.live import instance, sockets
+from asid.live.birth import Birth, Fd
+from asid.live.children import YOUNG_DEATHS_MAX, Child, Children, Place, Rebirth
+from asid.live.control import Control, Identity, Reply
+from asid.live.injector import Batch, Injector, batch_of_config
+from asid.live.journal import JournalReader, JournalWriter
+from asid.live.merge import Merge
+from asid.live.node import Node, ring_doorbell
+from asid.live.operations import Operations, Procedure, exit_details
+from asid.live.page import CorePage, make_page
+from asid.live.ring import make_ring
+from asid.live.rundir import RunDir, create_run
+from asid.live.telemetry import Telemetry
+from asid.targets import resolve
+
+START_NS: Final = 30_000_000_000  # all processes up, or the start has failed
+STOP_NS: Final = 2_000_000_000  # hyperthreads that have not left the gate by then are killed
+TICK_NS: Final = 10_000_000
+BUSY_TICK_NS: Final = 1_000_000  # while somebody waits for what the rings will say
+GATES_NS: Final = 100_000_000
+COUNTERS_NS: Final = 100_000_000
+
+log = logging.getLogger("asid.daemon")
+_pack = msgpack.Packer().pack
+
+
+class Daemon:
+    """One instance. `start`, then `run` until it has stopped; `close` whatever happens."""
+
+    def __init__(self, loaded: Loaded, name: str, *, run_dir: Path | None = None, until_exhausted: bool = False) -> None:
+        self.loaded = loaded
+        self.config: Config = loaded.config
+        self.topology = self.config.topology
+        self.policy, self.kick = self.config.policy.name, self.config.policy.kick
+        self.until_exhausted = until_exhausted
+        self.exhausted: set[Place] = set()
+        self.node = Node()
+        self.boot_id = secrets.token_hex(8)
+        self.started_ns = time.monotonic_ns()
+        self.state = "starting"
+        self.counters: dict[str, int] = {"deaths": 0, "fences": 0, "respawns": 0}
+        self.problems: list[str] = []
+        self.pages: dict[int, tuple[int, CorePage]] = {}
+        self.bells: dict[Place, int] = {}
+        self.incs: dict[Place, int] = {}
+        self.rebirths: dict[Place, Rebirth] = {}
+        self.unplugged: set[Place] = set()
+        self.waiting_burial: set[Place] = set()
+        self.gates: dict[int, dict[str, Any]] = {}
+        self.exit_counts: dict[Place, tuple[int, int]] = {}
+        self.vcpus: dict[Place, tuple[int, int]] = {}
+        for core in range(self.config.machine.cores):
+            for ht in range(self.config.machine.smt):
+                self.vcpus[core, ht] = self.config.vcpu_at(core, ht) or (0, 0)
+        self._messages = 1 << 40  # numbers of messages to children that are to be answered; injections count from 1
+        self._asked: dict[int, Place] = {}
+        self._ready_seen: dict[Place, int] = {}  # last incarnation that its gate knows
+        self._idle_wanted: set[Place] = set()  # hyperthreads on their way to no vCPU
+        self._stop_ticket = 0
+        self._stop_reason = ""
+        self._stop_deadline_ns = 0
+        self._over = False
+        self.paths = instance.make_instance_dir(name)
+        self.lock_fd = instance.take_lock(self.paths)
+        try:
+            self._open(run_dir)
+        except BaseException:
+            os.close(self.lock_fd)
+            raise
+
+    def _open(self, run_dir: Path | None) -> None:
+        """Everything that can refuse, before any process is started."""
+        instance.clear_leftovers(self.paths)
+        for leftover in self.paths.root.glob("*.sock"):
+            leftover.unlink(missing_ok=True)
+        plain = resolved(self.loaded)
+        self.run_dir: RunDir = create_run(
+            self.config.name, config_text=self.loaded.text or "", resolved=plain, seed=self.config.seed, path=run_dir
+        )
+        self.run = self.run_dir
+        self.journal = JournalWriter(self.run_dir.journal)
+        self.reader = JournalReader(self.run_dir.journal)
+        context = self.context = sockets.new_context()
+        self.ctl = sockets.ctl_router(context, self.paths.ctl)
+        self.urgent = sockets.urgent_router(context, self.paths.urgent)
+        self.tel = sockets.tel_xpub(context, self.paths.tel)
+        self.link_path = self.paths.root / "link.sock"
+        self.link = sockets.daemon_link_router(context, self.link_path)
+        self.telemetry = Telemetry(self.tel, lambda: self.merge.seq)
+        self.merge = Merge(self.journal, self.telemetry.publish)
+        self.injector = Injector(self)
+        self.operations = Operations(self)
+        self.merge.listeners += [self.injector.on_record, self._on_record]
+        identity = Identity(
+            version=__version__, boot_id=self.boot_id, instance=self.paths.name, pid=os.getpid(),
+            telemetry=sockets.ipc_endpoint(self.paths.tel), run_dir=str(self.run_dir.path),
+            capabilities=("live", "events.fetch", "jobs"),
+        )  # fmt: skip
+        self.control = Control(self.operations, identity)
+        self.children = Children(self.node.add_reader, self.node.drop_reader, self._on_death)
+        self.node.add_socket(self.urgent, lambda frames: self._on_request(self.urgent, frames, urgent=True))
+        self.node.add_socket(self.ctl, lambda frames: self._on_request(self.ctl, frames, urgent=False))
+        self.node.add_socket(self.link, self._on_link)
+        self.node.add_socket(self.tel, self.telemetry.on_subscription)
+
+    # --- start --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bring every process up; write endpoints.json last. Raise HostUnsuitable when they do not come up in time."""
+        machine, policy = self.config.machine, self.config.policy
+        self.merge.note(
+            "run.begin",
+            {
+                "name": self.config.name, "policy": policy.name, "kick": policy.kick, "seed": self.config.seed,
+                "cores": machine.cores, "smt": machine.smt, "engine": "live",
+            },
+        )  # fmt: skip
+        for core in range(machine.cores):
+            fd = make_page(core, machine.smt)
+            self.pages[core] = (fd, CorePage(fd, machine.smt))
+            for ht in range(machine.smt):
+                self.bells[core, ht] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        for core in range(machine.cores):
+            self._bear_coordinator(core)
+            for ht in range(machine.smt):
+                self._bear_hyperthread((core, ht))
+        deadline_ns = time.monotonic_ns() + START_NS
+        while not (all(child.up for child in self.children.by_place.values()) and self._gates_ready()):
+            if time.monotonic_ns() > deadline_ns:
+                late = [child.birth.name for child in self.children.by_place.values() if not child.up]
+                raise HostUnsuitable(
+                    f"{', '.join(late) or 'the gates'} did not come up",
+                    where="start", state="30 s", hint="asid doctor; fewer cores; look at load and memory.",
+                )  # fmt: skip
+            self.node.turn(deadline_ns)
+            self.drain()
+        self.state = "ready"
+        self._schedule_config()
+        self._tick()
+        self._look_at_gates()
+        endpoints = instance.Endpoints(
+            v=1, boot_id=self.boot_id, pid=os.getpid(), instance=self.paths.name,
+            ctl=sockets.ipc_endpoint(self.paths.ctl), urgent=sockets.ipc_endpoint(self.paths.urgent),
+            tel=sockets.ipc_endpoint(self.paths.tel), run_dir=str(self.run_dir.path), started_ns=self.started_ns,
+        )  # fmt: skip
+        instance.write_endpoints(self.paths, endpoints)
+        log.info("ready: instance %s, run %s", self.paths.name, self.run_dir.path)
+
+    def _gates_ready(self) -> bool:
+        return all(self._ready_seen.get(place, 0) == inc for place, inc in self.incs.items() if place[1] >= 0)
+
+    def _birth(self, core: int, ht: int, ring_fd: int, **more: Any) -> Birth:
+        page_fd, page = self.pages[core]
+        smt = self.config.machine.smt
+        return Birth(
+            core=core, ht=ht, siblings=smt, inc=self.incs[core, ht], coord=self.incs[core, -1],
+            page=Fd(page_fd), ring=Fd(ring_fd),
+            doorbells=tuple(Fd(self.bells[core, other]) for other in range(smt)),
+            gate_path=str(self.paths.root / f"c{core}.sock"), link_path=str(self.link_path),
+            config=self.config, base_dir=str(self.loaded.base_dir), policy=self.policy, kick=self.kick,
+            instance_root=str(self.paths.root), **more,
+        )  # fmt: skip
+
+    def _bear_coordinator(self, core: int) -> None:
+        place = (core, -1)
+        inc = self.incs[place] = self.incs.get(place, 0) + 1
+        living = []
+        for ht in range(self.config.machine.smt):
+            child = self.child((core, ht))
+            living.append(child.birth.inc if child is not None else 0)
+        attached = tuple(self.vcpus[core, ht][0] for ht in range(self.config.machine.smt))
+        ring_fd = make_ring(f"c{core}.{inc}")
+        birth = self._birth(core, -1, ring_fd, living=tuple(living), attached=attached, fresh=inc == 1)
+        self._bear(birth, ring_fd)
+
+    def _bear_hyperthread(self, place: Place) -> None:
+        core, ht = place
+        inc = self.incs[place] = self.incs.get(place, 0) + 1
+        ring_fd = make_ring(f"c{core}h{ht}.{inc}")
+        self._bear(self._birth(core, ht, ring_fd, vcpu=self.vcpus[place]), ring_fd)
+
+    def _bear(self, birth: Birth, ring_fd: int) -> None:
+        child = self.children.bear(birth, ring_fd, self.now_ns())
+        what = {"what": child.kind, "pid": child.pid, "inc": birth.inc}
+        self.merge.note("spawn", what, birth.core, birth.ht)
+
+    def _schedule_config(self) -> None:
+        """Arm the [[inject]] tables of the configuration."""
+        for spec in self.config.inject:
+            places = resolve(spec.target, self.topology)
+            details = exit_details(spec.reason or "EPT_VIOLATION", "auto") if spec.what == "exit" else {}
+            if spec.what == "irq":
+                details = exit_details("EXTERNAL_INTERRUPT", "yes")
+
+            def begin(spec: Any = spec, places: Any = places, details: Any = details) -> None:
+                try:
+                    self.injector.accept(batch_of_config(spec.what, places, spec, self.now_ns(), details))
+                except AsidError as error:
+                    self.merge.note("warn", {"text": f"[[inject]] {spec.what} {spec.target}: {error}"})
+
+            self.later(spec.at_ns, begin)
+
+    # --- the loop -----------------------------------------------------------------------------------------
+
+    def run_loop(self, duration_ns: int = 0) -> None:
+        """Serve until stopped; after `duration_ns` (0: never) stop by itself."""
+        if duration_ns:
+            self.later(duration_ns, lambda: self.begin_stop("duration"))
+        while not self._over:
+            self.node.turn()
+
+    def _tick(self) -> None:
+        """Drain the rings, deliver injections, let deadlines pass, and come again."""
+        self.drain()
+        now = self.now_ns()
+        soonest = self.injector.tick()
+        self.operations.expire()
+        self._reply(self.control.expire(now))
+        for fault in self.control.take_faults():
+            log.error("%s", fault)
+        if self.state == "draining":
+            self._stop_further()
+        busy = self.injector.busy or bool(self.operations._running) or self.state == "draining"
+        after = BUSY_TICK_NS if busy else TICK_NS
+        if soonest is not None:
+            after = max(0, min(after, soonest - now))
+        if not self._over:
+            self.node.set_timer("tick", after, self._tick)
+
+    def drain(self) -> None:
+        self.merge.drain([child.ring for child in self.children.by_place.values()])
+
+    def _look_at_gates(self) -> None:
+        for child in self.children.coordinators():
+            self.ask(child, {"op": "gate"})
+        counts = self.exit_counts
+        for (core, ht), (n, full) in counts.items():
+            self.telemetry.counters(core, ht, {"exits": n, "full": full})
+        self.node.set_timer("gates", GATES_NS, self._look_at_gates)
+
+    def _on_record(self, record: Record) -> None:
+        place = (record.core, record.ht)
+        kind = record.type
+        if kind == "exit":
+            n, full = self.exit_counts.get(place, (0, 0))
+            more = record.data["n"]
+            self.exit_counts[place] = (n + more, full + (more if record.data["full"] else 0))
+        elif kind in ("gate.ready", "gate.resync"):
+            self._ready_seen[place] = record.data["inc"]
+        elif kind == "gate.idle":
+            self.on_idle(place)
+
+    # --- children -----------------------------------------------------------------------------------------
+
+    def child(self, place: Place) -> Child | None:
+        return self.children.by_place.get(place)
+
+    def coordinator(self, core: int) -> Child | None:
+        return self.child((core, -1))
+
+    def words(self, core: int) -> Any:
+        return self.pages[core][1].words
+
+    def ring_bell(self, place: Place) -> None:
+        ring_doorbell(self.bells[place])
+
+    def tell(self, child: Child, message: dict[str, Any]) -> None:
+        """Send to a child; before it is up, keep it for then."""
+        if not child.up:
+            child.outbox.append(message)
+            return
+        if not sockets.send_nonblocking(self.link, [child.identity, _pack(message)]):
+            log.debug("%s is gone: %s undelivered", child.birth.name, message["op"])
+
+    def ask(self, child: Child, message: dict[str, Any]) -> int:
+        """Send what is to be answered; return the number of the answer. A death answers too."""
+        self._messages += 1
+        self._asked[self._messages] = child.place
+        self.tell(child, {**message, "id": self._messages})
+        return self._messages
+
+    def _on_link(self, frames: list[bytes]) -> None:
+        if len(frames) != 2:
+            return
+        try:
+            message = msgpack.unpackb(frames[1])
+            name, _, inc = frames[0].decode().partition(".")
+            core, _, ht = name.removeprefix("c").partition("h")
+            child = self.child((int(core), int(ht) if ht else -1))
+        except (ValueError, UnicodeDecodeError):
+            return
+        if child is None or child.birth.inc != int(inc):
+            return  # of a process whose death is confirmed
+        op = message["op"]
+        if op == "up":
+            child.up = True
+            waiting, child.outbox = child.outbox, []
+            for kept in waiting:
+                self.tell(child, kept)
+        elif op == "done":
+            self._on_done(message)
+        elif op == "fence":
+            self._fence((child.birth.core, message["ht"]), message["inc"])
+        elif op == "buried":
+            self._buried((child.birth.core, message["ht"]), message["inc"])
+        elif op == "exhausted":
+            self.exhausted.add(child.place)
+            if self.until_exhausted and self.exhausted >= {p for p, (vm, _) in self.vcpus.items() if vm}:
+                self.begin_stop("the recording has ended")
+
+    def _on_done(self, message: dict[str, Any]) -> None:
+        number = message["id"]
+        if "gate" in message:
+            self.gates[message["gate"]["core"]] = message["gate"]
+        if self._asked.pop(number, None) is not None:
+            self.operations.on_reply(number)
+            return
+        self.drain()
+        self.injector.on_done(number)
+
+    def _fence(self, place: Place, inc: int) -> None:
+        child = self.child(place)
+        if child is not None and child.birth.inc == inc:
+            self.counters["fences"] += 1
+            log.warning("fencing %s: it did not answer a kick", child.birth.name)
+            child.kill()
+
+    def _on_death(self, child: Child, status: int) -> None:
+        """A confirmed death: the last of its records, its coordinator, its injections, its successor."""
+        place = child.place
+        core, ht = place
+        self.merge.drain([child.ring])
+        what = {"what": child.kind, "pid": child.pid, "inc": child.birth.inc, "status": status}
+        self.merge.note("death", what, core, ht)
+        self.drain()
+        self.injector.on_death(place)
+        for number, whose in list(self._asked.items()):
+            if whose == place:
+                del self._asked[number]
+                self.operations.on_reply(number)
+        if self.state == "draining":
+            if ht >= 0 and (coordinator := self.coordinator(core)) is not None:
+                self.tell(coordinator, {"op": "dead", "ht": ht, "inc": child.birth.inc})
+            return
+        self.counters["deaths"] += 1
+        log.warning("%s (pid %d) died with status %d", child.birth.name, child.pid, status)
+        delay_ns = self.rebirths.setdefault(place, Rebirth()).after(self.now_ns() - child.born_ns)
+        if ht < 0:
+            if delay_ns is None:
+                self.problems.append(f"the coordinator of c{core} died too often; the core is out")
+                self.merge.note("warn", {"text": self.problems[-1]}, core)
+                return
+            self.later(delay_ns, lambda: self._again(place))
+            return
+        coordinator = self.coordinator(core)
+        if coordinator is not None:
+            self.waiting_burial.add(place)
+            self.tell(coordinator, {"op": "dead", "ht": ht, "inc": child.birth.inc})
+        else:
+            self.waiting_burial.add(place)  # a coordinator that comes back knows it as dead from its birth
+        if delay_ns is None and place not in self.unplugged:
+            self.problems.append(f"{child.birth.name} died too often; it stays OFFLINE")
+            self.merge.note("warn", {"text": self.problems[-1]}, core, ht)
+
+    def _buried(self, place: Place, inc: int) -> None:
+        """The coordinator has done with a death: now, and not before, the next incarnation may be born."""
+        if place not in self.waiting_burial or self.incs[place] != inc:
+            return
+        self.waiting_burial.discard(place)
+        rebirth = self.rebirths[place]
+        if place in self.unplugged or rebirth.young > YOUNG_DEATHS_MAX or self.state == "draining":
+            return
+        delay_ns = rebirth.delay_ns
+        self.later(delay_ns, lambda: self._again(place))
+
+    def _again(self, place: Place) -> None:
+        if self.state == "draining" or self.child(place) is not None or place in self.unplugged:
+            return
+        self.counters["respawns"] += 1
+        if place[1] >= 0:
+            self._bear_hyperthread(place)
+            return
+        self._bear_coordinator(place[0])
+        for ht in range(self.config.machine.smt):
+            # Deaths that the old coordinator never finished: the new one was born knowing them.
+            if (place[0], ht) in self.waiting_burial and self.child((place[0], ht)) is None:
+                self._buried((place[0], ht), self.incs[place[0], ht])
+
+    def given_up(self, place: Place) -> bool:
+        return self.child(place) is None and self.rebirths.get(place, Rebirth()).young > YOUNG_DEATHS_MAX
+
+    def plug(self, place: Place) -> None:
+        self.unplugged.discard(place)
+        self.rebirths.pop(place, None)
+        if place not in self.waiting_burial:
+            self.rebirths[place] = Rebirth()
+            self._again(place)
+        vm = self.vcpus[place][0]
+        coordinator = self.coordinator(place[0])
+        if vm and coordinator is not None:
+            self.tell(coordinator, {"op": "attach", "ht": place[1], "vm": vm})
+
+    def detach(self, place: Place) -> Procedure:
+        """Take the vCPU off a hyperthread, in order; done when the hyperthread says it is idle."""
+        coordinator, child = self.coordinator(place[0]), self.child(place)
+        self._idle_wanted.add(place)
+        if coordinator is not None:
+            self.tell(coordinator, {"op": "detach", "ht": place[1]})
+        while place in self._idle_wanted and self.child(place) is child and child is not None:
+            yield set()
+        self._idle_wanted.discard(place)
+        self.vcpus[place] = (0, 0)
+        self.injector.on_detach(place)
+        return {}
+
+    def on_idle(self, place: Place) -> None:
+        self._idle_wanted.discard(place)
+
+    # --- requests -----------------------------------------------------------------------------------------
+
+    def _on_request(self, socket: zmq.Socket[bytes], frames: list[bytes], *, urgent: bool) -> None:
+        self._reply(self.control.request(frames[0], frames[1:], self.now_ns(), urgent))
+
+    def _reply(self, replies: list[Reply]) -> None:
+        for reply in replies:
+            socket = self.urgent if reply.urgent else self.ctl
+            if not sockets.send_nonblocking(socket, [reply.client, *reply.frames]):
+                self.control.gone(reply.client)
+
+    def complete(self, ticket: int, ret: dict[str, Any]) -> None:
+        self.drain()
+        self._reply(self.control.complete(ticket, ret, self.merge.seq))
+
+    def fail(self, ticket: int, error: Exception) -> None:
+        self._reply(self.control.fail(ticket, error))
+
+    def completed(self, batch: Batch) -> None:
+        """An injection is over; its `inject.done` records get their numbers before the answer names them."""
+        if batch.ticket:
+            ticket = batch.ticket
+            batch.ticket = 0
+            self.later(0, lambda: self.complete(ticket, batch.as_ret()))
+
+    def note(self, kind: str, data: dict[str, Any], core: int = -1, ht: int = -1) -> None:
+        self.merge.note(kind, data, core, ht)
+
+    def note_policy(self, old: str, new: str, kick: str) -> None:
+        self.merge.note("mark", {"text": f"policy {old} -> {new}, kick {kick}"})
+
+    def later(self, after_ns: int, what: Callable[[], None]) -> None:
+        self._messages += 1
+        self.node.set_timer(("later", self._messages), after_ns, what)
+
+    def now_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def condition(self) -> str:
+        if self.state != "ready":
+            return self.state
+        if self.journal.broken:
+            return "failed"
+        machine = self.config.machine
+        wanted = {(core, ht) for core in range(machine.cores) for ht in range(-1, machine.smt)} - self.unplugged
+        alive = {place for place, child in self.children.by_place.items() if child.up}
+        return "ready" if wanted <= alive else "degraded"
+
+    def warnings(self) -> list[str]:
+        found = list(self.problems)
+        if self.journal.broken:
+            found.append(f"the journal is broken: {self.journal.broken}; {self.journal.lost} records lost")
+        return found
+
+    # --- stop ---------------------------------------------------------------------------------------------
+
+    def begin_stop(self, reason: str, *, force: bool = False, ticket: int = 0) -> None:
+        """Close in order: no new work, every hyperthread out through its gate, then the coordinators, then the run."""
+        self._stop_ticket = ticket or self._stop_ticket
+        if self.state == "draining":
+            return
+        self.state = "draining"
+        self._stop_reason = reason
+        self._stop_deadline_ns = self.now_ns() + (0 if force else STOP_NS)
+        self.control.begin_draining()
+        self.injector.close()
+        for child in self.children.hyperthreads():
+            coordinator = self.coordinator(child.birth.core)
+            if coordinator is None:
+                child.kill()
+            else:
+                self.tell(coordinator, {"op": "stop", "ht": child.birth.ht})
+        self.node.set_timer("tick", 0, self._tick)
+
+    def _stop_further(self) -> None:
+        left = self.children.hyperthreads()
+        if left:
+            if self.now_ns() > self._stop_deadline_ns:
+                for child in left:
+                    child.kill()
+            return
+        for child in self.children.coordinators():
+            child.kill()
+        if not self.children.by_place:
+            self._over = True
+
+    def end(self) -> dict[str, Any]:
+        """Write the end of the run: the last record, the statistics, the verdict. Return the verdict."""
+        self.merge.note("run.end", {"reason": self._stop_reason})
+        self.drain()
+        self.journal.sync()
+        self.journal.close()
+        document = {"schema": "stats/1", **self.merge.stats.as_map(), "exposure": self.merge.exposure.as_map()}
+        document["counters"] = self.counters
+        self.run_dir.write_json("stats.json", document)
+        from asid.audit import audit
+
+        verdict = audit(self.run_dir.path).as_map()
+        self.run_dir.write_json("verdict.json", verdict)
+        self.run_dir.end(self._stop_reason, verdict=verdict.get("verdict", ""))
+        return verdict
+
+    def farewell(self) -> None:
+        """The last answers and the last telemetry, once the verdict is on disk."""
+        if self._stop_ticket:
+            self._reply(self.control.complete(self._stop_ticket, {}, self.merge.seq))
+        self.telemetry.bye(self._stop_reason)
+
+    def close(self) -> None:
+        """Leave nothing behind: no process, no socket file, no lock."""
+        for child in list(self.children.by_place.values()):
+            child.kill()
+        deadline_ns = self.now_ns() + DEATH_DEADLINE_NS
+        while self.children.by_place and self.now_ns() < deadline_ns:
+            self.node.turn(deadline_ns)
+        with contextlib.suppress(FileNotFoundError):
+            self.paths.endpoints.unlink()
+        sockets.close(self.context, self.ctl, self.urgent, self.tel, self.link)
+        for path in self.paths.root.glob("*.sock"):
+            path.unlink(missing_ok=True)
+        self.reader.close()
+        for fd, page in self.pages.values():
+            page.close()
+            os.close(fd)
+        for bell in self.bells.values():
+            os.close(bell)
+        os.close(self.lock_fd)
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m asid.live.daemon", description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("--instance", default=instance.DEFAULT_INSTANCE)
+    parser.add_argument("--policy", default="")
+    parser.add_argument("--kick", default="")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--duration", type=int, default=0, help="ns; 0: until stopped")
+    parser.add_argument("--until-exhausted", action="store_true", help="stop when every recording has ended")
+    return parser.parse_args(arguments)
+
+
+def load_for(arguments: argparse.Namespace) -> Loaded:
+    overrides: dict[str, Any] = {}
+    if arguments.policy:
+        overrides["policy.name"] = arguments.policy
+    if arguments.kick:
+        overrides["policy.kick"] = arguments.kick
+    if arguments.seed is not None:
+        overrides["seed"] = arguments.seed
+    return load(arguments.config, overrides)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a daemon in the foreground; return the exit code. Errors are told on stderr in their five parts."""
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="asid: %(message)s")
+    assert __debug__, "the assertions are part of the protocol; never run with -O"
+    try:
+        daemon = Daemon(
+            load_for(options), options.instance, run_dir=options.run_dir, until_exhausted=options.until_exhausted
+        )
+    except AsidError as error:
+        return report(error)
+    import setproctitle
+
+    setproctitle.setproctitle(f"asid: daemon {options.instance}")
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda number, _: daemon.begin_stop(signal.Signals(number).name))
+    try:
+        daemon.start()
+        daemon.run_loop(options.duration)
+        daemon.end()
+        daemon.farewell()
+    except AsidError as error:
+        return report(error)
+    finally:
+        daemon.close()
+    return EXIT_OK
+
+
+def report(error: AsidError) -> int:
+    log.error("%s: %s", type(error).__name__, error)
+    if error.hint:
+        log.error("hint: %s", error.hint)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

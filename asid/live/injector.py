@@ -1,0 +1,274 @@
+"""Injections: accepted, delivered at their pace, and followed until each has exactly one `inject.done` (G8).
+
+NMIs and #MCs go through the interrupt words of the core page: a count that grows. The hyperthread's `intr` record says
+up to which count it has taken them: the last one was handled, those before it merged into it, as on x86. Exits and
+IRQs go as messages. What a dead hyperthread had not done is lost, and said to be.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from asid.core.record import Record
+from asid.errors import Conflict
+from asid.live.children import Child, Place
+from asid.live.page import MCE, NMI, base_of
+from asid.units import parse_duration_ns
+
+RESULTS: Final = ("handled", "merged", "lost", "refused")
+IDS_SHOWN_MAX: Final = 64
+EXITS_A_MESSAGE: Final = 1_000_000
+
+
+@dataclass
+class Batch:
+    """One accepted operation: n injections a target, and what became of them. `ticket` 0: nobody waits."""
+
+    what: str
+    places: tuple[Place, ...]
+    left: int  # injections a place, still to be delivered
+    interval_ns: int
+    next_ns: int
+    details: dict[str, Any]
+    ticket: int = 0
+    open: int = 0  # delivered, and not done
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RESULTS, 0))
+    ids: list[int] = field(default_factory=list)
+    accepted: int = 0
+
+    @property
+    def over(self) -> bool:
+        return self.left == 0 and self.open == 0
+
+    def as_ret(self) -> dict[str, Any]:
+        return {"accepted": self.accepted, **self.counts, "ids": self.ids[:IDS_SHOWN_MAX]}
+
+
+class Machinery(Protocol):
+    """What the injector needs of the daemon."""
+
+    def child(self, place: Place) -> Child | None: ...
+    def words(self, core: int) -> Any: ...
+    def ring_bell(self, place: Place) -> None: ...
+    def tell(self, child: Child, message: dict[str, Any]) -> None: ...
+    def note(self, kind: str, data: dict[str, Any], core: int = -1, ht: int = -1) -> None: ...
+    def later(self, after_ns: int, what: Callable[[], None]) -> None: ...
+    def completed(self, batch: Batch) -> None: ...
+    def now_ns(self) -> int: ...
+
+
+@dataclass
+class _Open:
+    batch: Batch
+    id: int
+    n: int
+
+
+class Injector:
+    """All injections under way."""
+
+    def __init__(self, machinery: Machinery) -> None:
+        self._machine = machinery
+        self._batches: list[Batch] = []
+        self._lines: dict[tuple[Place, str], deque[tuple[int, _Open]]] = {}  # by count of the interrupt word
+        self._messages: dict[int, tuple[Place, _Open]] = {}
+        self._signals: dict[Place, list[_Open]] = {}
+        self._next_id = 1
+        self.stopped = False
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._batches)
+
+    def accept(self, batch: Batch) -> None:
+        """Check that every target can take it, then begin. Raise Conflict with no effect."""
+        for core, ht in batch.places:
+            child = self._machine.child((core, ht))
+            if child is None or not child.up:
+                raise Conflict(
+                    f"c{core}h{ht} is OFFLINE" if ht >= 0 else f"the coordinator of c{core} is not up",
+                    where=f"inject.{batch.what}",
+                    allowed="a hyperthread that runs",
+                    hint="asid status; asid ht plug gives a hyperthread back.",
+                )
+            if batch.what in ("exit", "irq") and child.birth.vcpu[0] == 0:
+                raise Conflict(
+                    f"c{core}h{ht} runs no vCPU, so it never exits",
+                    where=f"inject.{batch.what}",
+                    allowed="a hyperthread with a vCPU",
+                    hint="asid status shows which hyperthread runs which vCPU.",
+                )
+        batch.accepted = batch.left * len(batch.places)
+        self._batches.append(batch)
+        self.tick()
+
+    def tick(self) -> int | None:
+        """Deliver what is due. Return when the next one is, None when nothing is."""
+        now = self._machine.now_ns()
+        soonest: int | None = None
+        for batch in list(self._batches):
+            while batch.left and batch.next_ns <= now:
+                n = 1 if batch.interval_ns else batch.left
+                self._deliver(batch, n)
+                batch.left -= n
+                batch.next_ns += batch.interval_ns
+            if batch.left and (soonest is None or batch.next_ns < soonest):
+                soonest = batch.next_ns
+            self._finish(batch)
+        return soonest
+
+    def cancel(self, ticket: int) -> None:
+        """Deliver no more of a batch; what was delivered is followed to its end."""
+        for batch in list(self._batches):
+            if batch.ticket == ticket:
+                batch.accepted -= batch.left * len(batch.places)
+                batch.left = 0
+                self._finish(batch)
+
+    def _deliver(self, batch: Batch, n: int) -> None:
+        for place in batch.places:
+            child = self._machine.child(place)
+            if batch.what in ("nmi", "mce"):
+                for _ in range(n):
+                    opened = self._open(batch, place, 1)
+                    if child is None:
+                        self._done(opened, place, "lost", "the hyperthread died")
+                    else:
+                        self._raise_line(place, batch.what, opened)
+                if child is not None:
+                    self._machine.ring_bell(place)
+            elif batch.what in ("exit", "irq"):
+                opened = self._open(batch, place, n)
+                if child is None:
+                    self._done(opened, place, "lost", "the hyperthread died")
+                else:
+                    self._messages[opened.id] = (place, opened)
+                    self._machine.tell(child, {"op": "exit", "id": opened.id, "n": n, **batch.details})
+            else:
+                self._signal(batch, place, child)
+
+    def _open(self, batch: Batch, place: Place, n: int) -> _Open:
+        opened = _Open(batch, self._next_id, n)
+        self._next_id += 1
+        batch.open += 1
+        batch.ids.append(opened.id)
+        core, ht = place
+        data: dict[str, Any] = {"id": opened.id, "what": batch.what, "target": f"c{core}h{ht}" if ht >= 0 else f"c{core}"}
+        if batch.details.get("reason"):
+            data["reason"] = batch.details["reason"]
+        if n > 1:
+            data["n"] = n
+        self._machine.note("inject", data, core, max(ht, -1))
+        return opened
+
+    def _raise_line(self, place: Place, what: str, opened: _Open) -> None:
+        core, ht = place
+        words = self._machine.words(core)
+        at = base_of(ht) + (NMI if what == "nmi" else MCE)
+        words[at] += 1
+        self._lines.setdefault((place, what), deque()).append((words[at], opened))
+
+    def _signal(self, batch: Batch, place: Place, child: Child | None) -> None:
+        opened = self._open(batch, place, 1)
+        if child is None:
+            self._done(opened, place, "lost", "the process died")
+            return
+        self._signals.setdefault(place, []).append(opened)
+        if batch.what == "kill":
+            child.kill()
+            return
+        child.kill(signal.SIGSTOP)
+
+        def go_on() -> None:
+            child_now = self._machine.child(place)
+            if child_now is child and opened in self._signals.get(place, []):
+                child.kill(signal.SIGCONT)
+                self._signals[place].remove(opened)
+                self._done(opened, place, "handled")
+
+        self._machine.later(batch.details["for_ns"], go_on)
+
+    # --- what became of them ------------------------------------------------------------------------------
+
+    def on_record(self, record: Record) -> None:
+        """An NMI or #MC handler ended: it took everything up to its count."""
+        if record.type != "intr":
+            return
+        place = (record.core, record.ht)
+        line = self._lines.get((place, record.data["what"]))
+        taken: list[_Open] = []
+        while line and line[0][0] <= record.data["id"]:
+            taken.append(line.popleft()[1])
+        for number, opened in enumerate(taken, start=1):
+            last = number == len(taken)
+            self._done(opened, place, "handled" if last else "merged")
+
+    def on_done(self, number: int) -> bool:
+        """A hyperthread did what message `number` asked for. Return False when that number is not an injection's."""
+        entry = self._messages.pop(number, None)
+        if entry is None:
+            return False
+        self._done(entry[1], entry[0], "handled")
+        return True
+
+    def on_death(self, place: Place) -> None:
+        """Everything that a process had not done is lost; a kill is what was wanted."""
+        for opened in self._signals.pop(place, []):
+            kill = opened.batch.what == "kill"
+            self._done(opened, place, "handled" if kill else "lost", "" if kill else "the hyperthread died")
+        for what in ("nmi", "mce"):
+            for _, opened in self._lines.pop((place, what), ()):
+                self._done(opened, place, "lost", "the hyperthread died")
+        for number, (whose, opened) in list(self._messages.items()):
+            if whose == place:
+                del self._messages[number]
+                self._done(opened, place, "lost", "the hyperthread died")
+
+    def on_detach(self, place: Place) -> None:
+        """A hyperthread without a vCPU takes no exits any more."""
+        for number, (whose, opened) in list(self._messages.items()):
+            if whose == place:
+                del self._messages[number]
+                self._done(opened, place, "refused", "the vCPU was taken away")
+
+    def close(self) -> None:
+        """The machine stops: deliver nothing more, and say of everything open that it was refused."""
+        self.stopped = True
+        for batch in self._batches:
+            batch.accepted -= batch.left * len(batch.places)
+            batch.left = 0
+        for place in list({place for batch in self._batches for place in batch.places}):
+            self.on_detach(place)
+            for what in ("nmi", "mce"):
+                for _, opened in self._lines.pop((place, what), ()):
+                    self._done(opened, place, "refused", "the machine stops")
+            for opened in self._signals.pop(place, []):
+                self._done(opened, place, "refused", "the machine stops")
+        for batch in list(self._batches):
+            self._finish(batch)
+
+    def _done(self, opened: _Open, place: Place, result: str, why: str = "") -> None:
+        data: dict[str, Any] = {"id": opened.id, "result": result}
+        if why:
+            data["why"] = why
+        self._machine.note("inject.done", data, place[0], max(place[1], -1))
+        opened.batch.open -= 1
+        opened.batch.counts[result] += opened.n
+        self._finish(opened.batch)
+
+    def _finish(self, batch: Batch) -> None:
+        if batch.over and batch in self._batches:
+            self._batches.remove(batch)
+            self._machine.completed(batch)
+
+
+def batch_of_config(what: str, places: tuple[Place, ...], spec: Any, now_ns: int, details: dict[str, Any]) -> Batch:
+    """Return the batch of one [[inject]] table of a configuration."""
+    interval_ns = round(1e9 / spec.rate_hz) if spec.rate_hz else 0
+    if what == "stall":
+        details = {**details, "for_ns": parse_duration_ns(spec.duration, "inject.duration")}
+    return Batch(what, places, spec.count, interval_ns, now_ns, details)

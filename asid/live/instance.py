@@ -1,0 +1,220 @@
+"""The directory of a running instance: who owns it, and where its sockets are.
+
+    $XDG_RUNTIME_DIR/asid/INSTANCE/     mode 0700; without that variable: asid-<uid>/ in the temporary directory
+        lock             flock, held by the daemon for its whole life: the only proof that it lives
+        ctl.sock urgent.sock tel.sock
+        endpoints.json   written last and atomically: whoever can read it can connect
+        daemon.log       stderr of a detached daemon
+
+An ipc bind steals the path of a living socket without an error, so nothing here is bound or removed without the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from asid.errors import Busy, ConfigError, NoAnswer, PermissionRefused
+from asid.live.sockets import make_private_dir
+
+DEFAULT_INSTANCE = "default"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+LOCK_PATIENCE_NS = 200_000_000  # a reader that looks whether the lock is held has it for a moment
+ENDPOINTS_BYTES_MAX = 65_536
+
+
+class Endpoints(msgspec.Struct, frozen=True):
+    """Contents of endpoints.json. started_ns: CLOCK_MONOTONIC. v: version of this file."""
+
+    v: int
+    boot_id: str
+    pid: int
+    instance: str
+    ctl: str
+    urgent: str
+    tel: str
+    run_dir: str
+    started_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstancePaths:
+    """Files of one instance."""
+
+    name: str
+    root: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def ctl(self) -> Path:
+        return self.root / "ctl.sock"
+
+    @property
+    def urgent(self) -> Path:
+        return self.root / "urgent.sock"
+
+    @property
+    def tel(self) -> Path:
+        return self.root / "tel.sock"
+
+    @property
+    def endpoints(self) -> Path:
+        return self.root / "endpoints.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "daemon.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """An instance as found. stale: its directory is there, its daemon is not (killed, or the host went down)."""
+
+    paths: InstancePaths
+    running: bool
+    endpoints: Endpoints | None
+
+    @property
+    def name(self) -> str:
+        return self.paths.name
+
+    @property
+    def stale(self) -> bool:
+        return not self.running
+
+
+def runtime_root() -> Path:
+    """Return the directory of all instances of this user; it need not exist."""
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    if given and os.path.isabs(given) and os.access(given, os.W_OK | os.X_OK):
+        return Path(given) / "asid"
+    return Path(tempfile.gettempdir()) / f"asid-{os.geteuid()}"
+
+
+def instance_paths(name: str) -> InstancePaths:
+    """Return the files of an instance; nothing is made. Raise ConfigError for a name that is no file name."""
+    if NAME.fullmatch(name) is None:
+        raise ConfigError(
+            f"instance {name[:40]!r}",
+            allowed="1 to 32 letters, digits, '_', '.' or '-', beginning with a letter or digit",
+            hint=f"Try {DEFAULT_INSTANCE}.",
+        )
+    return InstancePaths(name, runtime_root() / name)
+
+
+def make_instance_dir(name: str) -> InstancePaths:
+    """Make the directory (0700) or check that it is ours. Raise PermissionRefused, ConfigError."""
+    paths = instance_paths(name)
+    make_private_dir(paths.root.parent)
+    make_private_dir(paths.root)
+    return paths
+
+
+def take_lock(paths: InstancePaths) -> int:
+    """Return the descriptor of the instance's lock, held until it is closed. Raise Busy when a daemon holds it."""
+    try:
+        lock_fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise PermissionRefused(f"cannot open: {error.strerror}", where=str(paths.lock), hint="asid doctor") from None
+    deadline_ns = time.monotonic_ns() + LOCK_PATIENCE_NS
+    pause = threading.Event()
+    while True:
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic_ns() < deadline_ns:
+                pause.wait(0.01)
+                continue
+            os.close(lock_fd)
+            found = read_endpoints(paths)
+            raise Busy(
+                f"instance {paths.name!r} is running already" + (f" (pid {found.pid})" if found else ""),
+                hint=f"asid down --instance {paths.name}, or choose another --instance.",
+                data={"instance": paths.name},
+            ) from None
+        return lock_fd
+
+
+def is_locked(paths: InstancePaths) -> bool:
+    """Return whether a daemon lives in this instance."""
+    try:
+        lock_fd = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock_fd)
+    return False
+
+
+def clear_leftovers(paths: InstancePaths) -> list[str]:
+    """Remove what a killed daemon left; return the names. The caller holds the lock."""
+    removed = []
+    for path in (paths.endpoints, paths.ctl, paths.urgent, paths.tel):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            removed.append(path.name)
+    return removed
+
+
+def write_endpoints(paths: InstancePaths, endpoints: Endpoints) -> None:
+    """Write endpoints.json so that a reader sees all of it or nothing. The caller holds the lock."""
+    fresh = paths.root / f".endpoints.{os.getpid()}"
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.encode(endpoints) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, paths.endpoints)
+
+
+def read_endpoints(paths: InstancePaths) -> Endpoints | None:
+    """Return what a daemon wrote, None when it is not there, cut or foreign."""
+    try:
+        with paths.endpoints.open("rb") as file:
+            return msgspec.json.decode(file.read(ENDPOINTS_BYTES_MAX), type=Endpoints)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def find_instances() -> list[Instance]:
+    """Return the instances of this user, by name, stale ones included."""
+    try:
+        entries = sorted(runtime_root().iterdir())
+    except OSError:
+        return []
+    found = []
+    for root in entries:
+        if NAME.fullmatch(root.name) is None or not root.is_dir():
+            continue
+        paths = InstancePaths(root.name, root)
+        running = is_locked(paths)
+        if running or paths.lock.exists():
+            found.append(Instance(paths, running, read_endpoints(paths)))
+    return found
+
+
+def wait_unlocked(paths: InstancePaths, timeout_s: float) -> None:
+    """Wait until no daemon lives in this instance. Raise NoAnswer."""
+    deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+    pause = threading.Event()
+    while is_locked(paths):
+        if time.monotonic_ns() >= deadline_ns:
+            state = f"after {timeout_s:g} s"
+            raise NoAnswer(f"instance {paths.name!r} still runs", state=state, hint="asid down --force")
+        pause.wait(0.02)

@@ -1,0 +1,17 @@
+"""Imported once, by the fork server, before it forks any child: the modules that every child needs, and its own peace.
+
+A signal to the daemon's process group (^C in a terminal, `timeout`) must not reach the fork server: its death takes all
+children along. So it leads a group of its own; it ends when the daemon does.
+"""
+
+from __future__ import annotations
+
+import os
+
+import asid.guest
+import asid.live.coordinator
+import asid.live.hyperthread
+
+__all__ = ["asid"]
+
+os.setpgrp()

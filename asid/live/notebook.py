@@ -1,0 +1,120 @@
+"""What a child notes down: records into its ring, and a tally of fast exits that becomes one record a reason.
+
+A record gets a key that is unique in the run; the daemon gives it its `seq` at the merge and turns keys of causes into
+seqs. Keys travel with gate messages, so that a grant can name the exit that asked for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgpack
+
+from asid.core.record import bucket_of
+from asid.live.ring import Ring
+
+OVERFLOW_MAX: Final = 100_000  # records kept in memory while the ring is full; then they are counted as lost
+INC_BITS, PLACE_BITS, NUMBER_BITS = 12, 11, 40
+PLACES_A_CORE: Final = 16
+COORDINATOR_PLACE: Final = 15
+
+_pack: Callable[[Any], bytes] = msgpack.Packer().pack
+
+
+def key_base(core: int, ht: int, inc: int) -> int:
+    """Return the key of the record before the first; ht -1 is the coordinator."""
+    place = core * PLACES_A_CORE + (COORDINATOR_PLACE if ht < 0 else ht) + 1
+    return ((inc & ((1 << INC_BITS) - 1)) << (PLACE_BITS + NUMBER_BITS)) | (place << NUMBER_BITS)
+
+
+class Notebook:
+    """The records of one process. `last` is the key of the last one, to be given as a cause."""
+
+    __slots__ = ("_core", "_ht", "_overflow", "_ring", "last", "lost")
+
+    def __init__(self, ring: Ring, core: int, ht: int, inc: int) -> None:
+        self._ring = ring
+        self._core = core
+        self._ht = ht
+        self._overflow: deque[bytes] = deque()
+        self.last = key_base(core, ht, inc)
+        self.lost = 0
+
+    def note(
+        self, kind: str, data: dict[str, Any], round_: int = 0, cause: int = 0, *, ht: int | None = None, ts: int = 0
+    ) -> int:
+        """Note a record and return its key. Never waits."""
+        self.last += 1
+        whose = self._ht if ht is None else ht
+        self._put(_pack((self.last, ts or time.monotonic_ns(), kind, self._core, whose, round_, cause, data)))
+        return self.last
+
+    def _put(self, record: bytes) -> None:
+        if self._overflow:
+            self.flush()
+        if self._overflow or not self._ring.put(record):
+            if len(self._overflow) < OVERFLOW_MAX:
+                self._overflow.append(record)
+            else:
+                self.lost += 1
+
+    def flush(self) -> bool:
+        """Move what waits in memory into the ring; return whether all of it went."""
+        while self._overflow:
+            if not self._ring.put(self._overflow[0]):
+                return False
+            self._overflow.popleft()
+        return True
+
+    @property
+    def full(self) -> bool:
+        """Whether the guest should pause: three quarters of the ring wait for the daemon."""
+        return bool(self._overflow) or self._ring.used > 0.75
+
+
+class Tally:
+    """Counts of fast exits by reason, until they are noted."""
+
+    __slots__ = ("_rows",)
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], list[Any]] = {}
+
+    def add(self, reason: str, isa: str, n: int, sum_ns: int) -> None:
+        """Add n exits that took sum_ns together; a batch is entered at its mean."""
+        each = sum_ns // n
+        row = self._rows.get((reason, isa))
+        if row is None:
+            row = self._rows[reason, isa] = [0, 0, each, each, {}]
+        row[0] += n
+        row[1] += sum_ns
+        row[2] = min(row[2], each)
+        row[3] = max(row[3], each)
+        bucket = bucket_of(each)
+        row[4][bucket] = row[4].get(bucket, 0) + n
+
+    def note(self, notebook: Notebook, round_: int) -> None:
+        """Note a record a reason, and begin anew."""
+        if not self._rows:
+            return
+        for (reason, isa), (n, total, low, high, hist) in self._rows.items():
+            notebook.note("exit", exit_data(reason, isa, False, n, total, low, high, sorted(hist.items())), round_)
+        self._rows.clear()
+
+
+def exit_data(
+    reason: str, isa: str, full: bool, n: int, sum_ns: int, min_ns: int, max_ns: int, hist: list[tuple[int, int]]
+) -> dict[str, Any]:
+    return {
+        "reason": reason,
+        "isa": isa,
+        "full": full,
+        "n": n,
+        "sum_ns": sum_ns,
+        "min_ns": min_ns,
+        "max_ns": max_ns,
+        "hist": hist,
+    }

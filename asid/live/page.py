@@ -1,0 +1,75 @@
+"""The core page: the IPI line of one core, in shared memory that has no name.
+
+One 64-byte line a word, one writer a word (but for the pending bit, which any sibling sets and only its owner
+clears), 8-byte aligned, so no read is torn. A memfd handed down to the children: nothing to unlink, nothing to leak.
+
+    core lines          ROUND, KICKS           written by the coordinator: numbers it must not give out twice
+    hyperthread lines   MODE FLAG DEPTH INSNS  written by the hyperthread
+                        REQUEST                written by the coordinator: number of the kick that stands
+                        KICK_NUMBER KICK_INSNS written by the coordinator after a kick is visible: INSNS by then
+                        PENDING                the IRR bit: set by siblings and the coordinator, cleared by its owner
+                        NMI MCE                written by the daemon: injections so far, which is the interrupt line
+
+The fence between "publish" and "look" is a lock taken and given back: a locked instruction on x86, a full barrier on
+every CPython platform. The pending bit, looked at before every guest instruction, is the second line.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from typing import Final
+
+LINE_WORDS: Final = 8  # one 64-byte line
+CORE_LINES: Final = 2
+HT_LINES: Final = 10
+
+ROUND: Final = 0 * LINE_WORDS
+KICKS: Final = 1 * LINE_WORDS
+
+MODE, FLAG, DEPTH, INSNS, REQUEST, PENDING, NMI, MCE, KICK_NUMBER, KICK_INSNS = (
+    line * LINE_WORDS for line in range(HT_LINES)
+)
+
+
+def base_of(ht: int) -> int:
+    """Return the index of the first word of a hyperthread's lines; add MODE, FLAG and so on to it."""
+    return (CORE_LINES + ht * HT_LINES) * LINE_WORDS
+
+
+def page_bytes(siblings: int) -> int:
+    return (CORE_LINES + siblings * HT_LINES) * LINE_WORDS * 8
+
+
+def make_page(core: int, siblings: int) -> int:
+    """Return the descriptor of a new core page, all zero."""
+    fd = os.memfd_create(f"asid-core-{core}", os.MFD_CLOEXEC)
+    os.ftruncate(fd, page_bytes(siblings))
+    return fd
+
+
+class CorePage:
+    """A mapping of a core page. `words` is a flat view of 64-bit words; index it with `base_of(ht) + FIELD`."""
+
+    __slots__ = ("_lock", "_map", "siblings", "words")
+
+    def __init__(self, fd: int, siblings: int) -> None:
+        self.siblings = siblings
+        self._map = mmap.mmap(fd, page_bytes(siblings))
+        self.words = memoryview(self._map).cast("Q")
+        self._lock = threading.Lock()
+
+    def fence(self) -> None:
+        """Full memory barrier."""
+        self._lock.acquire()
+        self._lock.release()
+
+    def holders(self, siblings: tuple[int, ...]) -> bool:
+        """Return whether any of these siblings has its flag or depth raised."""
+        words = self.words
+        return any(words[base_of(other) + FLAG] or words[base_of(other) + DEPTH] for other in siblings)
+
+    def close(self) -> None:
+        self.words.release()
+        self._map.close()

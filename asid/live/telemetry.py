@@ -1,0 +1,70 @@
+"""The telemetry socket: records, state, counters and system messages to whoever subscribes; lossy, and numbered.
+
+Classes: `e` every record, `s` the mode of each hyperthread (on change, and at once to a late joiner), `m` counters at
+10 Hz, `y` welcome, sync and bye. A subscription under `y.` is answered on its own topic with the number of the last
+record, so a reader knows from where on it misses nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import zmq
+
+from asid.core.record import Record, as_map, place_topic, topic_of
+
+_pack: Callable[[Any], bytes] = msgpack.Packer().pack
+
+
+class Telemetry:
+    """Publishes; never waits, and never tells anybody how things stand but readers."""
+
+    def __init__(self, socket: zmq.Socket[bytes], seq: Callable[[], int]) -> None:
+        self._socket = socket
+        self._seq = seq
+        self._subscribers = 0
+        self._state: dict[bytes, bytes] = {}
+
+    def on_subscription(self, frames: list[bytes]) -> None:
+        """A subscription (1) or its end (0), with the topic."""
+        if len(frames) != 1 or not frames[0]:
+            return
+        topic = frames[0][1:]
+        if frames[0][:1] != b"\x01":
+            self._subscribers = max(0, self._subscribers - 1)
+            return
+        self._subscribers += 1
+        if topic.startswith(b"y."):
+            self._send(topic, _pack({"seq": self._seq(), "t": time.monotonic_ns()}))
+        elif topic.startswith(b"s") or not topic:
+            for place, state in self._state.items():
+                if place.startswith(topic):
+                    self._send(place, state)
+
+    def publish(self, records: list[Record]) -> None:
+        for record in records:
+            if record.type == "ht.mode":
+                place = place_topic("s", record.core, record.ht).encode()
+                data = record.data
+                state = {"t": record.ts, "seq": record.seq, "mode": data["new"], "vm": data["vm"], "inc": data["inc"]}
+                self._state[place] = _pack(state)
+                if self._subscribers:
+                    self._send(place, self._state[place])
+            if self._subscribers:
+                self._send(topic_of(record).encode(), _pack(as_map(record)))
+
+    def counters(self, core: int, ht: int, counts: dict[str, int]) -> None:
+        if self._subscribers:
+            self._send(place_topic("m", core, ht).encode(), _pack({"t": time.monotonic_ns(), **counts}))
+
+    def bye(self, reason: str) -> None:
+        self._send(b"y.bye.", _pack({"seq": self._seq(), "reason": reason}))
+
+    def _send(self, topic: bytes, body: bytes) -> None:
+        try:
+            self._socket.send_multipart([topic, body], zmq.NOBLOCK)
+        except zmq.Again:
+            return  # a slow reader loses it, and its numbers show that

@@ -1,0 +1,246 @@
+"""A daemon started from a program, and the run that it leaves behind.
+
+with asid.Daemon.start("configs/smt2.toml", policy="asi") as daemon:
+    daemon.client().inject_nmi("c0h1", wait=True)
+    assert daemon.stop().verdict.passed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from asid import client as client_
+from asid.errors import AsidError, Busy, ConfigError, InputError, NotRunning
+from asid.live import instance as instances_
+
+POLL_SLICE_S = 0.02
+LOG_TAIL_LINES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """verdict.json: verdict is PASS, FAIL or UNKNOWN; guarantees as the audit wrote them."""
+
+    verdict: str
+    guarantees: dict[str, Any]
+    document: dict[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict == "PASS"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run directory."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, run: str | Path = "latest") -> Run:
+        """Return a run by path, or by name in the directory of runs. Raise InputError."""
+        from asid.live.rundir import find_run
+
+        return cls(find_run(str(run)))
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.root / name
+        try:
+            document: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise InputError(f"cannot read it: {error}", where=str(path), hint="asid runs ls") from None
+        return document
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return self._read_json("manifest.json")
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the audit said. Raise InputError when the run was not audited."""
+        document = self._read_json("verdict.json")
+        return Verdict(str(document.get("verdict", "UNKNOWN")), dict(document.get("guarantees", {})), document)
+
+    def records(self) -> Iterator[Any]:
+        """Yield the records of the journal."""
+        from asid.live.journal import JournalReader
+
+        with JournalReader(self.root / "journal.asid") as reader:
+            yield from reader
+
+
+class Daemon:
+    """A daemon that this process started. As a context manager it is stopped, or killed if it must be, at the end."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], paths: instances_.InstancePaths, endpoints: instances_.Endpoints
+    ):
+        self.process = process
+        self.paths = paths
+        self.endpoints = endpoints
+        self._clients: list[client_.Client] = []
+
+    @classmethod
+    def start(
+        cls,
+        config: str | Path | Mapping[str, Any],
+        *,
+        instance: str = "",
+        policy: str = "",
+        kick: str = "",
+        seed: int | None = None,
+        run_dir: str | Path = "",
+        duration_ns: int | None = None,
+        timeout_s: float = 20.0,
+    ) -> Daemon:
+        """Start a daemon of its own session and return when it answers. Raise what it said when it does not come up.
+
+        config: a TOML file, or a map as one would be. instance: a fresh name by default.
+        """
+        paths = instances_.make_instance_dir(instance or f"p{os.getpid()}-{secrets.token_hex(3)}")
+        if instances_.is_locked(paths):
+            raise Busy(f"instance {paths.name!r} is running already", hint=f"asid down --instance {paths.name}")
+        with contextlib.suppress(FileNotFoundError):
+            paths.endpoints.unlink()  # of a daemon that was killed: not to be taken for the new one's
+        command = [sys.executable, "-m", "asid.live.daemon", str(_config_file(config, paths)), "--instance", paths.name]
+        for option, value in (
+            ("--policy", policy),
+            ("--kick", kick),
+            ("--seed", "" if seed is None else str(seed)),
+            ("--run-dir", str(run_dir)),
+            ("--duration", "" if duration_ns is None else str(duration_ns)),
+        ):
+            command += [option, value] if value else []
+        with paths.log.open("wb") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
+            )
+        return cls._wait_ready(process, paths, time.monotonic() + timeout_s, timeout_s)
+
+    @classmethod
+    def _wait_ready(
+        cls, process: subprocess.Popen[bytes], paths: instances_.InstancePaths, deadline: float, timeout_s: float
+    ) -> Daemon:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(POLL_SLICE_S)
+                raise _failed_to_start(paths, f"ended with exit code {code}", code)
+            endpoints = instances_.read_endpoints(paths)
+            if endpoints is None or endpoints.pid != process.pid:
+                continue
+            daemon = cls(process, paths, endpoints)
+            try:
+                daemon.client(timeout_s=max(0.1, deadline - time.monotonic()))
+            except AsidError:
+                continue
+            return daemon
+        process.kill()
+        process.wait(5)
+        raise _failed_to_start(paths, f"was not ready after {timeout_s:g} s, and was killed", 8)
+
+    def client(self, *, name: str = "", timeout_s: float = client_.TIMEOUT_S) -> client_.Client:
+        """Return a client of this daemon, closed with it."""
+        made = client_.Client(self.endpoints, name=name, timeout_s=timeout_s)
+        self._clients.append(made)
+        made.hello()
+        return made
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.endpoints.run_dir)
+
+    def stop(self, *, timeout_s: float = 30.0, force: bool = False) -> Run:
+        """Stop in order and return the run. Raise NoAnswer when it does not end in time; it then still runs."""
+        if self.process.poll() is None:
+            with client_.Client(self.endpoints, name="stop", timeout_s=timeout_s) as stopper:
+                with contextlib.suppress(NotRunning):
+                    stopper.stop(force=force)
+                stopper.wait_ended(timeout_s)
+        self._close_clients()
+        self.process.wait(5)
+        return Run(self.run_dir)
+
+    def detach(self) -> None:
+        """Leave the daemon running; this object is of no more use."""
+        self._close_clients()
+        self.process.returncode = 0  # else Popen warns, when it is collected, that its process still runs
+
+    def kill(self) -> None:
+        """SIGKILL the daemon; its children end with it."""
+        self._close_clients()
+        self.process.kill()
+        self.process.wait(5)
+
+    def _close_clients(self) -> None:
+        for made in self._clients:
+            made.close()
+        self._clients.clear()
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self.process.poll() is None:
+                self.stop()
+        finally:
+            if self.process.poll() is None:
+                self.kill()
+            self._close_clients()
+
+
+def _config_file(config: str | Path | Mapping[str, Any], paths: instances_.InstancePaths) -> Path:
+    """Return the file to start from. A map is written beside the sockets, as JSON, which the daemon takes too."""
+    if not isinstance(config, Mapping):
+        path = Path(config).absolute()
+        if not path.is_file():
+            raise ConfigError("no such file", where=str(config), hint="configs/ holds some to begin with.")
+        return path
+    path = paths.root / "config.toml"
+    path.write_text(_toml(config))
+    return path
+
+
+def _toml(table: Mapping[str, Any]) -> str:
+    """Return a map as TOML, on one level: nested tables and lists of tables inline."""
+    return "".join(f"{name} = {_toml_value(value)}\n" for name, value in table.items())
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{name} = {_toml_value(inner)}" for name, inner in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(inner) for inner in value) + "]"
+    return msgspec.json.encode(value).decode()  # text, integers, floats and booleans are written alike in both
+
+
+def _failed_to_start(paths: instances_.InstancePaths, what: str, code: int) -> AsidError:
+    try:
+        lines = paths.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+    except OSError:
+        lines = []
+    said = "\n".join(lines)
+    error = NotRunning(
+        f"the daemon {what}",
+        where=f"instance {paths.name}",
+        state=f"it said:\n{said}" if said else "",
+        hint=str(paths.log),
+    )
+    if code not in (0, 7) and 0 < code < 100:
+        vars(error)["exit_code"] = code  # the daemon's own reason counts: 2 for a bad configuration
+    return error
