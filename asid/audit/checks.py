@@ -1,0 +1,330 @@
+"""The safety guarantees, one function each, from the history alone.
+
+Each function says what it reads and what breaks it. Where the order of two records of different processes cannot be
+told from their stamps, the run gets the benefit of the doubt; a check that needs a coordinator's record looks no
+further than that coordinator's last one (`History.horizon_ns`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from heapq import merge
+from itertools import pairwise
+
+from asid.audit.finding import Finding
+from asid.audit.history import CoreHistory, GateRow, History, IntrRow, ModeRow
+from asid.audit.intervals import Clash, Lease
+
+INVOLUNTARY = frozenset({"nmi", "mce"})
+
+
+def _name(core: int, ht: int) -> str:
+    return f"c{core}h{ht}"
+
+
+def _guest_begins(core: CoreHistory, ht: int, until: int) -> list[ModeRow]:
+    return [row for row in core.modes.get(ht, ()) if row.new == "GUEST" and row.ts <= until]
+
+
+def g1_admission(history: History, held: dict[int, dict[int, list[Lease]]]) -> Finding:
+    """G1. Guest only under a lease, and a lease only when every sibling has reported isolated.
+
+    Reads: ht.mode to GUEST, gate.admit, and what ends a lease (gate.grant, answer, leave, dead); of the siblings the
+    last thing the gate wrote down. Broken by: a GUEST without an admission of the same round and incarnation in
+    force, or an admission while the gate knew a sibling in HOST or leased to another VM.
+    """
+    finding = Finding("G1")
+    if history.policy == "none" and not history.counts.admits:
+        finding.note = "policy none has no gate"
+        return finding
+    for number, core in history.cores.items():
+        horizon = history.horizon_ns(core)
+        for ht in core.hts():
+            _g1_leases(finding, number, ht, _guest_begins(core, ht, horizon), held[number].get(ht, []))
+        if history.policy != "none":
+            _g1_siblings(finding, number, core, str(history.begin.get("kick", "ack")))
+    return finding
+
+
+def _g1_leases(finding: Finding, number: int, ht: int, begins: list[ModeRow], held: list[Lease]) -> None:
+    starts = [lease.start for lease in held]
+    for row in begins:
+        finding.checked += 1
+        # Leases of one hyperthread follow each other; at equal stamps two of them may cover the moment.
+        at = bisect_right(starts, row.ts) - 1
+        near = [lease for lease in held[max(0, at - 1) : at + 1] if lease.end >= row.ts]
+        if any(lease.round == row.round and lease.inc == row.inc for lease in near):
+            continue
+        seqs = (row.seq, *(lease.seq for lease in held[max(0, at) : at + 1]))
+        if near:
+            why = f"its lease is of round {near[-1].round} incarnation {near[-1].inc}"
+        else:
+            why = "its lease had ended" if at >= 0 else "it was never admitted"
+        text = f"{_name(number, ht)} entered guest in round {row.round} incarnation {row.inc}, but {why}"
+        finding.violate(row.ts, number, (ht,), seqs, text)
+
+
+def _g1_siblings(finding: Finding, number: int, core: CoreHistory, kick: str) -> None:
+    # (word, vm, seq) as the gate last wrote it down; TOLD is compatible with all, for its mode is not in the record.
+    known: dict[int, tuple[str, int, int]] = {}
+    for row in core.gate:
+        if row.kind == "gate.admit":
+            finding.checked += 1
+            for ht, (word, vm, seq) in known.items():
+                if ht != row.ht and (word == "HOST" or (word == "LEASE" and vm != row.vm)):
+                    beside = "was granted HOST" if word == "HOST" else f"held a lease of vm{vm}"
+                    text = f"{_name(number, row.ht)} was admitted for vm{row.vm} while {_name(number, ht)} {beside}"
+                    finding.violate(row.ts, number, (row.ht, ht), (seq, row.seq), text)
+            known[row.ht] = ("LEASE", row.vm, row.seq)
+        elif row.kind == "gate.grant":
+            known[row.ht] = ("HOST", 0, row.seq)
+        elif row.kind in ("gate.done", "gate.answer", "gate.dead", "gate.idle", "gate.bye"):
+            known[row.ht] = ("OUT", 0, row.seq)
+        elif row.kind in ("gate.resync", "gate.ready"):
+            # With `send` a hyperthread leaves HOST without a word, so its report of HOST may be over by now.
+            known[row.ht] = ("HOST" if row.mode == "HOST" and kick == "ack" else "TOLD", 0, row.seq)
+
+
+def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
+    """G2. While a hyperthread is in HOST after a granted leave, no sibling is in GUEST.
+
+    Reads: the intervals. Broken by: an overlap of a sibling's GUEST with a HOST reached by `grant` or `bare`. HOST
+    by nmi, mce or send is not promised to exclude: its overlaps are the exposure. Exercised by HOST intervals of a
+    core with siblings.
+    """
+    finding = Finding("G2")
+    for number, core in history.cores.items():
+        if len(core.hts()) < 2:
+            continue
+        for rows in core.modes.values():
+            finding.checked += sum(row.new == "HOST" and row.via in ("grant", "bare", "") for row in rows)
+        for clash in clashes[number]:
+            host, guest = (clash.first, clash.second) if clash.first.mode == "HOST" else (clash.second, clash.first)
+            if host.mode != "HOST" or host.via in ("nmi", "mce", "send"):
+                continue
+            if clash.first.suspect or clash.second.suspect:
+                finding.suspects += 1
+                continue
+            text = (
+                f"{_name(number, guest.ht)} was in GUEST(vm{guest.vm}) beside {_name(number, host.ht)} in HOST"
+                f" ({host.via or 'grant'}) for {clash.ns} ns"
+            )
+            seqs = (clash.first.seq, clash.second.seq)
+            finding.violate(clash.start, number, (host.ht, guest.ht), seqs, text)
+    return finding
+
+
+def g3_one_vm(history: History, clashes: dict[int, list[Clash]]) -> Finding:
+    """G3. Never GUEST(x) beside GUEST(y) or ISOLATED(y).
+
+    Reads: the intervals. Broken by: such an overlap. Exercised by GUEST intervals of a core on which at least two VMs
+    were seen.
+    """
+    finding = Finding("G3")
+    for number, core in history.cores.items():
+        begins = [(row.vm, row.new) for rows in core.modes.values() for row in rows if row.new in ("GUEST", "ISOLATED")]
+        if len({vm for vm, _ in begins}) > 1 and len(core.hts()) > 1:
+            finding.checked += sum(mode == "GUEST" for _, mode in begins)
+        for clash in clashes[number]:
+            a, b = clash.first, clash.second
+            if "HOST" in (a.mode, b.mode):
+                continue
+            if a.suspect or b.suspect:
+                finding.suspects += 1
+                continue
+            text = (
+                f"{_name(number, a.ht)} was in {a.mode}(vm{a.vm}) beside {_name(number, b.ht)} in {b.mode}(vm{b.vm})"
+                f" for {clash.ns} ns"
+            )
+            finding.violate(clash.start, number, (a.ht, b.ht), (a.seq, b.seq), text)
+    if not finding.checked:
+        finding.note = "no core saw two VMs"
+    return finding
+
+
+IN_FLIGHT_MAX = 1  # instructions that had passed their look at the pending bit when it was set
+
+
+def g4_kick(history: History) -> Finding:
+    """G4. After its pending bit is visible a hyperthread starts no guest instruction before a later admission.
+
+    Reads: kick.seen (insns), gate.kick, gate.admit, ht.mode to GUEST. Broken by: more instructions retired in the
+    window than the one that had passed its check when the bit was set (that one is counted as suspect);
+    a GUEST after the kick was seen and before the next admission; a second GUEST after the kick was sent. The first
+    one may have been under way when the bit was set: counted as suspect, and its insns tell.
+    """
+    finding = Finding("G4")
+    for number, core in history.cores.items():
+        horizon = history.horizon_ns(core)
+        for ht in core.hts():
+            seen = core.seen.get(ht, [])
+            for row in seen:
+                finding.checked += 1
+                if row.insns == IN_FLIGHT_MAX:
+                    finding.suspects += 1
+                elif row.insns > IN_FLIGHT_MAX:
+                    text = f"{_name(number, ht)} retired {row.insns} instructions after kick {row.number} was visible"
+                    finding.violate(row.ts, number, (ht,), (row.seq,), text)
+            told = core.gate_of.get(ht, ())
+            admits = [row.ts for row in told if row.kind == "gate.admit"]
+            kicks = [row for row in told if row.kind == "gate.kick"]
+            _g4_entries(finding, number, ht, _guest_begins(core, ht, horizon), admits, kicks,
+                        [(row.ts, row.seq) for row in seen])  # fmt: skip
+    return finding
+
+
+def _g4_entries(
+    finding: Finding,
+    number: int,
+    ht: int,
+    begins: list[ModeRow],
+    admits: list[int],
+    kicks: list[GateRow],
+    seen: list[tuple[int, int]],
+) -> None:
+    kick_ts, seen_ts = [row.ts for row in kicks], [ts for ts, _ in seen]
+    in_flight = -1  # the admission under which one entry was under way already
+    for row in begins:
+        at = bisect_right(admits, row.ts)
+        admitted = admits[at - 1] if at else -1
+        s = bisect_left(seen_ts, row.ts) - 1
+        k = bisect_left(kick_ts, row.ts) - 1
+        if s >= 0 and seen_ts[s] > admitted:
+            text = f"{_name(number, ht)} entered guest after it had seen a kick, and was not admitted again"
+            finding.violate(row.ts, number, (ht,), (seen[s][1], row.seq), text)
+        elif k >= 0 and kick_ts[k] > admitted:
+            if in_flight == at:
+                text = f"{_name(number, ht)} entered guest twice after it was kicked"
+                finding.violate(row.ts, number, (ht,), (kicks[k].seq, row.seq), text)
+            else:
+                finding.suspects += 1
+            in_flight = at
+
+
+def g5_rounds(history: History) -> Finding:
+    """G5. Rounds and incarnations only grow, and nobody is ahead of the gate.
+
+    Reads: the round of every gate record, ht.mode (round, inc), spawn and death. Broken by: a smaller round after a
+    larger one; a hyperthread in a round that its gate has not reached; an incarnation used twice; a record of a
+    process stamped after its confirmed death.
+    """
+    finding = Finding("G5")
+    for number, core in history.cores.items():
+        steps: list[int] = []
+        rounds: list[int] = []
+        for row in core.gate:
+            if row.round == 0:
+                continue
+            finding.checked += 1
+            if rounds and row.round < rounds[-1]:
+                text = f"the gate of c{number} went back from round {rounds[-1]} to {row.round}"
+                finding.violate(row.ts, number, (), (row.seq,), text)
+            elif not rounds or row.round > rounds[-1]:
+                steps.append(row.ts)
+                rounds.append(row.round)
+        for ht, spawns in core.spawns.items():
+            for before, after in pairwise(spawns):
+                finding.checked += 1
+                if after.inc <= before.inc:
+                    who = _name(number, ht) if ht >= 0 else f"the coordinator of c{number}"
+                    text = f"incarnation {after.inc} of {who} was started after incarnation {before.inc}"
+                    finding.violate(after.ts, number, (ht,), (before.seq, after.seq), text)
+        horizon = history.horizon_ns(core)
+        for ht, modes in core.modes.items():
+            _g5_modes(finding, number, core, ht, modes, steps, rounds, horizon)
+    return finding
+
+
+def _g5_modes(
+    finding: Finding,
+    number: int,
+    core: CoreHistory,
+    ht: int,
+    modes: list[ModeRow],
+    steps: list[int],
+    rounds: list[int],
+    horizon: int,
+) -> None:
+    died = {row.inc: row for row in core.deaths.get(ht, ())}
+    inc = 0
+    for row in modes:
+        if row.inc < inc:
+            text = f"{_name(number, ht)} of incarnation {row.inc} acted after incarnation {inc} had begun"
+            finding.violate(row.ts, number, (ht,), (row.seq,), text)
+        inc = max(inc, row.inc)
+        death = died.get(row.inc)
+        if death is not None and row.ts > death.ts:
+            text = f"{_name(number, ht)} acted after its death was confirmed"
+            finding.violate(row.ts, number, (ht,), (death.seq, row.seq), text)
+        if row.round and rounds and row.ts <= horizon:
+            finding.checked += 1
+            at = bisect_right(steps, row.ts)
+            reached = rounds[at - 1] if at else 0
+            if row.round > reached:
+                text = f"{_name(number, ht)} is in round {row.round}, its gate in round {reached}"
+                finding.violate(row.ts, number, (ht,), (row.seq,), text)
+
+
+def g10_interrupts(history: History) -> Finding:
+    """G10. NMI and #MC handlers nest by depth, restore the interrupted mode, and wait for nobody.
+
+    Reads: intr and ht.mode of each hyperthread in its own order; held, gate.wait and leave. Broken by: an outer
+    handler that ends before an inner one, an NMI inside an NMI, a HOST by nmi or mce that does not go back to the mode
+    it came from (ISOLATED for GUEST), a wait inside a handler.
+    """
+    finding = Finding("G10")
+    for number, core in history.cores.items():
+        for ht in sorted({*core.intrs, *core.modes}):
+            intrs, modes = core.intrs.get(ht, []), core.modes.get(ht, [])
+            if intrs:
+                deaths = [row.ts for row in core.deaths.get(ht, ())]
+                _g10_nesting(finding, number, ht, intrs, deaths, history.complete)
+            _g10_restore(finding, number, ht, modes, core.waited.get(ht, []))
+    return finding
+
+
+def _g10_nesting(
+    finding: Finding, number: int, ht: int, intrs: list[IntrRow], deaths: list[int], complete: bool
+) -> None:
+    inner: IntrRow | None = None  # the handler that ended last, while those around it still run
+    ends = merge(((row.ts, row.seq, row) for row in intrs), ((ts, 1 << 62, None) for ts in deaths))
+    for _, _, row in ends:
+        if row is None:
+            inner = None  # a death ends all handlers
+            continue
+        finding.checked += 1
+        what = f"{_name(number, ht)}: the {row.what} handler of depth {row.depth}"
+        seqs = (inner.seq, row.seq) if inner else (row.seq,)
+        if row.depth < 1:
+            finding.violate(row.ts, number, (ht,), seqs, f"{what}: the outermost has depth 1")
+        elif inner is not None and row.depth < inner.depth - 1:
+            finding.violate(row.ts, number, (ht,), seqs, f"{what} ended before the one of depth {inner.depth - 1}")
+        elif inner is not None and row.depth == inner.depth - 1 and row.what == inner.what == "nmi":
+            finding.violate(row.ts, number, (ht,), seqs, f"{what} had an NMI inside: an NMI blocks NMIs")
+        inner = row if row.depth > 1 else None
+    if inner is not None and complete:
+        text = f"{_name(number, ht)}: the handler around one of depth {inner.depth} never ended"
+        finding.violate(inner.ts, number, (ht,), (inner.seq,), text)
+
+
+def _g10_restore(finding: Finding, number: int, ht: int, modes: list[ModeRow], waited: list[tuple[int, str]]) -> None:
+    entry: ModeRow | None = None
+    for row in modes:
+        if entry is not None and row.inc != entry.inc:
+            entry = None  # killed inside the handler
+        if entry is not None and row.new == "HOST":
+            continue  # a handler on top of it; it is still HOST
+        if entry is not None:
+            finding.checked += 1
+            due = "ISOLATED" if entry.old == "GUEST" else entry.old
+            if row.new != due:
+                text = f"{_name(number, ht)} came back from an {entry.via} to {row.new}, not to {due}"
+                finding.violate(row.ts, number, (ht,), (entry.seq, row.seq), text)
+            at = bisect_right(waited, (entry.seq, ""))
+            if at < len(waited) and waited[at][0] < row.seq:
+                seq, kind = waited[at]
+                text = f"{_name(number, ht)} waited ({kind}) inside an {entry.via} handler"
+                finding.violate(row.ts, number, (ht,), (entry.seq, seq), text)
+            entry = None
+        elif row.new == "HOST" and row.old != "HOST" and row.via in INVOLUNTARY:
+            entry = row

@@ -1,0 +1,322 @@
+"""What the checks read: the records of a run, sorted out by core, hyperthread and kind, in one pass.
+
+Rule 1. Everything comes from the journal; nothing here knows how the gate decides.
+Rule 2. A record is kept as a small row, so that a million of them fit; what is only counted is counted at once.
+Rule 3. A gap, an unknown type or a malformed record makes the history incomplete. It is never skipped in silence.
+
+Order
+    Records of one process keep their order. Records of two processes are ordered by ts alone, and equal stamps say
+    nothing: every check gives the run the benefit of that doubt.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from asid.core.record import RECORD_TYPES, Record, bucket_of, fault_of
+
+FAULTS_KEPT = 5
+GATE_KINDS_OF_CORE = frozenset({"gate.close", "gate.open", "gate.turn", "gate.hold", "gate.release"})
+
+
+class ModeRow(NamedTuple):
+    """One ht.mode."""
+
+    ts: int
+    seq: int
+    inc: int
+    round: int
+    old: str
+    new: str
+    vm: int
+    via: str
+
+
+class GateRow(NamedTuple):
+    """One gate.* record. number: the kick's; req: the request's; inc, vm, mode: 0 or empty where there is none."""
+
+    ts: int
+    seq: int
+    kind: str
+    ht: int
+    round: int
+    inc: int
+    vm: int
+    mode: str
+
+
+class ProcessRow(NamedTuple):
+    """One spawn or death. status: exit code, or minus the signal; 0 for a spawn."""
+
+    ts: int
+    seq: int
+    inc: int
+    status: int
+
+
+class IntrRow(NamedTuple):
+    """One intr: the end of a handler."""
+
+    ts: int
+    seq: int
+    what: str
+    id: int
+    depth: int
+    mode: str
+
+
+class SeenRow(NamedTuple):
+    """One kick.seen."""
+
+    ts: int
+    seq: int
+    number: int
+    was: str
+    insns: int
+
+
+class InjectRow(NamedTuple):
+    """One inject."""
+
+    ts: int
+    seq: int
+    what: str
+    target: str
+    core: int
+    ht: int
+
+
+class CoreHistory:
+    """The records of one core. The maps are keyed by hyperthread; -1 in `spawns` and `deaths` is the coordinator."""
+
+    def __init__(self) -> None:
+        self.modes: dict[int, list[ModeRow]] = {}
+        self.gate: list[GateRow] = []
+        self.gate_of: dict[int, list[GateRow]] = {}  # the same, by the hyperthread spoken of
+        self.spawns: dict[int, list[ProcessRow]] = {}
+        self.deaths: dict[int, list[ProcessRow]] = {}
+        self.intrs: dict[int, list[IntrRow]] = {}
+        self.seen: dict[int, list[SeenRow]] = {}
+        self.waited: dict[int, list[tuple[int, str]]] = {}  # (seq, type) of records that tell of a wait
+        self.last_ts: dict[int, int] = {}  # by writer: a hyperthread's own records, -1 the coordinator's
+        self.stamps = array("q")
+
+    def hts(self) -> list[int]:
+        """Return every hyperthread that was ever heard of, in order."""
+        known = {*self.modes, *self.spawns, *self.deaths, *self.gate_of}
+        return sorted(ht for ht in known if ht >= 0)
+
+
+class Counts:
+    """Sums over the run. Histograms are maps from bucket to count."""
+
+    def __init__(self) -> None:
+        self.exits = self.full = self.kicks = self.kicks_seen = self.avoidable = self.fences = 0
+        self.admits = self.leaves = self.nmis = self.mces = self.merged = self.deaths = self.ipis = 0
+        self.gate_wait: dict[int, int] = {}
+        self.gate_wait_max_ns = 0
+        self.leave_wait: dict[int, int] = {}
+        self.leave_wait_max_ns = 0
+
+
+class History:
+    """All of a run. Feed it with `add`, then call `finish` once."""
+
+    def __init__(self) -> None:
+        self.cores: dict[int, CoreHistory] = {}
+        self.counts = Counts()
+        self.begin: dict[str, Any] = {}
+        self.begin_ts = 0
+        self.end_ts = 0  # of the last record by time
+        self.ended: str | None = None  # reason of run.end; None when there is none
+        self.injects: dict[int, list[InjectRow]] = {}
+        self.dones: dict[int, list[tuple[int, int, str]]] = {}  # id -> (ts, seq, result)
+        self.records = 0
+        self.loss = 0
+        self.faults: list[str] = []
+        self.fault_count = 0
+        self._last_seq = 0
+        self._tseqs: dict[tuple[int, int, str], int] = {}
+
+    @property
+    def policy(self) -> str:
+        return str(self.begin.get("policy", "?"))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run was written to its end. Only then a missing answer means that there was none."""
+        return self.ended is not None
+
+    def horizon_ns(self, core: CoreHistory) -> int:
+        """Return until when every record of this core's coordinator is known.
+
+        A journal that was cut may hold a hyperthread's record and lack the older one of its coordinator.
+        """
+        return self.end_ts if self.complete else core.last_ts.get(-1, -1)
+
+    def core(self, number: int) -> CoreHistory:
+        found = self.cores.get(number)
+        if found is None:
+            found = self.cores[number] = CoreHistory()
+        return found
+
+    def add(self, record: Record) -> None:
+        """Take one record, in the order of the journal."""
+        self.records += 1
+        seq, ts, kind = record.seq, record.ts, record.type
+        if seq != self._last_seq + 1:
+            self._fault(f"records {self._last_seq + 1} to {seq - 1} are missing" if seq > self._last_seq else
+                        f"record {seq} comes after {self._last_seq}")  # fmt: skip
+        self._last_seq = seq
+        fault = fault_of(record)
+        if fault is not None:
+            self._fault(f"record {seq}: {fault}")
+            return
+        if record.tseq:
+            place = (record.core, record.ht, kind)
+            last = self._tseqs.get(place, 0)
+            if record.tseq != last + 1 and last:
+                self._fault(f"record {seq}: {kind} has tseq {record.tseq} after {last}")
+            self._tseqs[place] = record.tseq
+        if ts > self.end_ts:
+            self.end_ts = ts
+        if record.core >= 0:
+            self.core(record.core).stamps.append(ts)
+        handler = _HANDLERS.get(kind)
+        if handler is not None:
+            handler(self, record)
+
+    def _fault(self, text: str) -> None:
+        self.fault_count += 1
+        if len(self.faults) < FAULTS_KEPT:
+            self.faults.append(text)
+
+    def _own(self, record: Record) -> CoreHistory:
+        """Note that a hyperthread wrote this."""
+        core = self.core(record.core)
+        if record.ts > core.last_ts.get(record.ht, -1):
+            core.last_ts[record.ht] = record.ts
+        return core
+
+    def _on_gate(self, record: Record) -> None:
+        core, data, kind = self.core(record.core), record.data, record.type
+        if record.ts < core.last_ts.get(-1, 0):
+            self._fault(f"record {record.seq}: the clock of the coordinator of c{record.core} went back")
+        core.last_ts[-1] = record.ts
+        ht = -1 if kind in GATE_KINDS_OF_CORE else record.ht
+        get = data.get
+        row = GateRow(record.ts, record.seq, kind, ht, record.round, get("inc", 0), get("vm", 0), get("mode", ""))
+        core.gate.append(row)
+        core.gate_of.setdefault(ht, []).append(row)
+        if kind == "gate.kick":
+            self.counts.kicks += 1
+        elif kind == "gate.admit":
+            self.counts.admits += 1
+        elif kind == "gate.fence":
+            self.counts.fences += 1
+
+    def _on_begin(self, record: Record) -> None:
+        if self.begin:
+            self._fault(f"record {record.seq}: a second run.begin")
+        self.begin, self.begin_ts = record.data, record.ts
+
+    def _on_end(self, record: Record) -> None:
+        self.ended = str(record.data["reason"])
+
+    def _on_process(self, record: Record) -> None:
+        core, data = self.core(record.core), record.data
+        ht = record.ht if data["what"] == "ht" else -1
+        rows = core.spawns if record.type == "spawn" else core.deaths
+        rows.setdefault(ht, []).append(ProcessRow(record.ts, record.seq, data["inc"], data.get("status", 0)))
+        self.counts.deaths += record.type == "death"
+
+    def _on_inject(self, record: Record) -> None:
+        data = record.data
+        row = InjectRow(record.ts, record.seq, data["what"], data["target"], record.core, record.ht)
+        self.injects.setdefault(data["id"], []).append(row)
+
+    def _on_inject_done(self, record: Record) -> None:
+        self.dones.setdefault(record.data["id"], []).append((record.ts, record.seq, record.data["result"]))
+
+    def _on_loss(self, record: Record) -> None:
+        if record.data["what"] != "telemetry":
+            self.loss += record.data["n"]
+
+    def _on_mode(self, record: Record) -> None:
+        data = record.data
+        row = ModeRow(
+            record.ts, record.seq, data["inc"], record.round, data["old"], data["new"], data["vm"], data.get("via", "")
+        )
+        modes = self._own(record).modes.setdefault(record.ht, [])
+        if modes and row.ts < modes[-1].ts:
+            self._fault(f"record {record.seq}: the clock of c{record.core}h{record.ht} went back")
+        modes.append(row)
+
+    def _on_exit(self, record: Record) -> None:
+        self._own(record)
+        n = record.data["n"]
+        self.counts.exits += n
+        if record.data["full"]:
+            self.counts.full += n
+
+    def _on_wait(self, record: Record) -> None:
+        core, counts, wait_ns = self._own(record), self.counts, record.data.get("wait_ns", 0)
+        core.waited.setdefault(record.ht, []).append((record.seq, record.type))
+        bucket = bucket_of(wait_ns)
+        if record.type == "gate.wait":
+            counts.gate_wait[bucket] = counts.gate_wait.get(bucket, 0) + 1
+            counts.gate_wait_max_ns = max(counts.gate_wait_max_ns, wait_ns)
+        elif record.type == "leave":
+            counts.leaves += 1
+            counts.leave_wait[bucket] = counts.leave_wait.get(bucket, 0) + 1
+            counts.leave_wait_max_ns = max(counts.leave_wait_max_ns, wait_ns)
+
+    def _on_intr(self, record: Record) -> None:
+        data, counts = record.data, self.counts
+        row = IntrRow(record.ts, record.seq, data["what"], data["id"], data["depth"], data["from"])
+        self._own(record).intrs.setdefault(record.ht, []).append(row)
+        counts.nmis += row.what == "nmi"
+        counts.mces += row.what == "mce"
+        counts.merged += data["merged"]
+
+    def _on_seen(self, record: Record) -> None:
+        data, counts = record.data, self.counts
+        row = SeenRow(record.ts, record.seq, data["number"], data["was"], data["insns"])
+        self._own(record).seen.setdefault(record.ht, []).append(row)
+        counts.kicks_seen += 1
+        counts.avoidable += data["avoidable"]
+
+    def _on_ipi(self, record: Record) -> None:
+        self._own(record)
+        self.counts.ipis += 1
+
+
+_HANDLERS: dict[str, Callable[[History, Record], None]] = {
+    **{name: History._on_gate for name, kind in RECORD_TYPES.items() if kind.writer == "coordinator"},
+    "run.begin": History._on_begin,
+    "run.end": History._on_end,
+    "spawn": History._on_process,
+    "death": History._on_process,
+    "inject": History._on_inject,
+    "inject.done": History._on_inject_done,
+    "loss": History._on_loss,
+    "ht.mode": History._on_mode,
+    "exit": History._on_exit,
+    "leave": History._on_wait,
+    "gate.wait": History._on_wait,
+    "held": History._on_wait,
+    "intr": History._on_intr,
+    "kick.seen": History._on_seen,
+    "ipi": History._on_ipi,
+}
+
+
+def gather(records: Iterable[Record]) -> History:
+    """Return the history of all records."""
+    history = History()
+    add = history.add
+    for record in records:
+        add(record)
+    return history

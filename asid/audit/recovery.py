@@ -1,0 +1,220 @@
+"""The guarantees about what goes wrong: injections, doubt, deaths. From the history alone, as in `checks`."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+
+from asid.audit.finding import Finding
+from asid.audit.history import CoreHistory, History, InjectRow, ProcessRow
+
+RECOVERY_NS = 5_000_000_000
+UNSENT_NS = 1_000_000_000  # how long a hyperthread may keep records before it sends them
+OPENINGS = frozenset({"gate.admit", "gate.grant"})
+_PLACE = re.compile(r"c(\d+)(?:h(\d+))?$")
+
+
+def g8_injections(history: History) -> Finding:
+    """G8. Each accepted injection is done exactly once, or lost with the hyperthread that died.
+
+    Reads: inject, inject.done, intr (id), death. Broken by: an id accepted or done twice, never done, done without
+    being accepted, handled twice by one hyperthread, an NMI or #MC called handled that no handler ran for, or lost
+    while its hyperthread lived.
+    """
+    finding = Finding("G8")
+    handled: dict[tuple[int, int, int], int] = {}  # (id, core, ht) -> seq
+    ids_run: set[int] = set()
+    for number, core in history.cores.items():
+        for ht, rows in core.intrs.items():
+            for intr in rows:
+                if intr.id == 0:
+                    continue  # nobody injected it: the hardware's own, or a sibling's broadcast
+                ids_run.add(intr.id)
+                before = handled.setdefault((intr.id, number, ht), intr.seq)
+                if before != intr.seq:
+                    text = f"injection {intr.id} was handled twice by c{number}h{ht}"
+                    finding.violate(intr.ts, number, (ht,), (before, intr.seq), text)
+    for id_, accepted in history.injects.items():
+        finding.checked += 1
+        dones = history.dones.get(id_, [])
+        row = accepted[0]
+        where, hts = row.core, (row.ht,) if row.ht >= 0 else ()
+        what = f"injection {id_} ({row.what} {row.target})"
+        if len(accepted) > 1:
+            finding.violate(
+                accepted[1].ts, where, hts, tuple(a.seq for a in accepted[:2]), f"{what} was accepted twice"
+            )
+        if len(dones) > 1:
+            seqs = (row.seq, *(seq for _, seq, _ in dones[:3]))
+            finding.violate(dones[1][0], where, hts, seqs, f"{what} was done {len(dones)} times")
+        elif not dones:
+            if history.complete:
+                finding.violate(row.ts, where, hts, (row.seq,), f"{what} was never done")
+        else:
+            _g8_result(finding, history, row, dones[0], what, id_ in ids_run)
+    for id_, dones in history.dones.items():
+        if id_ not in history.injects:
+            ts, seq, _ = dones[0]
+            finding.violate(ts, -1, (), (seq,), f"injection {id_} was done and never accepted")
+    return finding
+
+
+def _g8_result(
+    finding: Finding, history: History, row: InjectRow, done: tuple[int, int, str], what: str, ran: bool
+) -> None:
+    ts, seq, result = done
+    hts = (row.ht,) if row.ht >= 0 else ()
+    if result == "lost" and not _died(history, row, ts):
+        finding.violate(ts, row.core, hts, (row.seq, seq), f"{what} was lost, but its hyperthread lived")
+    # The handler's record may have died with a hyperthread that was killed right after it.
+    silent = result == "handled" and row.what in ("nmi", "mce") and not ran and history.complete
+    if silent and not _died(history, row, ts + UNSENT_NS):
+        finding.violate(ts, row.core, hts, (row.seq, seq), f"{what} counts as handled, but no handler ran")
+
+
+def _died(history: History, row: InjectRow, until: int) -> bool:
+    """Tell whether the target was dead, or died, between the injection and `until`."""
+    core_number, ht = row.core, row.ht
+    place = _PLACE.match(row.target)
+    if core_number < 0 and place is not None:
+        core_number = int(place[1])
+        ht = int(place[2]) if place[2] is not None else -1
+    for number, core in history.cores.items():
+        if core_number >= 0 and number != core_number:
+            continue
+        for who, deaths in core.deaths.items():
+            if ht >= 0 and who not in (ht, -1):
+                continue
+            born = [spawn.ts for spawn in core.spawns.get(who, ())]
+            for death in deaths:
+                alive_again = any(death.ts <= ts <= row.ts for ts in born)
+                if death.ts <= until and not (death.ts < row.ts and alive_again):
+                    return True
+    return False
+
+
+def g11_fail_closed(history: History) -> Finding:
+    """G11. In doubt the gate is closed; only a confirmed death counts as one.
+
+    Reads: gate.* of each core in the coordinator's own order, spawn and death. Broken by:
+    (a) gate.dead without a confirmed death of that incarnation before it;
+    (b) an admission or a grant between gate.fence and the gate.dead of that hyperthread: it is silent, so it may be
+        anywhere (after a confirmed death it runs nothing, and the gate may not know yet: that is no doubt);
+    (c) an admission of a hyperthread that is dead to the gate, before its new incarnation is ready;
+    (d) after a coordinator's death, an admission or a grant before every hyperthread that was alive then has told
+        its state to the new one, or is confirmed dead;
+    (e) an admission while a client holds the gate.
+    Exercised by fences, deaths, restarts and holds.
+    """
+    finding = Finding("G11")
+    for number, core in history.cores.items():
+        _g11_core(finding, number, core)
+    return finding
+
+
+def _g11_core(finding: Finding, number: int, core: CoreHistory) -> None:
+    restarts = [row.ts for row in core.deaths.get(-1, ())]
+    dead_ts: dict[tuple[int, int], int] = {}
+    for ht, rows in core.deaths.items():
+        for death in rows:
+            dead_ts.setdefault((ht, death.inc), death.ts)
+    fenced: dict[int, int] = {}  # ht -> seq of the fence
+    buried: dict[int, int] = {}  # ht -> seq of the gate.dead
+    silent: dict[int, int] = {}  # ht -> incarnation that has not told its state to this coordinator
+    hold_seq = 0
+    next_restart = 0
+    for row in core.gate:
+        while next_restart < len(restarts) and row.ts > restarts[next_restart]:
+            ts = restarts[next_restart]
+            silent = {ht: inc for ht in core.hts() if (inc := _alive_at(core, ht, ts))}
+            fenced, hold_seq = {}, 0
+            finding.checked += 1
+            next_restart += 1
+        if row.kind == "gate.fence":
+            finding.checked += 1
+            fenced[row.ht] = row.seq
+        elif row.kind == "gate.dead":
+            finding.checked += 1
+            fenced.pop(row.ht, None)
+            silent.pop(row.ht, None)
+            buried[row.ht] = row.seq
+            if dead_ts.get((row.ht, row.inc), row.ts + 1) > row.ts:
+                text = f"the gate took incarnation {row.inc} of c{number}h{row.ht} for dead without a confirmed death"
+                finding.violate(row.ts, number, (row.ht,), (row.seq,), text)
+        elif row.kind in ("gate.ready", "gate.resync"):
+            silent.pop(row.ht, None)
+            buried.pop(row.ht, None)
+        elif row.kind == "gate.hold":
+            finding.checked += 1
+            hold_seq = row.seq
+        elif row.kind == "gate.release":
+            hold_seq = 0
+        elif row.kind in OPENINGS:
+            what = f"c{number}h{row.ht} was {'admitted' if row.kind == 'gate.admit' else 'granted HOST'}"
+            for ht, seq in fenced.items():
+                text = f"{what} while c{number}h{ht} was fenced and not confirmed dead"
+                finding.violate(row.ts, number, (row.ht, ht), (seq, row.seq), text)
+            for ht, inc in list(silent.items()):
+                if dead_ts.get((ht, inc), row.ts + 1) <= row.ts:
+                    del silent[ht]
+                    continue
+                text = f"{what} before c{number}h{ht} had told its state to the new coordinator"
+                finding.violate(row.ts, number, (row.ht, ht), (row.seq,), text)
+            if row.kind == "gate.admit" and row.ht in buried:
+                text = f"{what}, dead to the gate and not ready again"
+                finding.violate(row.ts, number, (row.ht,), (buried[row.ht], row.seq), text)
+            if row.kind == "gate.admit" and hold_seq:
+                finding.violate(row.ts, number, (row.ht,), (hold_seq, row.seq), f"{what} while a client held the gate")
+
+
+def _alive_at(core: CoreHistory, ht: int, ts: int) -> int:
+    """Return the incarnation alive at a moment, 0 for none."""
+    born = [row for row in core.spawns.get(ht, ()) if row.ts <= ts]
+    if not born:
+        return 0
+    inc = born[-1].inc
+    return 0 if any(row.inc >= inc and row.ts <= ts for row in core.deaths.get(ht, ())) else inc
+
+
+def l4_recovery(history: History) -> Finding:
+    """L4. After the death of any one process the rest goes on: it is back within 5 s, or the run ends in order.
+
+    Reads: death, spawn, gate.ready, gate.resync, gate.bye, ht.mode, run.end. Broken by: a death by signal or error
+    that no ready successor follows. An orderly exit (status 0, or after gate.bye) needs no successor, and one that is
+    killed again before it is ready is judged at its next death.
+    """
+    finding = Finding("L4")
+    for number, core in history.cores.items():
+        for ht, deaths in core.deaths.items():
+            for at, death in enumerate(deaths):
+                if death.status == 0 or _said_bye(core, ht, death):
+                    continue
+                finding.checked += 1
+                limit = death.ts + RECOVERY_NS
+                if history.end_ts <= limit:
+                    continue  # it ended, or the journal does, before the time was up
+                if at + 1 < len(deaths) and deaths[at + 1].ts <= limit:
+                    continue
+                if not _is_back(core, ht, death, limit):
+                    who = f"c{number}h{ht}" if ht >= 0 else f"the coordinator of c{number}"
+                    text = f"{who} died (status {death.status}) and was not ready again within 5 s"
+                    finding.violate(death.ts, number, (ht,), (death.seq,), text)
+    return finding
+
+
+def _said_bye(core: CoreHistory, ht: int, death: ProcessRow) -> bool:
+    born = max((row.ts for row in core.spawns.get(ht, ()) if row.inc <= death.inc), default=0)
+    return any(row.kind == "gate.bye" and born <= row.ts <= death.ts for row in core.gate_of.get(ht, ()))
+
+
+def _is_back(core: CoreHistory, ht: int, death: ProcessRow, limit: int) -> bool:
+    if not any(row.inc > death.inc and row.ts <= limit for row in core.spawns.get(ht, ())):
+        return False
+    if ht < 0:
+        at = bisect_left(core.gate, death.ts + 1, key=lambda row: row.ts)
+        return at < len(core.gate) and core.gate[at].ts <= limit
+    told = any(
+        row.kind in ("gate.ready", "gate.resync") and row.inc > death.inc and row.ts <= limit
+        for row in core.gate_of.get(ht, ())
+    )
+    return told or any(row.inc > death.inc and row.ts <= limit for row in core.modes.get(ht, ()))

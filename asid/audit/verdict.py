@@ -1,0 +1,260 @@
+"""The verdict: every guarantee held, broken or not exercised; what was exposed; what it all means.
+
+PASS     nothing broken, and the journal is whole: begun, ended, no gap, no malformed record
+FAIL     something broken. A cut journal can fail: what it holds happened
+UNKNOWN  nothing broken that can be trusted, and the journal is not whole. Never a pass
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from asid.audit.checks import g1_admission, g2_exclusion, g3_one_vm, g4_kick, g5_rounds, g10_interrupts
+from asid.audit.finding import BROKEN, NOT_EXERCISED, Finding, Violation
+from asid.audit.history import CoreHistory, History, gather
+from asid.audit.intervals import Clash, Lease, clashes, leases, mode_intervals
+from asid.audit.liveness import l1_leaves, l2_asks, l3_progress, waits_of
+from asid.audit.recovery import g8_injections, g11_fail_closed, l4_recovery
+from asid.core.record import Record, as_map, percentile
+from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN
+
+PASS = "PASS"
+FAIL = "FAIL"
+UNKNOWN = "UNKNOWN"
+EXITS = {PASS: EXIT_OK, FAIL: EXIT_FAIL, UNKNOWN: EXIT_UNKNOWN}
+
+STORY_RECORDS = 14
+WINDOWS_SHOWN = 1000  # in JSON; the counts are always of all
+
+
+class Window(NamedTuple):
+    """One exposure: `sibling` was in GUEST while `ht` was in HOST by `cause` (nmi, mce or send)."""
+
+    ts: int
+    ns: int
+    core: int
+    ht: int
+    sibling: int
+    cause: str
+
+
+@dataclass
+class Verdict:
+    """What the audit of one run says."""
+
+    verdict: str
+    reasons: list[str]  # why it is UNKNOWN, or what is not to be trusted
+    run: dict[str, Any]  # run.begin's data
+    findings: list[Finding]
+    windows: list[Window]  # by time
+    figures: dict[str, Any]
+    story: list[Record] = field(default_factory=list)  # what led to the first violation
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict == PASS
+
+    @property
+    def exit_code(self) -> int:
+        return EXITS[self.verdict]
+
+    @property
+    def first(self) -> tuple[str, Violation] | None:
+        """The violation that happened first, with its guarantee."""
+        firsts = [(f.first.ts, f.guarantee, f.first) for f in self.findings if f.first is not None]
+        if not firsts:
+            return None
+        _, guarantee, violation = min(firsts, key=lambda item: item[0])
+        return guarantee, violation
+
+    def finding(self, guarantee: str) -> Finding:
+        return next(f for f in self.findings if f.guarantee == guarantee)
+
+    def exposure(self) -> dict[str, Any]:
+        """Return count, percentiles and maximum of the exposure windows in ns, in all and by cause."""
+        causes = sorted({window.cause for window in self.windows})
+        by_cause = {cause: summary([w.ns for w in self.windows if w.cause == cause]) for cause in causes}
+        return {**summary([w.ns for w in self.windows]), "by_cause": by_cause}
+
+    def as_map(self) -> dict[str, Any]:
+        """Return the JSON form, as in verdict.json."""
+        first = self.first
+        return {
+            "verdict": self.verdict,
+            "passed": self.passed,
+            "reasons": self.reasons,
+            "run": self.run,
+            "guarantees": {f.guarantee: f.as_map() for f in self.findings},
+            "not_exercised": [f.guarantee for f in self.findings if f.state == NOT_EXERCISED],
+            "first_violation": None
+            if first is None
+            else {"guarantee": first[0], "text": first[1].text, "ts": first[1].ts, "seqs": list(first[1].seqs)},
+            "story": [as_map(record) for record in self.story],
+            "exposure": {**self.exposure(), "windows": [w._asdict() for w in self.windows[:WINDOWS_SHOWN]]},
+            "figures": self.figures,
+        }
+
+
+def summary(values_ns: list[int]) -> dict[str, int]:
+    """Return count, exact p50 and p99, maximum and sum of durations; zeros for none."""
+    if not values_ns:
+        return {"count": 0, "p50_ns": 0, "p99_ns": 0, "max_ns": 0, "sum_ns": 0}
+    ordered = sorted(values_ns)
+    last = len(ordered) - 1
+    return {
+        "count": len(ordered),
+        "p50_ns": ordered[last // 2],
+        "p99_ns": ordered[-(-last * 99 // 100)],
+        "max_ns": ordered[-1],
+        "sum_ns": sum(ordered),
+    }
+
+
+def judge(history: History, damage: str | None = None) -> Verdict:
+    """Run every check over the history of a run. damage: what is wrong with the journal's file, or None."""
+    intervals = {
+        number: [row for ht in core.hts() for row in mode_intervals(history, core, ht)]
+        for number, core in history.cores.items()
+    }
+    overlaps = {number: list(clashes(rows)) for number, rows in intervals.items()}
+    held = {number: leases(core, history.end_ts) for number, core in history.cores.items()}
+    waits = {number: waits_of(history, core) for number, core in history.cores.items()}
+    findings = [
+        g1_admission(history, held),
+        g2_exclusion(history, overlaps),
+        g3_one_vm(history, overlaps),
+        g4_kick(history),
+        g5_rounds(history),
+        g8_injections(history),
+        g10_interrupts(history),
+        g11_fail_closed(history),
+        l1_leaves(history, waits),
+        l2_asks(history, waits, intervals),
+        l3_progress(history, waits, intervals),
+        l4_recovery(history),
+    ]
+    reasons, certain = _doubts(history, damage)
+    broken = any(finding.state == BROKEN for finding in findings)
+    verdict = FAIL if broken and certain else UNKNOWN if reasons else PASS
+    return Verdict(
+        verdict, reasons, dict(history.begin), findings, _windows(overlaps), _figures(history, findings, held)
+    )
+
+
+def _doubts(history: History, damage: str | None) -> tuple[list[str], bool]:
+    """Return why the journal is not whole, and whether what it does hold can be trusted."""
+    reasons = []
+    if damage is not None:
+        reasons.append(f"the journal is damaged: {damage}")
+    if not history.begin:
+        reasons.append("the journal has no run.begin")
+    if not history.complete:
+        reasons.append("the journal has no run.end: the daemon did not end in order, or still runs")
+    certain = True
+    if history.loss:
+        certain = False
+        reasons.append(f"{history.loss} records were lost before they were written")
+    if history.fault_count:
+        certain = False
+        more = history.fault_count - len(history.faults)
+        reasons += [*history.faults, *([f"and {more} more faults of this kind"] if more else [])]
+    if not certain:
+        reasons.append("with records missing, what looks broken may be an artefact")
+    return reasons, certain
+
+
+def _windows(overlaps: dict[int, list[Clash]]) -> list[Window]:
+    out = []
+    for number, found in overlaps.items():
+        for clash in found:
+            host, guest = (clash.first, clash.second) if clash.first.mode == "HOST" else (clash.second, clash.first)
+            if host.mode == "HOST" and host.via in ("nmi", "mce", "send") and not (host.suspect or guest.suspect):
+                out.append(Window(clash.start, clash.ns, number, host.ht, guest.ht, host.via))
+    return sorted(out)
+
+
+def _figures(history: History, findings: list[Finding], held: dict[int, dict[int, list[Lease]]]) -> dict[str, Any]:
+    counts = history.counts
+    duration_ns = max(0, history.end_ts - history.begin_ts) if history.begin else 0
+    seconds = duration_ns / 1e9 or 1.0
+    return {
+        "records": history.records,
+        "duration_ns": duration_ns,
+        "exits": counts.exits,
+        "full": counts.full,
+        "exits_per_s": round(counts.exits / seconds, 1),
+        "full_percent": round(100.0 * counts.full / counts.exits, 2) if counts.exits else 0.0,
+        "admits": counts.admits,
+        "grants_void": sum(_unused(history, core, held[number]) for number, core in history.cores.items()),
+        "kicks": counts.kicks,
+        "kicks_per_s": round(counts.kicks / seconds, 1),
+        "kicks_seen": counts.kicks_seen,
+        "kicks_avoidable": counts.avoidable,
+        "fences": counts.fences,
+        "ipis": counts.ipis,
+        "nmis": counts.nmis,
+        "mces": counts.mces,
+        "interrupts_merged": counts.merged,
+        "deaths": counts.deaths,
+        "suspects": sum(finding.suspects for finding in findings),
+        "leaves": _wait_figures(counts.leave_wait, counts.leave_wait_max_ns),
+        "gate_waits": _wait_figures(counts.gate_wait, counts.gate_wait_max_ns),
+    }
+
+
+def _wait_figures(hist: dict[int, int], max_ns: int) -> dict[str, int]:
+    pairs = list(hist.items())
+    return {
+        "count": sum(hist.values()),
+        "p50_ns": min(max_ns, percentile(pairs, 50)),
+        "p99_ns": min(max_ns, percentile(pairs, 99)),
+        "max_ns": max_ns,
+    }
+
+
+def _unused(history: History, core: CoreHistory, held: dict[int, list[Lease]]) -> int:
+    """Count the leases that ended before their hyperthread left PARKED: grants that crossed a kick."""
+    unused = 0
+    for ht, rows in held.items():
+        begins = [row.ts for row in core.modes.get(ht, ()) if row.new in ("ISOLATED", "GUEST")]
+        at = 0
+        for lease in rows:
+            while at < len(begins) and begins[at] < lease.start:
+                at += 1
+            if lease.end < history.end_ts and (at == len(begins) or begins[at] > lease.end):
+                unused += 1
+    return unused
+
+
+def story_of(records: Iterable[Record], violation: Violation) -> list[Record]:
+    """Return the last records of the hyperthreads involved up to the violation, by time. One pass, little memory."""
+    last_seq = max(violation.seqs, default=0)
+    kept: list[Record] = []
+    for record in records:
+        involved = record.core == violation.core and (record.ht in violation.hts or record.ht < 0)
+        if record.seq in violation.seqs or (involved and record.ts <= violation.ts):
+            kept.append(record)
+        if len(kept) > 64 * STORY_RECORDS:
+            kept = _last_of(kept, violation)
+        # Streams of several processes are merged: an older stamp may come a little later in the file.
+        if record.seq > last_seq + 10_000:
+            break
+    return _last_of(kept, violation)
+
+
+def _last_of(records: list[Record], violation: Violation) -> list[Record]:
+    shown = [r for r in records if r.seq in violation.seqs]
+    others = sorted((r for r in records if r.seq not in violation.seqs), key=lambda r: (r.ts, r.seq))
+    shown += others[-max(1, STORY_RECORDS - len(shown)) :]
+    return sorted(shown, key=lambda r: (r.ts, r.seq))
+
+
+def judge_records(records: Iterable[Record], damage: str | None = None) -> Verdict:
+    """Audit records that are at hand."""
+    rows = records if isinstance(records, list) else list(records)
+    verdict = judge(gather(rows), damage)
+    if verdict.first is not None:
+        verdict.story = story_of(rows, verdict.first[1])
+    return verdict
