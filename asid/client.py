@@ -37,8 +37,8 @@ from asid.errors import (
 )
 from asid.live import instance as instances_
 from asid.live import sockets
-from asid.live.answers import as_error, decode_answer
 from asid.live.instance import Endpoints, Instance
+from asid.live.outcome import as_error, decode_answer
 from asid.live.subscriber import POLL_SLICE_MS, Event, Events
 
 if TYPE_CHECKING:
@@ -252,9 +252,9 @@ class Client:
     def inject_mce(self, target: str, *, scope: str = "local", **more: Any) -> Reply:
         return self.inject("mce", target, scope=scope, **more)
 
-    def inject(self, what: str, target: str, *, timeout_s: float | None = None, idem: str = "", **args: Any) -> Reply:
+    def inject(self, what: str, on: str, /, *, timeout_s: float | None = None, idem: str = "", **args: Any) -> Reply:
         """Inject exit, nmi, mce, irq, stall or kill; see docs/protocol.md for the arguments of each."""
-        return self.call(f"inject.{what}", {"target": target, **args}, timeout_s=timeout_s, idem=idem)
+        return self.call(f"inject.{what}", {"target": on, **args}, timeout_s=timeout_s, idem=idem)
 
     def gate_hold(self, target: str, *, ttl_ms: int = 10_000) -> Reply:
         return self.call("gate.hold", {"target": target, "ttl_ms": ttl_ms})
@@ -333,9 +333,10 @@ class Client:
 
 
 def default_name() -> str:
-    """Return `program@terminal`, or the process where there is no terminal. At most 64 printable characters."""
-    program = Path(sys.argv[0] or "python").stem or "python"
-    place = str(os.getpid())
+    """Return `program@terminal`, or `@session-N`: who holds a gate with one command releases it with the next."""
+    script = Path(sys.argv[0] or "python")
+    program = script.parent.name if script.stem == "__main__" else script.stem
+    place = f"session-{os.getsid(0)}"
     with contextlib.suppress(OSError, ValueError):
         place = os.ttyname(0).removeprefix("/dev/")
     text = f"{program}@{place}"[:64]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +28,8 @@ from asid.live import instance as instances_
 
 POLL_SLICE_S = 0.02
 LOG_TAIL_LINES = 12
+OWN_PREFIX = "p"  # instances nobody named; their directories go with them
+OWN_NAME = re.compile(OWN_PREFIX + r"\d+-[0-9a-f]{6}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +110,14 @@ class Daemon:
         seed: int | None = None,
         run_dir: str | Path = "",
         duration_ns: int | None = None,
+        until_exhausted: bool = False,
         timeout_s: float = 20.0,
     ) -> Daemon:
         """Start a daemon of its own session and return when it answers. Raise what it said when it does not come up.
 
         config: a TOML file, or a map as one would be. instance: a fresh name by default.
         """
-        paths = instances_.make_instance_dir(instance or f"p{os.getpid()}-{secrets.token_hex(3)}")
+        paths = instances_.make_instance_dir(instance or f"{OWN_PREFIX}{os.getpid()}-{secrets.token_hex(3)}")
         if instances_.is_locked(paths):
             raise Busy(f"instance {paths.name!r} is running already", hint=f"asid down --instance {paths.name}")
         with contextlib.suppress(FileNotFoundError):
@@ -126,6 +131,7 @@ class Daemon:
             ("--duration", "" if duration_ns is None else str(duration_ns)),
         ):
             command += [option, value] if value else []
+        command += ["--until-exhausted"] if until_exhausted else []
         with paths.log.open("wb") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
@@ -173,6 +179,7 @@ class Daemon:
                 stopper.wait_ended(timeout_s)
         self._close_clients()
         self.process.wait(5)
+        self._clear()
         return Run(self.run_dir)
 
     def detach(self) -> None:
@@ -185,6 +192,12 @@ class Daemon:
         self._close_clients()
         self.process.kill()
         self.process.wait(5)
+
+    def _clear(self) -> None:
+        """Remove the directory of an instance that nobody named and nobody uses any more."""
+        ended_well = self.process.returncode == 0  # else its log is still wanted
+        if ended_well and OWN_NAME.fullmatch(self.paths.name) and not instances_.is_locked(self.paths):
+            shutil.rmtree(self.paths.root, ignore_errors=True)
 
     def _close_clients(self) -> None:
         for made in self._clients:
@@ -202,6 +215,7 @@ class Daemon:
             if self.process.poll() is None:
                 self.kill()
             self._close_clients()
+            self._clear()
 
 
 def _config_file(config: str | Path | Mapping[str, Any], paths: instances_.InstancePaths) -> Path:

@@ -1,0 +1,144 @@
+"""asid replay: drive the live machine with a recording."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from asid.commands.session import Session
+from asid.errors import ConfigError, InputError
+
+SIBLINGS_DEFAULT = 2  # of a table, which says nothing of vCPUs
+PATIENCE_NS = 600_000_000_000
+
+
+@click.command(
+    epilog="asid replay recording.txt\n"
+    "asid replay recording.txt --pace max --policy kick-every-exit\n"
+    "asid replay perf-kvm-stat.txt --duration 5s --rate 2000/s\n"
+    "trace-cmd report -R -t -i trace.dat > recording.txt    # the one unambiguous text of a trace.dat"
+)
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--policy", default="asi", show_default=True, metavar="P")
+@click.option("--kick", default="ack", show_default=True, metavar="K")
+@click.option("--pace", type=click.Choice(["real", "scaled", "max"]), default="real", show_default=True)
+@click.option("--scale", type=float, default=1.0, show_default=True, help="Speed-up with --pace scaled.")
+@click.option("--loop", is_flag=True, help="Start again at the end, until --duration.")
+@click.option("--duration", default="", metavar="T", help="At most this long; needed for a table and with --loop.")
+@click.option(
+    "--siblings", type=int, default=0, help="Hyperthreads of a core; by default what the vCPUs need, up to 8."
+)
+@click.option("--rate", default="2000/s", show_default=True, help="Exits a second of one vCPU, for a table.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.pass_obj
+def command(session: Session, /, file: str, **options: Any) -> None:
+    """Play FILE on the live machine and judge the run.
+
+    FILE is ftrace, trace-cmd report or perf script text with kvm events: each vCPU thread becomes a vCPU, its exits
+    come in their order and at their times. Or it is a `perf kvm stat report`: its counts and times become a mix, drawn
+    at random, since a table has no order. Exit code: 0 PASS, 1 FAIL, 3 UNKNOWN.
+    """
+    from asid.commands.run import Progress, show_outcome
+    from asid.drive import drive
+    from asid.trace.sniff import foreign, sniff
+    from asid.units import parse_duration_ns
+
+    path = Path(file)
+    if path.suffix == ".json":
+        _schedule(session, path)
+        return
+    kind = sniff(path)
+    if kind == "trace":
+        config, words = _of_trace(path, options)
+    elif kind == "perf-kvm-stat":
+        config, words = _of_table(path, options)
+    else:
+        raise foreign(path, kind, "trace")
+    for word in words:
+        session.note(word)
+    duration_ns = parse_duration_ns(options["duration"], "--duration") if options["duration"] else 0
+    progress = Progress(session, duration_ns)
+    outcome = drive(
+        config, duration_ns=duration_ns, patience_ns=PATIENCE_NS, until_exhausted=not duration_ns, on_wait=progress.show
+    )
+    progress.clear()
+    show_outcome(session, outcome)
+    if outcome.exit_code:
+        session.finish(outcome.exit_code)
+
+
+def _of_trace(path: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the configuration that plays a recording, and what was assumed."""
+    from asid.guest import vcpus
+    from asid.trace.reader import read_trace
+
+    if options["loop"] and not options["duration"]:
+        raise ConfigError("--loop without --duration", allowed="a time to stop at", hint="Add --duration 10s.")
+    trace = read_trace(path)
+    threads = vcpus(trace)
+    guest = {"source": "trace", "file": str(path.resolve()), "loop": options["loop"]}
+    config, siblings, cores = _machine(path, len(threads), guest, options)
+    exits = sum(thread.exits for thread in threads)
+    words = [
+        f"{path.name}: {len(threads)} vCPU threads, {exits} exits",
+        f"assumed: vCPUs side by side on {cores} core(s) of {siblings} hyperthreads; a recording does not say which"
+        " host CPUs are siblings",
+        *(f"note: {note}" for note in trace.notes),
+    ]
+    return config, words
+
+
+def _of_table(path: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    if not options["duration"]:
+        raise ConfigError(
+            "a table of counts has no end", where=str(path), allowed="--duration", hint="Add --duration 5s."
+        )
+    from asid.trace.perf_kvm_stat import read_table
+
+    table = read_table(path)
+    siblings = options["siblings"] or SIBLINGS_DEFAULT
+    guest = {"source": "mix", "table": str(path.resolve()), "rate": options["rate"]}
+    config, siblings, _ = _machine(path, siblings, guest, options)
+    words = [
+        f"{path.name}: a table of {len(table.rows)} reasons; drawn at random at {options['rate']} a vCPU, since a table"
+        " has no order",
+        *(f"note: {note}" for note in table.notes),
+    ]
+    return config, words
+
+
+def _machine(
+    path: Path, vcpu_count: int, guest: dict[str, Any], options: dict[str, Any]
+) -> tuple[dict[str, Any], int, int]:
+    """Return a configuration with one VM of `vcpu_count` vCPUs, siblings filled first."""
+    from asid.core.limits import SIBLINGS_ALLOWED, SIBLINGS_MAX
+
+    if vcpu_count == 0:
+        raise InputError("no vCPU thread", where=str(path), allowed="kvm_exit and kvm_entry events of a thread")
+    wanted = options["siblings"] or min(vcpu_count, SIBLINGS_MAX)
+    if options["siblings"] and wanted not in SIBLINGS_ALLOWED:
+        raise ConfigError(f"--siblings {wanted}", allowed="1, 2, 4 or 8", hint="Try 2.")
+    siblings = min(n for n in SIBLINGS_ALLOWED if n >= wanted)
+    cores = -(-vcpu_count // siblings)
+    places = [f"c{at // siblings}h{at % siblings}" for at in range(vcpu_count)]
+    name = "".join(c if c.isalnum() else "-" for c in path.stem)[:40].strip("-") or "replay"
+    config = {
+        "name": name,
+        "seed": options["seed"],
+        "machine": {"cores": cores, "smt": siblings},
+        "policy": {"name": options["policy"], "kick": options["kick"]},
+        "pace": {"mode": options["pace"], "scale": options["scale"]},
+        "vm": [{"name": "recorded", "on": places, "guest": guest}],
+    }
+    return config, siblings, cores
+
+
+def _schedule(session: Session, path: Path) -> None:
+    """A counterexample of the explorer is replayed in the explorer, step by step."""
+    from asid.commands import explore
+
+    session.note(f"{path.name}: a schedule; replayed in the explorer, on the same step functions")
+    context = click.get_current_context()
+    context.invoke(explore.command, schedule=str(path))

@@ -1,0 +1,200 @@
+"""The client over real sockets, against a control server in a thread: deadlines, stray answers, gaps, a dead daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+import msgpack
+import pytest
+import zmq
+
+from asid import client as client_
+from asid.errors import Busy, ConfigError, NoAnswer, NoSuchObject, NotRunning, PermissionRefused
+from asid.live import instance as instances_
+from asid.live import sockets
+
+NMI = {"target": "c0h1"}
+
+
+@pytest.fixture
+def client(server):
+    with client_.connect("t", name="tester", timeout_s=2) as one:
+        yield one
+
+
+def test_calls_and_errors(client, server):
+    assert client.ping()["seq"] == 41
+    assert client.inject_nmi("c0h1").ret["accepted"] == 1
+    with pytest.raises(NoSuchObject, match="no c7"):
+        client.inject_nmi("c7")
+    with client_.connect("t", name="other") as other:
+        client.gate_hold("c0")
+        with pytest.raises(Busy, match="held by client 'tester'") as caught:
+            other.inject_nmi("c0h1")
+    assert caught.value.data["holder"] == "tester"
+    assert caught.value.hint == "asid gate release c0 --force"
+    client.gate_release("c0")
+
+
+def test_no_answer_comes_at_the_deadline_with_the_key_to_retry(client, server):
+    server.silent = True
+    start = time.monotonic()
+    with pytest.raises(NoAnswer) as caught:
+        client.inject_nmi("c0h1", timeout_s=0.1, idem="my-key")
+    assert 0.09 < time.monotonic() - start < 0.5
+    assert caught.value.data["idem"] == "my-key"
+    assert caught.value.applied == "unknown"
+    server.silent = False
+    assert client.inject_nmi("c0h1", idem="my-key")["accepted"] == 1
+
+
+def test_stray_answers_are_dropped_and_extend_no_deadline(client, server):
+    other = msgpack.packb({"v": 1, "id": "not-mine", "ok": True, "ret": {}, "seq": 1, "t": 1})
+    server.strays = [[b"ASID1", other], [b"junk"], [b"ASID1", b"\xc1"], [b"ASID1", b"\x01"]]
+    assert client.ping()["seq"] == 41
+    server.desk.machine.defer = True
+    with pytest.raises(NoAnswer):
+        client.inject_nmi("c0h1", timeout_s=0.1)
+
+
+def test_events_from_the_subscription_on(client, server):
+    server.do(lambda s: s.event("exit", 50, 1))
+    with client.events() as events:
+        server.do(lambda s: (s.event("exit", 51, 2), s.event("ht.mode", 52, 1)))
+        events.wait_seq(52)
+        assert [event.seq for event in events.drain()] == [51, 52]
+        assert events.next(0.01) is None
+
+
+def test_a_filter_by_type_and_place(client, server):
+    with client.events("ht", "c0h0") as events:
+        server.do(lambda s: [s.event(kind, 60 + n, 1) for n, kind in enumerate(("exit", "ht.mode", "htx"))])
+        events.wait_seq(62)
+        assert [event.type for event in events.drain()] == ["ht.mode"]
+
+
+def test_a_gap_is_seen_and_fetched_from_the_journal(client, server):
+    records = {n: {"seq": n, "tseq": n - 49, "topic": "e.c000.h00.exit.", "type": "exit"} for n in range(50, 60)}
+
+    def query(op, args):
+        found = [records[n] for n in range(args.since, min(args.until, 59) + 1)]
+        return {"events": found, "next": 60, "complete": True, "head": 59}
+
+    server.desk.machine.query = query
+    with client.events("exit") as events:
+        for n in range(50, 56):
+            server.do(lambda s, n=n: s.event("exit", n, n - 49, lose=n in (52, 53)))
+        events.wait_seq(55)
+        assert [event.seq for event in events.drain()] == [50, 51, 52, 53, 54, 55]
+    assert (events.gaps, events.filled, events.lost) == (1, 2, 0)
+
+
+def test_a_gap_that_cannot_be_fetched_is_said(client, server):
+    server.desk.machine.refusal = NoSuchObject("not in the journal")
+    with client.events("exit") as events:
+        server.do(lambda s: [s.event("exit", n, n - 49, lose=n == 51) for n in (50, 51, 52)])
+        events.wait_seq(52)
+        assert [event.type for event in events.drain()] == ["exit", "gap", "exit"]
+    assert events.lost == 1
+
+
+def test_events_since_a_record_begin_in_the_journal(client, server):
+    server.desk.machine.query = lambda op, args: {
+        "events": [{"seq": n, "tseq": n, "topic": "e.c000.h00.exit.", "type": "exit"} for n in range(args.since, 42)],
+        "next": 42, "complete": True, "head": 41,
+    }  # fmt: skip
+    with client.events(since=38) as events:
+        assert [event.seq for event in events.drain()] == [38, 39, 40, 41]
+
+
+def test_bye_ends_a_subscription(client, server):
+    with client.events() as events:
+        server.do(lambda s: (s.publish("y.bye.", seq=41), s.publish("y.bye.", seq=41, reason="stop")))
+        assert list(events) == []
+        assert events.ended
+
+
+def test_a_client_that_never_reads_does_not_stop_the_server(client, server):
+    context = sockets.new_context()
+    mute = sockets.client_dealer(context, client.endpoints.ctl, b"mute")
+    body = msgpack.packb({"v": 1, "id": "x", "op": "schema"})
+    for _ in range(500):
+        mute.poll(100, zmq.POLLOUT)
+        sockets.send_nonblocking(mute, [b"ASID1", body])
+    assert client.ping()["seq"] == 41
+    mute.close()
+    context.term()
+
+
+def test_an_oversized_frame_cuts_its_sender_only(client, server):
+    context = sockets.new_context()
+    loud = sockets.client_dealer(context, client.endpoints.ctl, b"loud")
+    loud.poll(500, zmq.POLLOUT)
+    sockets.send_nonblocking(loud, [b"ASID1", b"\x90" * 10_000_000])
+    assert client.ping(urgent=False)["seq"] == 41
+    loud.close()
+    context.term()
+
+
+def test_no_daemon(place):
+    with pytest.raises(NotRunning, match="no daemon runs as instance 't'"):
+        client_.connect("t")
+    with pytest.raises(ConfigError):
+        client_.connect("../x")
+
+
+def test_a_second_daemon_is_refused_and_a_stale_directory_is_known(server, place):
+    with pytest.raises(Busy, match="running already"):
+        instances_.take_lock(place)
+    assert [(one.name, one.stale) for one in client_.instances()] == [("t", False)]
+    dead = instances_.make_instance_dir("dead")
+    os.close(instances_.take_lock(dead))
+    dead.ctl.touch()
+    assert [(one.name, one.stale) for one in client_.instances()] == [("dead", True), ("t", False)]
+    lock_fd = instances_.take_lock(dead)
+    assert instances_.clear_leftovers(dead) == ["ctl.sock"]
+    os.close(lock_fd)
+
+
+def test_modes_of_files(server, place):
+    assert place.root.stat().st_mode & 0o777 == 0o700
+    for path in (place.ctl, place.urgent, place.tel, place.endpoints, place.lock):
+        assert path.stat().st_mode & 0o777 == 0o600, path
+
+
+def test_a_directory_that_others_can_read_is_refused(place):
+    place.root.chmod(0o755)
+    with pytest.raises(PermissionRefused, match="0755"):
+        instances_.make_instance_dir("t")
+
+
+def test_a_path_too_long_for_the_kernel_is_refused_with_five_parts(tmp_path):
+    with pytest.raises(ConfigError, match="107 bytes") as caught:
+        sockets.ipc_endpoint(tmp_path / ("x" * 120))
+    assert caught.value.hint and caught.value.state
+
+
+def test_endpoints_that_are_cut_or_foreign_are_none(place):
+    for text in ("", "{", '{"v": 1}', "[]"):
+        place.endpoints.write_text(text)
+        assert instances_.read_endpoints(place) is None
+
+
+def test_no_descriptor_is_left(server):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with client_.connect("t") as one, one.events():
+            one.ping()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_toml_of_a_map_reads_back(tmp_path):
+    import tomllib
+
+    from asid.running import _toml
+
+    config = {"name": 'a "b"', "seed": 3, "machine": {"smt": 2}, "vm": [{"on": ["c0h0"], "guest": {"loop": True}}]}
+    with contextlib.nullcontext():
+        assert tomllib.loads(_toml(config)) == config
