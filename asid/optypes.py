@@ -241,8 +241,9 @@ class InjectKillArgs(Args, frozen=True):
 
 
 class InjectRet(Ret, frozen=True):
-    """`accepted` is exact and each accepted injection gets one inject.done record. With wait the other counts add up to
-    it. With a job they are those of its result; the first answer then says accepted 0 and names the job."""
+    """`accepted` is exact. `ids` are the first of its inject records, each of which gets one inject.done; exits and
+    interrupts of one hyperthread share a record. With wait the other counts add up to `accepted`. With a job they are
+    those of its result; the first answer then says accepted 0 and names the job."""
 
     accepted: int
     handled: int = 0

@@ -127,6 +127,7 @@ class Event(NamedTuple):
 
 Step = tuple[GateState, tuple[Action, ...]]
 
+
 def opened(spec: Spec, coord: int, siblings: int, attached: tuple[int, ...]) -> GateState:
     """Return the gate of a core whose hyperthreads have not been born yet. `attached`: a VM number a sibling."""
     assert len(attached) == siblings
@@ -204,6 +205,8 @@ def on_report(spec: Spec, g: GateState, r: Report) -> Step:
     if r.inc != m.inc:
         m = Member(inc=r.inc, attached=m.attached, leaving=m.leaving, kicks=m.kicks)
     m = absorb(spec, m, r)
+    if r.vm and not m.attached and m.leaving is None:
+        m = m._replace(leaving=Bid.DETACH)  # it was ordered before; the order was lost, or died with a coordinator
     queue = tuple(ht for ht in g.queue if ht != r.ht)
     if m.want is not Want.NONE:
         queue = g.queue if r.ht in g.queue else (*g.queue, r.ht)
@@ -376,7 +379,10 @@ def evict(spec: Spec, g: GateState, targets: tuple[int, ...]) -> Step:
         number = m.kicks + 1
         g = put(g, ht, kicked=number, kicks=number)
         actions += (Action(Do.REQUEST, ht, number), Action(Do.PEND, ht))
-        actions += (Action(Do.TIMER, Timer.REKICK, key_of(ht, number)), Action(Do.TIMER, Timer.KICK, key_of(ht, number)))
+        actions += (
+            Action(Do.TIMER, Timer.REKICK, key_of(ht, number)),
+            Action(Do.TIMER, Timer.KICK, key_of(ht, number)),
+        )
     return g, tuple(actions)
 
 

@@ -152,7 +152,16 @@ FAST: Final = (set_mode(Mode.ISOLATED), WORK, *ENTRY)
 IGNORE: Final = "ignore"
 REJECT: Final = "reject"
 DO: Final = "do"
-_EVENTS: Final = (What.ORDER, What.DOORBELL, What.RETIRED, What.INTERRUPTED, What.EXIT, What.WORKED, What.RUNNABLE, What.TIMEOUT)
+_EVENTS: Final = (
+    What.ORDER,
+    What.DOORBELL,
+    What.RETIRED,
+    What.INTERRUPTED,
+    What.EXIT,
+    What.WORKED,
+    What.RUNNABLE,
+    What.TIMEOUT,
+)
 TABLE: Final[dict[Phase, tuple[str, ...]]] = {
     #                 order  doorbell retired interrupted exit   worked  runnable timeout
     Phase.IDLE: (     DO,    DO,      REJECT, REJECT,     REJECT, REJECT, IGNORE, DO),

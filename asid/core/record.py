@@ -172,27 +172,39 @@ _CHECKS: dict[str, tuple[tuple[str, type, bool, frozenset[str], bool], ...]] = {
     t.name: tuple((f.name, _PYTHON_TYPE[f.kind], f.optional, frozenset(f.choices), f.kind == "hist") for f in t.fields)
     for t in RECORD_TYPES.values()
 }
-# The same for data whose fields are all there and in the order of the catalogue, as our own writers have them:
-# names, exact types, and the (name, choices, is histogram) that are left to look at.
-_IN_ORDER: dict[str, tuple[tuple[str, ...], tuple[type, ...], tuple[tuple[str, frozenset[str], bool], ...]]] = {
-    kind: (
-        tuple(name for name, *_ in checks),
-        tuple(exact for _, exact, *_ in checks),
-        tuple((name, choices, is_hist) for name, _, _, choices, is_hist in checks if choices or is_hist),
-    )
-    for kind, checks in _CHECKS.items()
-}
+
+
+class _Form(NamedTuple):
+    """Data whose fields are in the order of the catalogue: their names, exact types, and what is left to look at."""
+
+    names: tuple[str, ...]
+    types: tuple[type, ...]
+    rest: tuple[tuple[str, frozenset[str], bool], ...]  # (name, choices, is histogram)
+
+
+def _forms(kind: str) -> dict[int, _Form]:
+    """Return the two forms that our own writers use, by number of fields: without the optional ones, and with all."""
+    every = _CHECKS[kind]
+    out = {}
+    for checks in (tuple(check for check in every if not check[2]), every):
+        rest = tuple((name, choices, is_hist) for name, _, _, choices, is_hist in checks if choices or is_hist)
+        out[len(checks)] = _Form(tuple(check[0] for check in checks), tuple(check[1] for check in checks), rest)
+    return out
+
+
+# One look instead of one a field: the audit checks every record of a run.
+_FORMS: dict[str, dict[int, _Form]] = {kind: _forms(kind) for kind in _CHECKS}
 
 
 def fault_of(record: Record) -> str | None:
     """Return what is wrong with the type or the data of a record, or None. Types are exact: a bool is no int."""
-    in_order = _IN_ORDER.get(record.type)
-    if in_order is None:
+    forms = _FORMS.get(record.type)
+    if forms is None:
         return f"unknown record type {record.type!r:.40}"
     data: dict[str, Any] = record.data
-    names, exact, rest = in_order
-    if tuple(data) == names and tuple(map(type, data.values())) == exact:
-        for name, choices, is_hist in rest:
+    form = forms.get(len(data))
+    if form is not None and tuple(data) == form.names and tuple(map(type, data.values())) == form.types:
+        for name, choices, is_hist in form.rest:
             if (choices and data[name] not in choices) or (is_hist and not _is_hist(data[name])):
                 break
         else:

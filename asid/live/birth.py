@@ -29,6 +29,7 @@ class Birth:
 
     ht: -1 for a coordinator. doorbells: one eventfd a sibling, by number. living: for a coordinator, the incarnation
     of each hyperthread that lives, 0 for none. attached: VM of each hyperthread's vCPU, 0 for none.
+    held: for a coordinator, who holds its gate closed. interrupts: its NMI and #MC lines at its birth.
     """
 
     core: int
@@ -48,6 +49,8 @@ class Birth:
     vcpu: tuple[int, int] = (0, 0)
     living: tuple[int, ...] = ()
     attached: tuple[int, ...] = ()
+    held: tuple[str, ...] = ()
+    interrupts: tuple[int, int] = (0, 0)
     fresh: bool = True
     instance_root: str = ""
 

@@ -40,6 +40,7 @@ class Child:
     ring_fd: int
     born_ns: int
     up: bool = False
+    wanted: bool = False  # we killed it ourselves: no sign of a crash loop
     outbox: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -56,6 +57,7 @@ class Child:
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
         """Send a signal through the pidfd, which never reaches another process that got the same pid."""
+        self.wanted = self.wanted or signum == signal.SIGKILL
         try:
             signal.pidfd_send_signal(self.pidfd, signum)
         except ProcessLookupError:

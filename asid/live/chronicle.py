@@ -52,6 +52,8 @@ class Chronicle:
 
     def mode_set(self, before: HyperthreadState, after: HyperthreadState, kick: Kick) -> None:
         new = after.mode
+        if new is Mode.ENTER and self.mode is not Mode.GUEST:
+            new = Mode.ISOLATED  # where a handler that interrupted an entry comes back to
         if new is Mode.ENTER or new is self.mode:
             return
         if new is Mode.ISOLATED and not before.frames:

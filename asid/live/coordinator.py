@@ -21,9 +21,23 @@ from asid.live.birth import Birth
 from asid.live.link import Link
 from asid.live.node import Frames, Node, ParentGone, prepare_child, ring_doorbell
 from asid.live.notebook import Notebook
-from asid.live.page import DEPTH, FLAG, INSNS, KICK_INSNS, KICK_NUMBER, KICKS, MODE, PENDING, REQUEST, ROUND, CorePage, base_of
+from asid.live.page import (
+    DEPTH,
+    FLAG,
+    INSNS,
+    KICK_INSNS,
+    KICK_NUMBER,
+    KICKS,
+    MODE,
+    PENDING,
+    REQUEST,
+    ROUND,
+    CorePage,
+    base_of,
+)
 from asid.live.ring import Ring
 
+LATE_NS = 10_000_000  # a timer that fires this much too late says that the process was not running
 KICKS_A_LIFE = 1 << 32  # kick numbers of one coordinator; the next begins above
 
 
@@ -43,6 +57,7 @@ class Coordinator:
         self.spec = gate.Spec(make_policy(birth.policy, birth.kick).rooms)
         self.state = gate.opened(self.spec, birth.inc, birth.siblings, birth.attached)
         self.quiet: list[dict[str, Any]] = []  # policy changes that wait until nobody holds a lease
+        self.holders: set[str] = set()  # what holds the gate closed
         self.context = sockets.new_context()
         self.router = sockets.gate_router(self.context, Path(birth.gate_path))
         self.node.watch_parent()
@@ -50,6 +65,8 @@ class Coordinator:
         self.link = Link(self.node, self.context, birth.link_path, f"{birth.name}.{birth.inc}", self.on_link)
         if not birth.fresh:
             self.resume()
+        for what in birth.held:
+            self.hold(what, "the coordinator before")
         self.link.tell({"op": "up"})
 
     def resume(self) -> None:
@@ -64,6 +81,7 @@ class Coordinator:
     def run(self) -> None:
         while True:
             self.node.turn()
+            self.notebook.flush()
             if self.quiet:
                 self.try_quiet()
 
@@ -72,13 +90,15 @@ class Coordinator:
     def step(self, event: gate.Event) -> None:
         before = self.state
         self.state, actions = gate.step(self.spec, before, event)
+        if self.state.round != before.round:
+            self.words[ROUND] = self.state.round  # before anybody is told: a successor must not give it out again
+        if self.state.members is not before.members:
+            self.drop_timers(before)
         self.note_step(before, event, actions)
         self.perform(actions)
-        if self.state.round != before.round:
-            self.words[ROUND] = self.state.round
 
     def on_gate(self, frames: Frames) -> None:
-        """A report. An empty frame is a hyperthread's probe: it is connected, and unknown to a coordinator come back."""
+        """A report. An empty frame is a probe: a hyperthread is connected, again if the coordinator came back."""
         if len(frames) != 2:
             self.drop("frames")
             return
@@ -122,9 +142,10 @@ class Coordinator:
             self.step(gate.Event(Ev.DETACH, ht=message["ht"]))
         elif op == "stop":
             self.step(gate.Event(Ev.STOP, ht=message["ht"]))
-        elif op in ("hold", "release"):
-            self.notebook.note(f"gate.{op}", {"by": message["by"]}, self.state.round)
-            self.step(gate.Event(Ev.HOLD if op == "hold" else Ev.RELEASE))
+        elif op == "hold":
+            self.hold(message["what"], message["by"])
+        elif op == "release":
+            self.release(message["what"], message["by"])
         elif op == "quiet":
             self.quiet.append(message)
             return
@@ -135,6 +156,18 @@ class Coordinator:
             self.link.tell({"op": "done", "id": message["id"], "gate": self.describe()})
         elif "id" in message:
             self.link.tell({"op": "done", "id": message["id"]})
+
+    def hold(self, what: str, by: str) -> None:
+        """Close the gate for `what`; it stays closed until everything that holds it has let go."""
+        self.holders.add(what)
+        self.notebook.note("gate.hold", {"by": by}, self.state.round)
+        self.step(gate.Event(Ev.HOLD))
+
+    def release(self, what: str, by: str) -> None:
+        self.holders.discard(what)
+        if self.state.held and not self.holders:
+            self.notebook.note("gate.release", {"by": by}, self.state.round)
+            self.step(gate.Event(Ev.RELEASE))
 
     def try_quiet(self) -> None:
         """Tell the daemon once nobody holds a lease, is in HOST, or has a grant under way."""
@@ -185,11 +218,13 @@ class Coordinator:
             self.page.fence()
             words[base + PENDING] = 1
             self.page.fence()
-            words[base + KICK_INSNS] = words[base + INSNS]
-            words[base + KICK_NUMBER] = words[base + REQUEST]
+            if words[base + KICK_NUMBER] != words[base + REQUEST]:  # a kick sent again was visible from the first
+                words[base + KICK_INSNS] = words[base + INSNS]
+                words[base + KICK_NUMBER] = words[base + REQUEST]
             ring_doorbell(self.birth.doorbells[ht].fd)
             for_ht = next((o for o in self.state.queue if o != ht), ht)
-            self.notebook.note("gate.kick", {"number": words[base + REQUEST], "for_ht": for_ht}, self.state.round, self.cause, ht=ht)
+            data = {"number": words[base + REQUEST], "for_ht": for_ht}
+            self.notebook.note("gate.kick", data, self.state.round, self.cause, ht=ht)
         elif do is Do.WIPE:
             for field in (PENDING, FLAG, DEPTH):
                 words[base + field] = 0
@@ -203,6 +238,15 @@ class Coordinator:
         elif do is Do.BURIED:
             self.link.tell({"op": "buried", "ht": ht, "inc": number})
 
+    def drop_timers(self, before: gate.GateState) -> None:
+        """Forget the timers of kicks that were answered and of leases that were used: they would change nothing."""
+        for ht, (old, new) in enumerate(zip(before.members, self.state.members, strict=True)):
+            if old.kicked and old.kicked != new.kicked:
+                self.node.drop_timer((Timer.KICK, gate.key_of(ht, old.kicked)))
+                self.node.drop_timer((Timer.REKICK, gate.key_of(ht, old.kicked)))
+            if old.fresh and not new.fresh:
+                self.node.drop_timer((Timer.STICKY, gate.key_of(ht, old.granted)))
+
     def set_timer(self, timer: Timer, key: int) -> None:
         ht, number = key & 0xFF, key >> 8
         after_ns = {
@@ -214,7 +258,13 @@ class Coordinator:
         if timer is not Timer.TURN and self.node.has_timer((timer, key)):
             return
 
+        due_ns = self.node.now_ns() + after_ns
+
         def fire() -> None:
+            if timer is Timer.KICK and self.node.now_ns() - due_ns > LATE_NS:
+                # It was this process that did not run (stopped, suspended, starved): it judges nobody's silence.
+                self.set_timer(timer, key)
+                return
             self.cause = 0
             self.step(gate.Event(Ev.TIMER, timer=timer, ht=ht, key=number))
 
@@ -252,7 +302,7 @@ class Coordinator:
         if r.said is Said.READY:
             if m.belief is Belief.UNKNOWN:
                 note("gate.resync", {"inc": r.inc}, round_, cause, ht=r.ht)
-            else:
+            elif m.inc != r.inc or m.belief is Belief.OFFLINE:  # the first time: it repeats itself until it is needed
                 mode = Mode.ISOLATED if r.mode is Mode.ENTER else r.mode
                 note("gate.ready", {"inc": r.inc, "mode": mode.name}, round_, cause, ht=r.ht)
         elif r.said is Said.ANSWER:
@@ -305,5 +355,3 @@ def clear_after(instance_root: str) -> None:
             path.unlink(missing_ok=True)
     finally:
         os.close(lock)
-
-

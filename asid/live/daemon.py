@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import msgpack
 import zmq
 
 from asid import __version__
@@ -27,16 +26,15 @@ from asid.core.limits import DEATH_DEADLINE_NS
 from asid.core.record import Record
 from asid.errors import EXIT_OK, AsidError, HostUnsuitable
 from asid.live import instance, sockets
-from asid.live.birth import Birth, Fd
-from asid.live.children import YOUNG_DEATHS_MAX, Child, Children, Place, Rebirth
+from asid.live.children import Children, Place
 from asid.live.control import Control, Identity, Reply
 from asid.live.injector import Batch, Injector, batch_of_config
 from asid.live.journal import JournalReader, JournalWriter
 from asid.live.merge import Merge
-from asid.live.node import Node, ring_doorbell
-from asid.live.operations import Operations, Procedure, exit_details
+from asid.live.node import Node
+from asid.live.operations import Operations, exit_details
 from asid.live.page import CorePage, make_page
-from asid.live.ring import make_ring
+from asid.live.parent import Parent
 from asid.live.rundir import RunDir, create_run
 from asid.live.telemetry import Telemetry
 from asid.targets import resolve
@@ -49,42 +47,32 @@ GATES_NS: Final = 100_000_000
 COUNTERS_NS: Final = 100_000_000
 
 log = logging.getLogger("asid.daemon")
-_pack = msgpack.Packer().pack
 
 
-class Daemon:
+class Daemon(Parent):
     """One instance. `start`, then `run` until it has stopped; `close` whatever happens."""
 
-    def __init__(self, loaded: Loaded, name: str, *, run_dir: Path | None = None, until_exhausted: bool = False) -> None:
+    def __init__(
+        self, loaded: Loaded, name: str, *, run_dir: Path | None = None, until_exhausted: bool = False
+    ) -> None:
+        super().__init__()
         self.loaded = loaded
         self.config: Config = loaded.config
         self.topology = self.config.topology
         self.policy, self.kick = self.config.policy.name, self.config.policy.kick
         self.until_exhausted = until_exhausted
-        self.exhausted: set[Place] = set()
         self.node = Node()
         self.boot_id = secrets.token_hex(8)
         self.started_ns = time.monotonic_ns()
         self.state = "starting"
-        self.counters: dict[str, int] = {"deaths": 0, "fences": 0, "respawns": 0}
-        self.problems: list[str] = []
-        self.pages: dict[int, tuple[int, CorePage]] = {}
-        self.bells: dict[Place, int] = {}
-        self.incs: dict[Place, int] = {}
-        self.rebirths: dict[Place, Rebirth] = {}
-        self.unplugged: set[Place] = set()
-        self.waiting_burial: set[Place] = set()
-        self.gates: dict[int, dict[str, Any]] = {}
         self.exit_counts: dict[Place, tuple[int, int]] = {}
         self.vcpus: dict[Place, tuple[int, int]] = {}
         for core in range(self.config.machine.cores):
             for ht in range(self.config.machine.smt):
                 self.vcpus[core, ht] = self.config.vcpu_at(core, ht) or (0, 0)
-        self._messages = 1 << 40  # numbers of messages to children that are to be answered; injections count from 1
-        self._asked: dict[int, Place] = {}
         self._ready_seen: dict[Place, int] = {}  # last incarnation that its gate knows
-        self._idle_wanted: set[Place] = set()  # hyperthreads on their way to no vCPU
-        self._stop_ticket = 0
+        self._stop_tickets: list[int] = []
+        self._signal = ""  # the last one caught; acted upon by the loop, never from within its handler
         self._stop_reason = ""
         self._stop_deadline_ns = 0
         self._over = False
@@ -125,10 +113,10 @@ class Daemon:
             capabilities=("live", "events.fetch", "jobs"),
         )  # fmt: skip
         self.control = Control(self.operations, identity)
-        self.children = Children(self.node.add_reader, self.node.drop_reader, self._on_death)
+        self.children = Children(self.node.add_reader, self.node.drop_reader, self.on_death)
         self.node.add_socket(self.urgent, lambda frames: self._on_request(self.urgent, frames, urgent=True))
         self.node.add_socket(self.ctl, lambda frames: self._on_request(self.ctl, frames, urgent=False))
-        self.node.add_socket(self.link, self._on_link)
+        self.node.add_socket(self.link, self.on_link)
         self.node.add_socket(self.tel, self.telemetry.on_subscription)
 
     # --- start --------------------------------------------------------------------------------------------
@@ -149,11 +137,13 @@ class Daemon:
             for ht in range(machine.smt):
                 self.bells[core, ht] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         for core in range(machine.cores):
-            self._bear_coordinator(core)
+            self.bear_coordinator(core)
             for ht in range(machine.smt):
-                self._bear_hyperthread((core, ht))
+                self.bear_hyperthread((core, ht))
         deadline_ns = time.monotonic_ns() + START_NS
         while not (all(child.up for child in self.children.by_place.values()) and self._gates_ready()):
+            if self._signal:
+                return  # to be stopped before it was ready
             if time.monotonic_ns() > deadline_ns:
                 late = [child.birth.name for child in self.children.by_place.values() if not child.up]
                 raise HostUnsuitable(
@@ -176,41 +166,6 @@ class Daemon:
 
     def _gates_ready(self) -> bool:
         return all(self._ready_seen.get(place, 0) == inc for place, inc in self.incs.items() if place[1] >= 0)
-
-    def _birth(self, core: int, ht: int, ring_fd: int, **more: Any) -> Birth:
-        page_fd, page = self.pages[core]
-        smt = self.config.machine.smt
-        return Birth(
-            core=core, ht=ht, siblings=smt, inc=self.incs[core, ht], coord=self.incs[core, -1],
-            page=Fd(page_fd), ring=Fd(ring_fd),
-            doorbells=tuple(Fd(self.bells[core, other]) for other in range(smt)),
-            gate_path=str(self.paths.root / f"c{core}.sock"), link_path=str(self.link_path),
-            config=self.config, base_dir=str(self.loaded.base_dir), policy=self.policy, kick=self.kick,
-            instance_root=str(self.paths.root), **more,
-        )  # fmt: skip
-
-    def _bear_coordinator(self, core: int) -> None:
-        place = (core, -1)
-        inc = self.incs[place] = self.incs.get(place, 0) + 1
-        living = []
-        for ht in range(self.config.machine.smt):
-            child = self.child((core, ht))
-            living.append(child.birth.inc if child is not None else 0)
-        attached = tuple(self.vcpus[core, ht][0] for ht in range(self.config.machine.smt))
-        ring_fd = make_ring(f"c{core}.{inc}")
-        birth = self._birth(core, -1, ring_fd, living=tuple(living), attached=attached, fresh=inc == 1)
-        self._bear(birth, ring_fd)
-
-    def _bear_hyperthread(self, place: Place) -> None:
-        core, ht = place
-        inc = self.incs[place] = self.incs.get(place, 0) + 1
-        ring_fd = make_ring(f"c{core}h{ht}.{inc}")
-        self._bear(self._birth(core, ht, ring_fd, vcpu=self.vcpus[place]), ring_fd)
-
-    def _bear(self, birth: Birth, ring_fd: int) -> None:
-        child = self.children.bear(birth, ring_fd, self.now_ns())
-        what = {"what": child.kind, "pid": child.pid, "inc": birth.inc}
-        self.merge.note("spawn", what, birth.core, birth.ht)
 
     def _schedule_config(self) -> None:
         """Arm the [[inject]] tables of the configuration."""
@@ -235,7 +190,14 @@ class Daemon:
         if duration_ns:
             self.later(duration_ns, lambda: self.begin_stop("duration"))
         while not self._over:
+            if self._signal:
+                name, self._signal = self._signal, ""
+                self.begin_stop(name, force=self.state == "draining")
             self.node.turn()
+
+    def on_signal(self, number: int, _frame: object) -> None:
+        """Remember it. The loop looks at least every few milliseconds; a second one forces the stop."""
+        self._signal = signal.Signals(number).name
 
     def _tick(self) -> None:
         """Drain the rings, deliver injections, let deadlines pass, and come again."""
@@ -277,172 +239,6 @@ class Daemon:
             self._ready_seen[place] = record.data["inc"]
         elif kind == "gate.idle":
             self.on_idle(place)
-
-    # --- children -----------------------------------------------------------------------------------------
-
-    def child(self, place: Place) -> Child | None:
-        return self.children.by_place.get(place)
-
-    def coordinator(self, core: int) -> Child | None:
-        return self.child((core, -1))
-
-    def words(self, core: int) -> Any:
-        return self.pages[core][1].words
-
-    def ring_bell(self, place: Place) -> None:
-        ring_doorbell(self.bells[place])
-
-    def tell(self, child: Child, message: dict[str, Any]) -> None:
-        """Send to a child; before it is up, keep it for then."""
-        if not child.up:
-            child.outbox.append(message)
-            return
-        if not sockets.send_nonblocking(self.link, [child.identity, _pack(message)]):
-            log.debug("%s is gone: %s undelivered", child.birth.name, message["op"])
-
-    def ask(self, child: Child, message: dict[str, Any]) -> int:
-        """Send what is to be answered; return the number of the answer. A death answers too."""
-        self._messages += 1
-        self._asked[self._messages] = child.place
-        self.tell(child, {**message, "id": self._messages})
-        return self._messages
-
-    def _on_link(self, frames: list[bytes]) -> None:
-        if len(frames) != 2:
-            return
-        try:
-            message = msgpack.unpackb(frames[1])
-            name, _, inc = frames[0].decode().partition(".")
-            core, _, ht = name.removeprefix("c").partition("h")
-            child = self.child((int(core), int(ht) if ht else -1))
-        except (ValueError, UnicodeDecodeError):
-            return
-        if child is None or child.birth.inc != int(inc):
-            return  # of a process whose death is confirmed
-        op = message["op"]
-        if op == "up":
-            child.up = True
-            waiting, child.outbox = child.outbox, []
-            for kept in waiting:
-                self.tell(child, kept)
-        elif op == "done":
-            self._on_done(message)
-        elif op == "fence":
-            self._fence((child.birth.core, message["ht"]), message["inc"])
-        elif op == "buried":
-            self._buried((child.birth.core, message["ht"]), message["inc"])
-        elif op == "exhausted":
-            self.exhausted.add(child.place)
-            if self.until_exhausted and self.exhausted >= {p for p, (vm, _) in self.vcpus.items() if vm}:
-                self.begin_stop("the recording has ended")
-
-    def _on_done(self, message: dict[str, Any]) -> None:
-        number = message["id"]
-        if "gate" in message:
-            self.gates[message["gate"]["core"]] = message["gate"]
-        if self._asked.pop(number, None) is not None:
-            self.operations.on_reply(number)
-            return
-        self.drain()
-        self.injector.on_done(number)
-
-    def _fence(self, place: Place, inc: int) -> None:
-        child = self.child(place)
-        if child is not None and child.birth.inc == inc:
-            self.counters["fences"] += 1
-            log.warning("fencing %s: it did not answer a kick", child.birth.name)
-            child.kill()
-
-    def _on_death(self, child: Child, status: int) -> None:
-        """A confirmed death: the last of its records, its coordinator, its injections, its successor."""
-        place = child.place
-        core, ht = place
-        self.merge.drain([child.ring])
-        what = {"what": child.kind, "pid": child.pid, "inc": child.birth.inc, "status": status}
-        self.merge.note("death", what, core, ht)
-        self.drain()
-        self.injector.on_death(place)
-        for number, whose in list(self._asked.items()):
-            if whose == place:
-                del self._asked[number]
-                self.operations.on_reply(number)
-        if self.state == "draining":
-            if ht >= 0 and (coordinator := self.coordinator(core)) is not None:
-                self.tell(coordinator, {"op": "dead", "ht": ht, "inc": child.birth.inc})
-            return
-        self.counters["deaths"] += 1
-        log.warning("%s (pid %d) died with status %d", child.birth.name, child.pid, status)
-        delay_ns = self.rebirths.setdefault(place, Rebirth()).after(self.now_ns() - child.born_ns)
-        if ht < 0:
-            if delay_ns is None:
-                self.problems.append(f"the coordinator of c{core} died too often; the core is out")
-                self.merge.note("warn", {"text": self.problems[-1]}, core)
-                return
-            self.later(delay_ns, lambda: self._again(place))
-            return
-        coordinator = self.coordinator(core)
-        if coordinator is not None:
-            self.waiting_burial.add(place)
-            self.tell(coordinator, {"op": "dead", "ht": ht, "inc": child.birth.inc})
-        else:
-            self.waiting_burial.add(place)  # a coordinator that comes back knows it as dead from its birth
-        if delay_ns is None and place not in self.unplugged:
-            self.problems.append(f"{child.birth.name} died too often; it stays OFFLINE")
-            self.merge.note("warn", {"text": self.problems[-1]}, core, ht)
-
-    def _buried(self, place: Place, inc: int) -> None:
-        """The coordinator has done with a death: now, and not before, the next incarnation may be born."""
-        if place not in self.waiting_burial or self.incs[place] != inc:
-            return
-        self.waiting_burial.discard(place)
-        rebirth = self.rebirths[place]
-        if place in self.unplugged or rebirth.young > YOUNG_DEATHS_MAX or self.state == "draining":
-            return
-        delay_ns = rebirth.delay_ns
-        self.later(delay_ns, lambda: self._again(place))
-
-    def _again(self, place: Place) -> None:
-        if self.state == "draining" or self.child(place) is not None or place in self.unplugged:
-            return
-        self.counters["respawns"] += 1
-        if place[1] >= 0:
-            self._bear_hyperthread(place)
-            return
-        self._bear_coordinator(place[0])
-        for ht in range(self.config.machine.smt):
-            # Deaths that the old coordinator never finished: the new one was born knowing them.
-            if (place[0], ht) in self.waiting_burial and self.child((place[0], ht)) is None:
-                self._buried((place[0], ht), self.incs[place[0], ht])
-
-    def given_up(self, place: Place) -> bool:
-        return self.child(place) is None and self.rebirths.get(place, Rebirth()).young > YOUNG_DEATHS_MAX
-
-    def plug(self, place: Place) -> None:
-        self.unplugged.discard(place)
-        self.rebirths.pop(place, None)
-        if place not in self.waiting_burial:
-            self.rebirths[place] = Rebirth()
-            self._again(place)
-        vm = self.vcpus[place][0]
-        coordinator = self.coordinator(place[0])
-        if vm and coordinator is not None:
-            self.tell(coordinator, {"op": "attach", "ht": place[1], "vm": vm})
-
-    def detach(self, place: Place) -> Procedure:
-        """Take the vCPU off a hyperthread, in order; done when the hyperthread says it is idle."""
-        coordinator, child = self.coordinator(place[0]), self.child(place)
-        self._idle_wanted.add(place)
-        if coordinator is not None:
-            self.tell(coordinator, {"op": "detach", "ht": place[1]})
-        while place in self._idle_wanted and self.child(place) is child and child is not None:
-            yield set()
-        self._idle_wanted.discard(place)
-        self.vcpus[place] = (0, 0)
-        self.injector.on_detach(place)
-        return {}
-
-    def on_idle(self, place: Place) -> None:
-        self._idle_wanted.discard(place)
 
     # --- requests -----------------------------------------------------------------------------------------
 
@@ -502,14 +298,18 @@ class Daemon:
 
     def begin_stop(self, reason: str, *, force: bool = False, ticket: int = 0) -> None:
         """Close in order: no new work, every hyperthread out through its gate, then the coordinators, then the run."""
-        self._stop_ticket = ticket or self._stop_ticket
+        if ticket:
+            self._stop_tickets.append(ticket)
         if self.state == "draining":
+            if force:
+                self._stop_deadline_ns = self.now_ns()
             return
         self.state = "draining"
         self._stop_reason = reason
         self._stop_deadline_ns = self.now_ns() + (0 if force else STOP_NS)
         self.control.begin_draining()
         self.injector.close()
+        self.operations.close()
         for child in self.children.hyperthreads():
             coordinator = self.coordinator(child.birth.core)
             if coordinator is None:
@@ -548,12 +348,13 @@ class Daemon:
 
     def farewell(self) -> None:
         """The last answers and the last telemetry, once the verdict is on disk."""
-        if self._stop_ticket:
-            self._reply(self.control.complete(self._stop_ticket, {}, self.merge.seq))
+        for ticket in self._stop_tickets:
+            self._reply(self.control.complete(ticket, {}, self.merge.seq))
         self.telemetry.bye(self._stop_reason)
 
     def close(self) -> None:
         """Leave nothing behind: no process, no socket file, no lock."""
+        self.state = "draining"  # nobody is born any more, whatever went wrong
         for child in list(self.children.by_place.values()):
             child.kill()
         deadline_ns = self.now_ns() + DEATH_DEADLINE_NS
@@ -612,7 +413,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     setproctitle.setproctitle(f"asid: daemon {options.instance}")
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda number, _: daemon.begin_stop(signal.Signals(number).name))
+        signal.signal(signum, daemon.on_signal)
     try:
         daemon.start()
         daemon.run_loop(options.duration)

@@ -2,8 +2,12 @@
 
 It does to the page exactly what the step functions order for a fast exit, in the same order:
 
-    retire an instruction (pending bit clear) -> MODE=ISOLATED -> work -> MODE=ENTER -> fence
+    announce an instruction -> fence -> boundary (pending bit and interrupt lines clear: it runs) -> MODE=ISOLATED
+    -> work -> MODE=ENTER -> announce the next one -> fence
     -> look (own pending bit, own request word, siblings' flags and depths) -> MODE=GUEST
+
+An instruction is announced in INSNS before the fence in front of its boundary, and taken back when the boundary stops
+it. So whoever sets the pending bit and then reads INSNS has counted the one that may still be in flight.
 
 `tests/live/test_fast.py` compares the two access by access. Whatever is not all clear leaves the loop, with the page
 as the step functions would have it at that point.
@@ -47,19 +51,25 @@ def run_fast(
     nmis, mces = interrupts
     isolated, enter, guest = Mode.ISOLATED | vm << 8, Mode.ENTER | vm << 8, Mode.GUEST | vm << 8
     holds = tuple(base_of(other) + field for other in siblings for field in (FLAG, DEPTH))
-    retired = words[insns]
+    announced = words[insns] + 1
+    words[insns] = announced
+    fence()
     for done in range(n):
         if words[pending] or words[nmi] != nmis or words[mce] != mces:
+            words[insns] = announced - 1
             return done, Left.INTERRUPTED
-        retired += 1
-        words[insns] = retired
         words[mode] = isolated
         words[mode] = enter
+        announced += 1
+        words[insns] = announced
         fence()
         if words[pending] or words[request] != answered:
+            words[insns] = announced - 1
             return done + 1, Left.LOOKING
         for at in holds:
             if words[at]:
+                words[insns] = announced - 1
                 return done + 1, Left.LOOKING
         words[mode] = guest
+    words[insns] = announced - 1
     return n, Left.DONE

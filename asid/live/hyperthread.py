@@ -29,6 +29,7 @@ from asid.live.link import Link
 from asid.live.node import Frames, Node, ParentGone, hush_doorbell, prepare_child, ring_doorbell
 from asid.live.notebook import Notebook
 from asid.live.page import (
+    COUNT_BITS,
     DEPTH,
     FLAG,
     INSNS,
@@ -41,13 +42,15 @@ from asid.live.page import (
     REQUEST,
     CorePage,
     base_of,
+    interrupt_parts,
 )
 from asid.live.ring import Ring
 
 FAST_BATCH = 256  # fast exits between two looks at the sockets
 TALLY_NS = 100_000_000  # fast exits are noted at least this often
 SPIN_NS_MAX = 30_000  # a wait shorter than this is spun: a sleep costs more
-READY_NS = 50_000_000  # a new hyperthread that hears nothing says again that it is there
+READY_NS = 50_000_000  # a new hyperthread that hears nothing says again that it is there, ever more seldom
+READY_NS_MAX = 10_000_000_000
 HANDLER_NS = 2_000  # own work of an NMI or #MC handler
 HOST_BEGINS = -1  # until_ns of work in HOST whose clock has not started
 
@@ -70,21 +73,20 @@ class Hyperthread:
         self.state = core.born(birth.inc, birth.coord, self.words[self.own + REQUEST])
         self.notebook = Notebook(Ring(birth.ring.fd), birth.core, birth.ht, birth.inc)
         self.chronicle = Chronicle(self.notebook, birth.inc)
-        self.nmis = self.words[self.own + NMI]  # delivered so far, as the daemon counts them
-        self.mces = self.words[self.own + MCE]
+        self.nmis, self.mces = birth.interrupts  # the interrupt lines as last taken
         self.orders: deque[tuple[Order, int]] = deque()
         self.outbox: deque[bytes] = deque()
         self.vcpu = birth.vcpu
         self.source: Source | None = None
         self.exit: Exit | None = None  # the next exit of the source, or the one being handled
+        self.exhausted = False  # the source has no more exits
         self.injected: deque[list[Any]] = deque()  # [id, Exit, left]
         self.from_injection = False
         self.until_ns = 0  # when what the phase waits for is due
         self.asked_ns = time.monotonic_ns()
+        self.ready_ns = READY_NS
         self.slow_ns = sum(
-            slow.delay_ns
-            for slow in birth.config.faults.slow
-            if (birth.core, birth.ht) in _places(birth, slow.target)
+            slow.delay_ns for slow in birth.config.faults.slow if (birth.core, birth.ht) in _places(birth, slow.target)
         )
         context = sockets.new_context()
         name = f"ht{birth.ht}.{birth.inc}".encode()
@@ -137,12 +139,15 @@ class Hyperthread:
         if words[own + MCE] != self.mces and core.may_interrupt(self.state, What.MCE):
             self.mces = self.deliver("mce", words[own + MCE], self.mces, core.MCE)
 
-    def deliver(self, what: str, count: int, before: int, event: core.Event) -> int:
+    def deliver(self, what: str, word: int, before: int, event: core.Event) -> int:
+        """Take an interrupt line's word; return what was taken. All that came since the last one are one."""
         if len(self.state.frames) >= INTERRUPT_DEPTH_MAX:
             return before
-        self.chronicle.interrupt_begins(what, count, count - before - 1, self.state)
+        number, count = interrupt_parts(word)
+        merged = (count - interrupt_parts(before)[1] - 1) % (1 << COUNT_BITS)
+        self.chronicle.interrupt_begins(what, number, merged, self.state)
         self.step(event)
-        return count
+        return word
 
     # --- actions ------------------------------------------------------------------------------------------
 
@@ -195,7 +200,9 @@ class Hyperthread:
     def insns_since(self, number: int) -> int:
         """Guest instructions retired since kick `number` was visible; 0 when its sender's count is not there yet."""
         words, own = self.words, self.own
-        return words[own + INSNS] - words[own + KICK_INSNS] if words[own + KICK_NUMBER] == number else 0
+        if words[own + KICK_NUMBER] != number:
+            return 0
+        return max(0, words[own + INSNS] - words[own + KICK_INSNS])  # below 0: the one in flight was taken back
 
     def work(self, state: HyperthreadState) -> None:
         """A handler's own time: an NMI's, a #MC's, or that of a fast exit."""
@@ -254,15 +261,14 @@ class Hyperthread:
             self.step(core.INTERRUPTED)
             return
         if not self.state.used:
-            words[own + INSNS] += 1
-            self.step(core.RETIRED)
+            if self.retire():
+                self.step(core.RETIRED)
             return
         if self.injected:
             self.injected_exit()
             return
         if self.exit is None:
-            self.exit = self.source.next() if self.source is not None else None
-            self.until_ns = self.node.now_ns() + self.exit.after_ns if self.exit is not None else 0
+            self.next_exit()
         if self.notebook.full:
             self.notebook.flush()
             self.node.turn(self.node.now_ns() + 1_000_000)
@@ -272,11 +278,38 @@ class Hyperthread:
                 self.node.drain()
                 if self.orders:
                     return
-            words[own + INSNS] += 1
-            self.exits(self.exit)
+            if self.retire():
+                self.exits(self.exit)
             return
         self.node.turn(self.until_ns if self.exit is not None else None)
-        words[own + INSNS] += 1 if not words[own + PENDING] else 0
+        self.retire()
+
+    def retire(self) -> bool:
+        """Run one guest instruction, unless its boundary finds the pending bit set.
+
+        It is announced before the look, and taken back if it may not run: whoever sets the bit and then reads the
+        count has counted the one in flight, so what is counted after that ran behind a visible bit.
+        """
+        words, own = self.words, self.own
+        words[own + INSNS] += 1
+        self.page.fence()
+        if words[own + PENDING]:
+            words[own + INSNS] -= 1
+            return False
+        return True
+
+    def next_exit(self) -> None:
+        """Take the source's next exit. A recording that has ended is told once; its guest spins on."""
+        if self.source is None or self.exhausted:
+            return
+        self.exit = self.source.next()
+        if self.exit is not None:
+            self.until_ns = self.node.now_ns() + self.exit.after_ns
+            return
+        self.exhausted = True
+        if self.birth.config.vm[self.state.vm - 1].guest.source == "trace":
+            self.chronicle.flush(self.state.round)
+            self.link.tell({"op": "exhausted"})
 
     def exits(self, event: Exit) -> None:
         """One VM exit. A fast one that needs no time is done here; the step functions see all others."""
@@ -340,10 +373,10 @@ class Hyperthread:
         """Exits that a client asked for come before those of the source."""
         _, event, left = self.injected[0]
         if self.policy.needs_full(event.full) or event.service_ns:
-            self.exit = event
-            self.from_injection = True
-            self.words[self.own + INSNS] += 1
-            self.exits(event)
+            if self.retire():
+                self.exit = event
+                self.from_injection = True
+                self.exits(event)
             return
         self.node.drain()
         if self.orders:
@@ -401,10 +434,10 @@ class Hyperthread:
                 return
             due = self.until_ns
         elif phase in (Phase.ASKING, Phase.LEAVING, Phase.IDLE):
-            patience_ns = RETRY_NS if phase is not Phase.IDLE else READY_NS if self.vcpu[0] else 20 * RETRY_NS
-            due = self.asked_ns + patience_ns
+            due = self.asked_ns + (self.ready_ns if phase is Phase.IDLE else RETRY_NS)
             if now >= due:
                 self.asked_ns = now
+                self.ready_ns = min(2 * self.ready_ns, READY_NS_MAX)
                 self.step(core.TIMEOUT)
                 return
         if self.outbox:
@@ -434,6 +467,7 @@ class Hyperthread:
         if after.vm != before.vm:
             self.source = self.make_source(after.vm)
             self.exit = None
+            self.exhausted = False
         self.chronicle.ordered(before, after, order, cause)
 
     def make_source(self, vm: int) -> Source | None:

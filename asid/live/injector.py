@@ -1,7 +1,7 @@
 """Injections: accepted, delivered at their pace, and followed until each has exactly one `inject.done` (G8).
 
-NMIs and #MCs go through the interrupt words of the core page: a count that grows. The hyperthread's `intr` record says
-up to which count it has taken them: the last one was handled, those before it merged into it, as on x86. Exits and
+NMIs and #MCs go through the interrupt lines of the core page. The hyperthread's `intr` record names the last one that
+it has taken: that one was handled, those before it merged into it, as on x86. Exits and
 IRQs go as messages. What a dead hyperthread had not done is lost, and said to be.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from asid.core.record import Record
 from asid.errors import Conflict
 from asid.live.children import Child, Place
-from asid.live.page import MCE, NMI, base_of
+from asid.live.page import MCE, NMI, base_of, interrupt_parts, interrupt_word
 from asid.units import parse_duration_ns
 
 RESULTS: Final = ("handled", "merged", "lost", "refused")
@@ -53,6 +53,7 @@ class Machinery(Protocol):
 
     def child(self, place: Place) -> Child | None: ...
     def words(self, core: int) -> Any: ...
+    def vcpu(self, place: Place) -> tuple[int, int]: ...
     def ring_bell(self, place: Place) -> None: ...
     def tell(self, child: Child, message: dict[str, Any]) -> None: ...
     def note(self, kind: str, data: dict[str, Any], core: int = -1, ht: int = -1) -> None: ...
@@ -74,7 +75,7 @@ class Injector:
     def __init__(self, machinery: Machinery) -> None:
         self._machine = machinery
         self._batches: list[Batch] = []
-        self._lines: dict[tuple[Place, str], deque[tuple[int, _Open]]] = {}  # by count of the interrupt word
+        self._lines: dict[tuple[Place, str], deque[tuple[int, _Open]]] = {}  # by number, oldest first
         self._messages: dict[int, tuple[Place, _Open]] = {}
         self._signals: dict[Place, list[_Open]] = {}
         self._next_id = 1
@@ -95,7 +96,7 @@ class Injector:
                     allowed="a hyperthread that runs",
                     hint="asid status; asid ht plug gives a hyperthread back.",
                 )
-            if batch.what in ("exit", "irq") and child.birth.vcpu[0] == 0:
+            if batch.what in ("exit", "irq") and self._machine.vcpu((core, ht))[0] == 0:
                 raise Conflict(
                     f"c{core}h{ht} runs no vCPU, so it never exits",
                     where=f"inject.{batch.what}",
@@ -157,7 +158,8 @@ class Injector:
         batch.open += 1
         batch.ids.append(opened.id)
         core, ht = place
-        data: dict[str, Any] = {"id": opened.id, "what": batch.what, "target": f"c{core}h{ht}" if ht >= 0 else f"c{core}"}
+        target = f"c{core}h{ht}" if ht >= 0 else f"c{core}"
+        data: dict[str, Any] = {"id": opened.id, "what": batch.what, "target": target}
         if batch.details.get("reason"):
             data["reason"] = batch.details["reason"]
         if n > 1:
@@ -169,8 +171,8 @@ class Injector:
         core, ht = place
         words = self._machine.words(core)
         at = base_of(ht) + (NMI if what == "nmi" else MCE)
-        words[at] += 1
-        self._lines.setdefault((place, what), deque()).append((words[at], opened))
+        words[at] = interrupt_word(opened.id, interrupt_parts(words[at])[1] + 1)
+        self._lines.setdefault((place, what), deque()).append((opened.id, opened))
 
     def _signal(self, batch: Batch, place: Place, child: Child | None) -> None:
         opened = self._open(batch, place, 1)
@@ -195,7 +197,7 @@ class Injector:
     # --- what became of them ------------------------------------------------------------------------------
 
     def on_record(self, record: Record) -> None:
-        """An NMI or #MC handler ended: it took everything up to its count."""
+        """An NMI or #MC handler ended: it took everything up to its number."""
         if record.type != "intr":
             return
         place = (record.core, record.ht)
@@ -247,6 +249,9 @@ class Injector:
                 for _, opened in self._lines.pop((place, what), ()):
                     self._done(opened, place, "refused", "the machine stops")
             for opened in self._signals.pop(place, []):
+                child = self._machine.child(place)
+                if child is not None and opened.batch.what == "stall":
+                    child.kill(signal.SIGCONT)
                 self._done(opened, place, "refused", "the machine stops")
         for batch in list(self._batches):
             self._finish(batch)

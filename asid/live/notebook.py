@@ -67,6 +67,9 @@ class Notebook:
             if not self._ring.put(self._overflow[0]):
                 return False
             self._overflow.popleft()
+        if self.lost:
+            lost, self.lost = self.lost, 0
+            self.note("loss", {"what": "records", "n": lost})
         return True
 
     @property

@@ -9,18 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from asid import optypes as t
-from asid.core.events import Mode
 from asid.core.exits import TABLE_HANDLING, canonical
 from asid.core.policy import NAMES, make_policy
-from asid.core.record import as_map, topic_of
-from asid.errors import BadArgument, Conflict, ControlError, NoAnswer, NoSuchObject
-from asid.live.children import Child, Place
+from asid.errors import BadArgument, Conflict, NoAnswer, NoSuchObject
+from asid.live.children import Child
 from asid.live.injector import Batch
-from asid.live.page import INSNS, MCE, MODE, NMI, ROUND, base_of
-from asid.targets import resolve
+from asid.live.queries import Queries
 
 if TYPE_CHECKING:
     from asid.live.daemon import Daemon
@@ -30,11 +25,11 @@ Waits = set[int]
 Procedure = Generator[Waits, None, dict[str, Any]]
 
 
-class Operations:
-    """Implements asid.live.machine.Machine."""
+class Operations(Queries):
+    """Implements asid.live.machine.Machine: what changes something is here, what only looks is in `Queries`."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self.daemon = daemon
+        super().__init__(daemon)
         self._running: dict[int, tuple[Procedure, Waits, int]] = {}  # by ticket: procedure, replies awaited, deadline
         self._cleanup: dict[int, Callable[[], None]] = {}
 
@@ -42,12 +37,6 @@ class Operations:
 
     def now_ns(self) -> int:
         return self.daemon.node.now_ns()
-
-    def seq(self) -> int:
-        return self.daemon.merge.seq
-
-    def resolve(self, target: str) -> tuple[Place, ...]:
-        return resolve(target, self.daemon.topology)
 
     def cancel(self, ticket: int) -> None:
         self.daemon.injector.cancel(ticket)
@@ -88,7 +77,7 @@ class Operations:
             self._end(ticket)
             self.daemon.complete(ticket, end.value)
             return
-        except ControlError as error:
+        except Exception as error:
             self._end(ticket)
             self.daemon.fail(ticket, error)
             return
@@ -116,21 +105,58 @@ class Operations:
             if now >= deadline_ns:
                 procedure.close()
                 self._end(ticket)
-                self.daemon.fail(ticket, NoAnswer("the machine did not finish in time", state="3 s", hint="asid status"))
+                self.daemon.fail(
+                    ticket, NoAnswer("the machine did not finish in time", state="3 s", hint="asid status")
+                )
+
+    def close(self) -> None:
+        """The machine stops: what runs is given up."""
+        for ticket, (procedure, _, _) in list(self._running.items()):
+            procedure.close()
+            self._end(ticket)
+            self.daemon.fail(ticket, NoAnswer("the machine stops", hint="asid status"))
 
     def _ask(self, child: Child | None, message: dict[str, Any]) -> Waits:
         return set() if child is None else {self.daemon.ask(child, message)}
 
+    def _gate(self, core: int, message: dict[str, Any]) -> Generator[Waits, None, None]:
+        """Ask a core's coordinator until one has answered that is alive: what a dead one was told died with it."""
+        while True:
+            coordinator = self.daemon.coordinator(core)
+            yield self._ask(coordinator, message)
+            if coordinator is not None and self.daemon.coordinator(core) is coordinator:
+                return
+
+    def _hold(self, core: int, what: str, by: str) -> Generator[Waits, None, None]:
+        """Close a gate for `what` (a client, a change of policy); it opens when nothing holds it any more."""
+        self.daemon.holders.setdefault(core, {})[what] = by
+        yield from self._gate(core, {"op": "hold", "what": what, "by": by})
+
+    def _release(self, core: int, what: str, by: str) -> Generator[Waits, None, None]:
+        self.daemon.holders.get(core, {}).pop(what, None)
+        yield from self._gate(core, {"op": "release", "what": what, "by": by})
+
+    def _let_go(self, cores: list[int], what: str, by: str) -> None:
+        """Release without waiting: what failed must not leave a gate closed that nobody knows of."""
+        for core in cores:
+            self.daemon.holders.get(core, {}).pop(what, None)
+            coordinator = self.daemon.coordinator(core)
+            if coordinator is not None:
+                self.daemon.tell(coordinator, {"op": "release", "what": what, "by": by})
+
     def do_gate_hold(self, args: t.GateHoldArgs, client: str, ticket: int) -> Procedure:
         cores = sorted({core for core, _ in self.resolve(args.target)})
+        fresh = [core for core in cores if "client" not in self.daemon.holders.get(core, {})]
+        self._cleanup[ticket] = lambda: self._let_go(fresh, "client", client)
         for core in cores:
-            yield self._ask(self.daemon.coordinator(core), {"op": "hold", "by": client})
+            yield from self._hold(core, "client", client)
+        self._cleanup.pop(ticket)
         return {"cores": cores}
 
     def do_gate_release(self, args: t.GateReleaseArgs, client: str, ticket: int) -> Procedure:
         cores = sorted({core for core, _ in self.resolve(args.target)})
         for core in cores:
-            yield self._ask(self.daemon.coordinator(core), {"op": "release", "by": client})
+            yield from self._release(core, "client", client)
         return {"cores": cores}
 
     def do_policy_set(self, args: t.PolicySetArgs, client: str, ticket: int) -> Procedure:
@@ -140,29 +166,26 @@ class Operations:
         try:
             make_policy(args.name, kick)
         except Exception as error:
-            raise BadArgument(str(error), where="policy.set", allowed=f"one of {', '.join(NAMES)}; ack or send") from None
-        daemon.policy, daemon.kick = args.name, kick
+            raise BadArgument(
+                str(error), where="policy.set", allowed=f"one of {', '.join(NAMES)}; ack or send"
+            ) from None
+        message = {"op": "policy", "name": args.name, "kick": kick}
         for core in range(daemon.config.machine.cores):
-            held = daemon.coordinator(core)
-            message = {"op": "release", "by": "policy.set"}
-            self._cleanup[ticket] = lambda core=core, message=message: self._release(core, message)  # type: ignore[misc]
-            yield self._ask(held, {"op": "hold", "by": "policy.set"})
-            yield self._ask(daemon.coordinator(core), {"op": "quiet"})
+            self._cleanup[ticket] = lambda core=core: self._let_go([core], "policy", client)  # type: ignore[misc]
+            yield from self._hold(core, "policy", client)
+            yield from self._gate(core, {"op": "quiet"})
+            daemon.policies[core] = (args.name, kick)  # whoever is born from now on has it from its birth
             waits: Waits = set()
             for child in daemon.children.hyperthreads():
                 if child.birth.core == core:
-                    waits |= self._ask(child, {"op": "policy", "name": args.name, "kick": kick})
-            waits |= self._ask(daemon.coordinator(core), {"op": "policy", "name": args.name, "kick": kick})
+                    waits |= self._ask(child, message)
             yield waits
-            yield self._ask(daemon.coordinator(core), message)
+            yield from self._gate(core, message)
+            yield from self._release(core, "policy", client)
             self._cleanup.pop(ticket)
+        daemon.policy, daemon.kick = args.name, kick
         daemon.note_policy(old, args.name, kick)
         return {"old": old, "new": args.name, "kick": kick}
-
-    def _release(self, core: int, message: dict[str, Any]) -> None:
-        child = self.daemon.coordinator(core)
-        if child is not None:
-            self.daemon.ask(child, dict(message))
 
     def do_ht_unplug(self, args: t.HtUnplugArgs, client: str, ticket: int) -> Procedure:
         changed = []
@@ -171,12 +194,11 @@ class Operations:
             if child is None:
                 continue
             self.daemon.unplugged.add(place)
+            coordinator = self.daemon.coordinator(place[0])
             if args.force:
                 child.kill()
-            else:
-                coordinator = self.daemon.coordinator(place[0])
-                if coordinator is not None:
-                    self.daemon.tell(coordinator, {"op": "stop", "ht": place[1]})
+            elif coordinator is not None:  # one that is not there is told when it comes back
+                self.daemon.tell(coordinator, {"op": "stop", "ht": place[1]})
             while self.daemon.child(place) is child:
                 yield set()
             changed.append(f"c{place[0]}h{place[1]}")
@@ -218,7 +240,7 @@ class Operations:
             raise Conflict(f"{args.to} is OFFLINE", where="vcpu.attach", hint="asid ht plug it first.")
         self.daemon.vcpus[place] = (vm, vcpu)
         yield self._ask(child, {"op": "vcpu", "vm": vm, "vcpu": vcpu})
-        yield self._ask(self.daemon.coordinator(place[0]), {"op": "attach", "ht": place[1], "vm": vm})
+        yield from self._gate(place[0], {"op": "attach", "ht": place[1], "vm": vm})
         return {"changed": [(vm, vcpu, f"c{place[0]}h{place[1]}")]}
 
     def _named_vcpu(self, target: str) -> tuple[int, int]:
@@ -226,9 +248,9 @@ class Operations:
         name, _, vcpu = target.partition("/")
         config = self.daemon.config
         for number in range(1, len(config.vm) + 1):
-            if name in (f"vm{number}", config.vm[number - 1].name) and vcpu.isdigit():
-                if int(vcpu) < len(config.places_of(number)):
-                    return number, int(vcpu)
+            named = name in (f"vm{number}", config.vm[number - 1].name)
+            if named and vcpu.isdigit() and int(vcpu) < len(config.places_of(number)):
+                return number, int(vcpu)
         raise NoSuchObject(f"no vCPU {target!r}", where="vcpu.attach", allowed="vm1/0 and the like", hint="asid status")
 
     # --- injections ---------------------------------------------------------------------------------------
@@ -265,148 +287,8 @@ class Operations:
     def _accept(self, batch: Batch, ticket: int) -> None:
         try:
             self.daemon.injector.accept(batch)
-        except ControlError as error:
+        except Exception as error:
             self.daemon.fail(ticket, error)
-
-    # --- queries ------------------------------------------------------------------------------------------
-
-    def query_status_get(self, args: t.Args) -> dict[str, Any]:
-        d = self.daemon
-        cores = []
-        for core in range(d.config.machine.cores):
-            coordinator = d.coordinator(core)
-            cores.append(
-                {
-                    "core": core,
-                    "round": d.words(core)[ROUND],
-                    "coordinator": {"pid": coordinator.pid, "inc": coordinator.birth.inc} if coordinator else None,
-                    "hts": [self._ht(core, ht) for ht in range(d.config.machine.smt)],
-                }
-            )
-        return {
-            "state": d.condition(),
-            "name": d.config.name,
-            "policy": d.policy,
-            "kick": d.kick,
-            "seed": d.config.seed,
-            "started_ns": d.started_ns,
-            "run_dir": str(d.run.path),
-            "cores": cores,
-            "counters": {**d.control.counters(), **d.counters},
-            "warnings": d.warnings(),
-        }
-
-    def _ht(self, core: int, ht: int) -> dict[str, Any]:
-        d = self.daemon
-        child = d.child((core, ht))
-        words, base = d.words(core), base_of(ht)
-        vm, vcpu = d.vcpus.get((core, ht), (0, 0))
-        mode = Mode(words[base + MODE] & 0xFF) if child is not None else Mode.OFFLINE
-        exits, full = d.exit_counts.get((core, ht), (0, 0))
-        return {
-            "name": f"c{core}h{ht}",
-            "core": core,
-            "ht": ht,
-            "pid": child.pid if child else 0,
-            "inc": child.birth.inc if child else d.incs.get((core, ht), 0),
-            "mode": mode.name,
-            "vm": vm,
-            "vcpu": vcpu,
-            "exits": exits,
-            "full": full,
-            "nmis": words[base + NMI],
-            "mces": words[base + MCE],
-            "insns": words[base + INSNS],
-        }
-
-    def query_ht_list(self, args: t.TargetArgs) -> dict[str, Any]:
-        return {"hts": [self._ht(core, ht) for core, ht in self.resolve(args.target)]}
-
-    def query_vm_list(self, args: t.Args) -> dict[str, Any]:
-        d = self.daemon
-        vms = []
-        for number, vm in enumerate(d.config.vm, start=1):
-            on = sorted((vcpu, place) for place, (n, vcpu) in d.vcpus.items() if n == number)
-            counts = [d.exit_counts.get(place, (0, 0)) for _, place in on]
-            vms.append(
-                {
-                    "vm": number,
-                    "name": vm.name or f"vm{number}",
-                    "vcpus": [{"vcpu": vcpu, "ht": f"c{place[0]}h{place[1]}"} for vcpu, place in on],
-                    "exits": sum(n for n, _ in counts),
-                    "full": sum(full for _, full in counts),
-                }
-            )
-        return {"vms": vms}
-
-    def query_gate_get(self, args: t.TargetArgs) -> dict[str, Any]:
-        cores = sorted({core for core, _ in self.resolve(args.target)})
-        gates = []
-        for core in cores:
-            seen = self.daemon.gates.get(core, {})
-            members = seen.get("members", [])
-            gates.append(
-                {
-                    "core": core,
-                    "round": self.daemon.words(core)[ROUND],
-                    "open": bool(seen.get("open", False)),
-                    "vm": seen.get("turn", 0),
-                    "phase": phase_of(seen),
-                    "waiting": [f"c{core}h{m['ht']} {m['want'].lower()}" for m in members if m["want"] != "NONE"],
-                    "members": members,
-                    "holder": "",
-                    "held_ns": 0,
-                }
-            )
-        return {"gates": gates}
-
-    def query_stats_get(self, args: t.TargetArgs) -> dict[str, Any]:
-        self.daemon.drain()
-        document = self.daemon.merge.stats.as_map()
-        places = set(self.resolve(args.target))
-        rows = [row for row in document["rows"] if (row["core"], row["ht"]) in places]
-        return {"rows": rows, "totals": document["totals"]}
-
-    def query_hist_get(self, args: t.HistGetArgs) -> dict[str, Any]:
-        places = frozenset(self.resolve(args.target))
-        if args.what == "exposure":
-            found = self.daemon.merge.exposure.as_map()
-            return {
-                "buckets": found.get("hist", []),
-                "n": found.get("count", 0),
-                "min_ns": found.get("min_ns", 0),
-                "max_ns": found.get("max_ns", 0),
-            }
-        row = self.daemon.merge.stats.histogram(args.what, args.reason, places).as_map()
-        return {"buckets": row["hist"], "n": row["n"], "min_ns": row["min_ns"], "max_ns": row["max_ns"]}
-
-    def query_policy_list(self, args: t.Args) -> dict[str, Any]:
-        rows = []
-        for name in NAMES:
-            policy = make_policy(name, self.daemon.kick)
-            rows.append({"name": name, "kick": policy.kick.name.lower(), "about": policy.about})
-        return {"policies": rows, "current": self.daemon.policy, "kick": self.daemon.kick}
-
-    def query_config_get(self, args: t.Args) -> dict[str, Any]:
-        found: dict[str, Any] = msgspec.to_builtins(self.daemon.config)
-        return {"config": found}
-
-    def query_events_fetch(self, args: t.EventsFetchArgs) -> dict[str, Any]:
-        """Records from the journal on disk, from `since` on, filtered by topic."""
-        self.daemon.drain()
-        head = self.seq()
-        records = self.daemon.reader.fetch(args.since, args.limit)
-        events = []
-        following = args.since
-        for record in records:
-            if record.seq > args.until:
-                break
-            following = record.seq + 1
-            topic = topic_of(record)
-            if not args.topics or any(topic.startswith(prefix) for prefix in args.topics):
-                events.append({"topic": topic, **as_map(record)})
-        complete = following > min(args.until, head)
-        return {"events": events, "next": following, "complete": complete, "head": head}
 
 
 def exit_details(reason: str, full: str) -> dict[str, Any]:
@@ -417,22 +299,3 @@ def exit_details(reason: str, full: str) -> dict[str, Any]:
         raise BadArgument(str(error), where="inject.exit: reason", hint="asid schema ops; e.g. EPT_VIOLATION") from None
     needs = full == "yes" or (full == "auto" and TABLE_HANDLING.needs_full(isa, number, 0.5))
     return {"reason": name, "isa": isa, "service_ns": 0, "full": needs}
-
-
-def phase_of(seen: dict[str, Any]) -> str:
-    """Say in a word what a gate is doing."""
-    if not seen:
-        return "unknown"
-    if seen["held"]:
-        return "held"
-    members = seen["members"]
-    if any(m["belief"] == "UNKNOWN" for m in members):
-        return "resync"
-    if any(m["kicked"] for m in members):
-        return "kicking"
-    if any(m["belief"] == "HOST" for m in members):
-        return "host"
-    return "open" if seen["open"] else "closed"
-
-
-

@@ -6,9 +6,10 @@ clears), 8-byte aligned, so no read is torn. A memfd handed down to the children
     core lines          ROUND, KICKS           written by the coordinator: numbers it must not give out twice
     hyperthread lines   MODE FLAG DEPTH INSNS  written by the hyperthread
                         REQUEST                written by the coordinator: number of the kick that stands
-                        KICK_NUMBER KICK_INSNS written by the coordinator after a kick is visible: INSNS by then
+                        KICK_NUMBER KICK_INSNS written by the coordinator after a kick is visible: INSNS by then,
+                                               which counts the instruction that was in flight (see hyperthread.retire)
                         PENDING                the IRR bit: set by siblings and the coordinator, cleared by its owner
-                        NMI MCE                written by the daemon: injections so far, which is the interrupt line
+                        NMI MCE                written by the daemon: the interrupt line, see `interrupt_word`
 
 The fence between "publish" and "look" is a lock taken and given back: a locked instruction on x86, a full barrier on
 every CPython platform. The pending bit, looked at before every guest instruction, is the second line.
@@ -36,6 +37,19 @@ MODE, FLAG, DEPTH, INSNS, REQUEST, PENDING, NMI, MCE, KICK_NUMBER, KICK_INSNS = 
 def base_of(ht: int) -> int:
     """Return the index of the first word of a hyperthread's lines; add MODE, FLAG and so on to it."""
     return (CORE_LINES + ht * HT_LINES) * LINE_WORDS
+
+
+COUNT_BITS: Final = 20
+
+
+def interrupt_word(number: int, count: int) -> int:
+    """Pack what an interrupt line holds: the number of the last injection, and how many there were (modulo 2^20)."""
+    return number << COUNT_BITS | count & (1 << COUNT_BITS) - 1
+
+
+def interrupt_parts(word: int) -> tuple[int, int]:
+    """Return (number of the last injection, count) of an interrupt line."""
+    return word >> COUNT_BITS, word & (1 << COUNT_BITS) - 1
 
 
 def page_bytes(siblings: int) -> int:

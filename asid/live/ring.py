@@ -47,6 +47,11 @@ class Ring:
         """Part of the ring that is not read yet, 0 to 1. For the writer."""
         return (self._written - self._words[_READ]) / RING_BYTES
 
+    @property
+    def empty(self) -> bool:
+        """Whether everything published was taken. For the reader."""
+        return self._read == self._words[_WRITTEN]
+
     def put(self, record: bytes) -> bool:
         """Publish a record. Return False, and change nothing, when there is no room."""
         size = (4 + len(record) + 7) & ~7

@@ -1,0 +1,188 @@
+"""What the daemon answers to operations that change nothing: status, hyperthreads, gates, statistics, records.
+
+Modes come from the core page, a quick look that may be a moment old; nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from asid import optypes as t
+from asid.core.events import Mode
+from asid.core.policy import NAMES, make_policy
+from asid.core.record import as_map, topic_of
+from asid.live.children import Place
+from asid.live.page import INSNS, MCE, MODE, NMI, ROUND, base_of, interrupt_parts
+from asid.targets import resolve
+
+if TYPE_CHECKING:
+    from asid.live.daemon import Daemon
+
+
+class Queries:
+    """Queries of the control protocol, one method each."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+
+    def seq(self) -> int:
+        return self.daemon.merge.seq
+
+    def resolve(self, target: str) -> tuple[Place, ...]:
+        return resolve(target, self.daemon.topology)
+
+    def query_status_get(self, args: t.Args) -> dict[str, Any]:
+        d = self.daemon
+        cores = []
+        for core in range(d.config.machine.cores):
+            coordinator = d.coordinator(core)
+            cores.append(
+                {
+                    "core": core,
+                    "round": d.words(core)[ROUND],
+                    "coordinator": {"pid": coordinator.pid, "inc": coordinator.birth.inc} if coordinator else None,
+                    "hts": [self._ht(core, ht) for ht in range(d.config.machine.smt)],
+                }
+            )
+        return {
+            "state": d.condition(),
+            "name": d.config.name,
+            "policy": d.policy,
+            "kick": d.kick,
+            "seed": d.config.seed,
+            "started_ns": d.started_ns,
+            "run_dir": str(d.run.path),
+            "cores": cores,
+            "counters": {**d.control.counters(), **d.counters},
+            "warnings": d.warnings(),
+        }
+
+    def _ht(self, core: int, ht: int) -> dict[str, Any]:
+        d = self.daemon
+        child = d.child((core, ht))
+        words, base = d.words(core), base_of(ht)
+        vm, vcpu = d.vcpus.get((core, ht), (0, 0))
+        mode = Mode(words[base + MODE] & 0xFF) if child is not None else Mode.OFFLINE
+        exits, full = d.exit_counts.get((core, ht), (0, 0))
+        return {
+            "name": f"c{core}h{ht}",
+            "core": core,
+            "ht": ht,
+            "pid": child.pid if child else 0,
+            "inc": child.birth.inc if child else d.incs.get((core, ht), 0),
+            "mode": mode.name,
+            "vm": vm,
+            "vcpu": vcpu,
+            "exits": exits,
+            "full": full,
+            "nmis": interrupt_parts(words[base + NMI])[1],
+            "mces": interrupt_parts(words[base + MCE])[1],
+            "insns": words[base + INSNS],
+        }
+
+    def query_ht_list(self, args: t.TargetArgs) -> dict[str, Any]:
+        return {"hts": [self._ht(core, ht) for core, ht in self.resolve(args.target)]}
+
+    def query_vm_list(self, args: t.Args) -> dict[str, Any]:
+        d = self.daemon
+        vms = []
+        for number, vm in enumerate(d.config.vm, start=1):
+            on = sorted((vcpu, place) for place, (n, vcpu) in d.vcpus.items() if n == number)
+            counts = [d.exit_counts.get(place, (0, 0)) for _, place in on]
+            vms.append(
+                {
+                    "vm": number,
+                    "name": vm.name or f"vm{number}",
+                    "vcpus": [{"vcpu": vcpu, "ht": f"c{place[0]}h{place[1]}"} for vcpu, place in on],
+                    "exits": sum(n for n, _ in counts),
+                    "full": sum(full for _, full in counts),
+                }
+            )
+        return {"vms": vms}
+
+    def query_gate_get(self, args: t.TargetArgs) -> dict[str, Any]:
+        cores = sorted({core for core, _ in self.resolve(args.target)})
+        gates = []
+        for core in cores:
+            seen = self.daemon.gates.get(core, {})
+            members = seen.get("members", [])
+            gates.append(
+                {
+                    "core": core,
+                    "round": self.daemon.words(core)[ROUND],
+                    "open": bool(seen.get("open", False)),
+                    "vm": seen.get("turn", 0),
+                    "phase": phase_of(seen),
+                    "waiting": [f"c{core}h{m['ht']} {m['want'].lower()}" for m in members if m["want"] != "NONE"],
+                    "members": members,
+                    "holder": "",
+                    "held_ns": 0,
+                }
+            )
+        return {"gates": gates}
+
+    def query_stats_get(self, args: t.TargetArgs) -> dict[str, Any]:
+        self.daemon.drain()
+        document = self.daemon.merge.stats.as_map()
+        places = set(self.resolve(args.target))
+        rows = [row for row in document["rows"] if (row["core"], row["ht"]) in places]
+        return {"rows": rows, "totals": document["totals"]}
+
+    def query_hist_get(self, args: t.HistGetArgs) -> dict[str, Any]:
+        places = frozenset(self.resolve(args.target))
+        if args.what == "exposure":
+            found = self.daemon.merge.exposure.as_map()
+            return {
+                "buckets": found.get("hist", []),
+                "n": found.get("count", 0),
+                "min_ns": found.get("min_ns", 0),
+                "max_ns": found.get("max_ns", 0),
+            }
+        row = self.daemon.merge.stats.histogram(args.what, args.reason, places).as_map()
+        return {"buckets": row["hist"], "n": row["n"], "min_ns": row["min_ns"], "max_ns": row["max_ns"]}
+
+    def query_policy_list(self, args: t.Args) -> dict[str, Any]:
+        rows = []
+        for name in NAMES:
+            policy = make_policy(name, self.daemon.kick)
+            rows.append({"name": name, "kick": policy.kick.name.lower(), "about": policy.about})
+        return {"policies": rows, "current": self.daemon.policy, "kick": self.daemon.kick}
+
+    def query_config_get(self, args: t.Args) -> dict[str, Any]:
+        found: dict[str, Any] = msgspec.to_builtins(self.daemon.config)
+        return {"config": found}
+
+    def query_events_fetch(self, args: t.EventsFetchArgs) -> dict[str, Any]:
+        """Records from the journal on disk, from `since` on, filtered by topic."""
+        self.daemon.drain()
+        head = self.seq()
+        records = self.daemon.reader.fetch(args.since, args.limit)
+        events = []
+        following = args.since
+        for record in records:
+            if record.seq > args.until:
+                break
+            following = record.seq + 1
+            topic = topic_of(record)
+            if not args.topics or any(topic.startswith(prefix) for prefix in args.topics):
+                events.append({"topic": topic, **as_map(record)})
+        complete = following > min(args.until, head)
+        return {"events": events, "next": following, "complete": complete, "head": head}
+
+
+def phase_of(seen: dict[str, Any]) -> str:
+    """Say in a word what a gate is doing."""
+    if not seen:
+        return "unknown"
+    if seen["held"]:
+        return "held"
+    members = seen["members"]
+    if any(m["belief"] == "UNKNOWN" for m in members):
+        return "resync"
+    if any(m["kicked"] for m in members):
+        return "kicking"
+    if any(m["belief"] == "HOST" for m in members):
+        return "host"
+    return "open" if seen["open"] else "closed"
