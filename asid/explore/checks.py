@@ -13,7 +13,7 @@ from asid.core.events import Kick, Mode
 from asid.core.guarantees import GUARANTEES, CoreView
 from asid.core.hyperthread import HyperthreadState, Phase
 from asid.core.limits import MESSAGES_IN_FLIGHT_MAX
-from asid.explore.parts import Dead, Down, Model, Sibling
+from asid.explore.parts import Dead, Down, Model
 from asid.explore.world import MASK, World
 
 

@@ -15,11 +15,13 @@ from asid.explore import numbers
 from asid.explore.parts import (
     COORDINATOR,
     Budget,
+    Dead,
     Desk,
     DeskMove,
     Down,
     Label,
     Model,
+    Sibling,
     Touch,
     Touched,
     Who,
@@ -159,16 +161,33 @@ def outside(model: Model, spec: gate.Spec, d: Desk, budget: Budget) -> Iterator[
 
 
 def timers(spec: gate.Spec, d: Desk, budget: Budget, who: int) -> Iterator[DeskMove]:
-    """Yield every time-out of the gate that would change anything."""
-    g = d.gate
-    assert isinstance(g, gate.GateState)
-    for ht, m in enumerate(g.members):
-        due = [(Timer.STICKY, m.granted)] if m.fresh else []
+    """Yield every time-out of the gate that may change anything."""
+    assert isinstance(d.gate, gate.GateState)
+    for ht, m in enumerate(d.gate.members):
+        if m.fresh:
+            yield timer(spec, d, Timer.STICKY, ht, budget, who)
         if m.kicked:
-            due += [(Timer.REKICK, m.kicked), (Timer.KICK, m.kicked)]
-        for timer, key in due:
-            event = gate.Event(gate.Ev.TIMER, timer=timer, ht=ht, key=key)
-            yield decides(spec, d, event, Label(COORDINATOR, f"{timer.name.lower()} time-out", ht), who, budget)
+            yield timer(spec, d, Timer.REKICK, ht, budget, who)
+            yield timer(spec, d, Timer.KICK, ht, budget, who)
+
+
+def timer(spec: gate.Spec, d: Desk, which: Timer, ht: int, budget: Budget, who: int) -> DeskMove:
+    assert isinstance(d.gate, gate.GateState)
+    m = d.gate.members[ht]
+    event = gate.Event(gate.Ev.TIMER, timer=which, ht=ht, key=m.granted if which is Timer.STICKY else m.kicked)
+    return decides(spec, d, event, Label(COORDINATOR, f"{which.name.lower()} time-out", ht), who, budget)
+
+
+def overdue(s: Sibling, m: gate.Member) -> Timer | None:
+    """Return the time-out that strikes in the end, because what would have stopped it was lost on the way."""
+    h = s.process
+    if isinstance(h, Dead) or h.inc != m.inc or s.up:
+        return None
+    if m.fresh and (h.used or not (h.session or s.down)):
+        return Timer.STICKY
+    if m.kicked and s.words.request == m.kicked == h.answered:
+        return Timer.KICK
+    return None
 
 
 def dies(d: Desk) -> Desk:

@@ -35,11 +35,13 @@ def with_kicks(s: Sibling, delta: int) -> Sibling:
     process = s.process
     if not isinstance(process, Dead):
         process = process._replace(answered=low(process.answered, delta))
-    words = s.words._replace(request=low(s.words.request, delta))
+    words, glimpse = s.words._replace(request=low(s.words.request, delta)), s.glimpse
+    if glimpse is not None and glimpse.request >= 0:
+        glimpse = glimpse._replace(request=low(glimpse.request, delta))
     up: UpLink = tuple(
         (inc, tuple(r._replace(answered=low(r.answered, delta)) for r in reports)) for inc, reports in s.up
     )
-    return s._replace(process=process, words=words, up=up)
+    return s._replace(process=process, words=words, up=up, glimpse=glimpse)
 
 
 def with_rounds(s: Sibling, delta: int) -> Sibling:

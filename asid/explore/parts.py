@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from asid.core import gate
 from asid.core.events import Action, Kick, Order, Report
@@ -32,6 +32,9 @@ class Budget(NamedTuple):
     unplug: int = 0  # a hyperthread is told to stop
 
 
+NO_FAULTS: Final = Budget()
+
+
 class Arrivals(IntEnum):
     """How fairly the coordinator reads its peers; matters to progress only."""
 
@@ -46,11 +49,12 @@ class Model:
     vms: tuple[int, ...]  # by hyperthread, the VM whose vCPU it runs, 0 for none
     kick: Kick = Kick.ACK
     rooms: gate.Rooms = gate.Rooms.VM
-    budget: Budget = Budget()
+    budget: Budget = NO_FAULTS
     halts: bool = False  # a visit to HOST may end with a halted vCPU, woken at any moment
     fast_exits: bool = True
     overtakes_max: int = OVERTAKES_MAX
     arrivals: Arrivals = Arrivals.EACH
+    torn: bool = False  # a look reads its words one at a time
 
     @property
     def siblings(self) -> int:
@@ -78,6 +82,15 @@ UpLink = tuple[tuple[int, tuple[Report, ...]], ...]  # by incarnation of the sen
 DownLink = tuple[Order, ...]  # oldest first
 
 
+class Glimpse(NamedTuple):
+    """A look that is under way: what was read so far, in this order."""
+
+    pending: bool
+    request: int = -1  # not read yet
+    holders: bool = False
+    next_ht: int = 0  # the sibling whose words come next
+
+
 class Sibling(NamedTuple):
     """All there is of one hyperthread: its process, its line of the page, its links to and from the coordinator.
 
@@ -88,6 +101,7 @@ class Sibling(NamedTuple):
     words: Words
     up: UpLink
     down: DownLink
+    glimpse: Glimpse | None = None
 
 
 class Down(NamedTuple):
@@ -136,13 +150,14 @@ class Who(IntEnum):
 
     FREE = 0  # the guest's own choice: to exit, to halt, to wake up
     FAULT = 1  # comes from the budget, at any moment or never
-    PROCESS = 2  # a hyperthread's process
-    LINK = 3  # the coordinator reads what this hyperthread sent
-    GATE = 4  # the coordinator performs what its gate decided
-    TURN = 5  # the slice of the room that has the core ends
-    DEATH = 6  # the coordinator hears of this hyperthread's death
-    DAEMON = 7  # a process is started again, a client lets go
-    TIME = 8  # nothing moves, so a time-out strikes
+    PROCESS = 2  # a hyperthread goes on, hears its doorbell, runs guest instructions
+    INBOX = 3  # a hyperthread reads its orders, in guest too
+    LINK = 4  # the coordinator reads what this hyperthread sent
+    GATE = 5  # the coordinator performs what its gate decided
+    TURN = 6  # the slice of the room that has the core ends
+    DEATH = 7  # the coordinator hears of this hyperthread's death
+    DAEMON = 8  # a process is started again, a client lets go
+    TIME = 9  # a message was lost, so a time-out strikes in the end
 
 
 def actor(who: Who, ht: int = 0) -> int:
@@ -150,7 +165,7 @@ def actor(who: Who, ht: int = 0) -> int:
     return who << 3 | ht
 
 
-COORDINATOR = -1
+COORDINATOR: Final = -1
 
 
 class Label(NamedTuple):

@@ -114,7 +114,7 @@ def unfair_cycle(graph: Graph) -> Lasso | None:
 
 
 def components(graph: Graph, inside: bytearray) -> Iterator[list[int]]:
-    """Yield the strongly connected parts of two worlds or more among the worlds `inside` (Tarjan, without recursion)."""
+    """Yield the strongly connected parts, of two or more, of the worlds `inside` (Tarjan, without recursion)."""
     starts, targets = graph.starts, graph.targets
     count = len(graph.worlds)
     low = array("I", bytes(4 * count))  # 0: not seen yet
@@ -213,9 +213,7 @@ def linked(home: int, steps: list[tuple[int, int]]) -> Iterator[tuple[int, int, 
         here = there
 
 
-def walk(
-    graph: Graph, within: set[int], at: int, wanted: Callable[[int, int], bool]
-) -> list[tuple[int, int]]:
+def walk(graph: Graph, within: set[int], at: int, wanted: Callable[[int, int], bool]) -> list[tuple[int, int]]:
     """Return the shortest way inside the part whose last step is wanted: (step, world after it)."""
     back: dict[int, tuple[int, int]] = {}
     queue = deque([at])
@@ -251,14 +249,10 @@ def named(graph: Graph, here: int, step: int) -> int:
 
 def never_again(graph: Graph) -> Lasso | None:
     """Return a world from which some hyperthread that should run can never be in guest again, None if there is none."""
-    backward = reverse(graph)
+    starts, sources = reverse(graph)
     for ht in range(graph.world.n):
-        good = members(graph, ht, lambda h: h.mode is Mode.GUEST)
-        for at, world in enumerate(graph.worlds):
-            if not good[at] and excused(graph.world, ht, world):
-                good[at] = 1
+        good = runs_or_is_excused(graph, ht)
         queue = [at for at, is_good in enumerate(good) if is_good]
-        starts, sources = backward
         while queue:
             at = queue.pop()
             for step in range(starts[at], starts[at + 1]):
@@ -272,15 +266,17 @@ def never_again(graph: Graph) -> Lasso | None:
     return None
 
 
-def excused(w: World, ht: int, world: int) -> bool:
-    """Say whether a hyperthread is not to run: dead for good, or without a vCPU."""
-    s = w.siblings.things[world >> w.at[ht] & MASK]
-    if isinstance(s.process, Dead):
-        return True
-    if s.process.phase is Phase.STOPPED:
-        return True
-    g = w.desks.things[world >> w.desk_at & MASK].gate
-    return not isinstance(g, Down) and not g.members[ht].attached
+def runs_or_is_excused(graph: Graph, ht: int) -> bytearray:
+    """Return 1 for each world in which a hyperthread is in guest, or is not to run: dead, stopped, without a vCPU."""
+    w = graph.world
+    at, desk_at = w.at[ht], w.desk_at
+
+    def good(s: Sibling) -> bool:
+        return isinstance(s.process, Dead) or s.process.phase is Phase.STOPPED or s.process.mode is Mode.GUEST
+
+    sibling = bytes(map(good, w.siblings.things))
+    idle = bytes(not isinstance(d.gate, Down) and not d.gate.members[ht].attached for d in w.desks.things)
+    return bytearray(sibling[world >> at & MASK] | idle[world >> desk_at & MASK] for world in graph.worlds)
 
 
 def reverse(graph: Graph) -> tuple[array[int], array[int]]:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from asid.core import hyperthread
-from asid.core.events import Action, Do, Report, Said, Seen
+from asid.core import gate, hyperthread
+from asid.core.events import Action, Do, Report, Said, Seen, Want
 from asid.core.hyperthread import Event, HyperthreadState, Phase, What
 from asid.explore import numbers
 from asid.explore.parts import (
     COORDINATOR,
     Budget,
     Dead,
+    Glimpse,
     Label,
     Model,
     Sibling,
@@ -37,15 +38,15 @@ INTERRUPTS = ((What.NMI, "nmi"), (What.MCE, "mce"))
 SIGNALS = {What.NMI: hyperthread.NMI, What.MCE: hyperthread.MCE}
 
 
-def moves(
-    model: Model, spec: hyperthread.Spec, s: Sibling, holders: bool, budget: Budget
-) -> Iterator[SiblingMove]:
-    """Yield every step of one sibling. `holders`: another sibling's flag or depth is raised."""
+def moves(model: Model, spec: hyperthread.Spec, s: Sibling, raised: int, budget: Budget) -> Iterator[SiblingMove]:
+    """Yield every step of one sibling. `raised`: bits of the others whose flag or depth is raised."""
     if isinstance(s.process, Dead):
         return
-    ht = spec.ht
+    ht, holders = spec.ht, raised > 0
     action = hyperthread.next_action(s.process)
-    if action is not None:
+    if action is not None and action.do is Do.LOOK and model.torn:
+        yield glimpsed(spec, s, raised, budget)
+    elif action is not None:
         t, touches = performed(spec, s, action, holders)
         yield settled(spec, Label(ht, "does", action), actor(Who.PROCESS, ht), t, budget, touches)
     elif s.process.phase is Phase.STOPPED:
@@ -60,11 +61,33 @@ def moves(
                 detail, t = s.down[0], s._replace(down=s.down[1:])
             t, touches = stepped(spec, t, event), ()
             first = hyperthread.next_action(t.process)  # type: ignore[arg-type]
-            if first is not None and not interruptible:
+            if first is not None and not interruptible and not (model.torn and first.do is Do.LOOK):
                 t, touches = performed(spec, t, first, holders)
             label = Label(ht, what, detail)  # type: ignore[arg-type]
             yield settled(spec, label, actor(who, ht), t, budget, touches)
     yield from faults(spec, s, budget)
+
+
+def glimpsed(spec: hyperthread.Spec, s: Sibling, raised: int, budget: Budget) -> SiblingMove:
+    """Read the next word of a look: own pending bit, own request, then every sibling's flag and depth in turn."""
+    seen, who = s.glimpse, actor(Who.PROCESS, spec.ht)
+    if seen is None:
+        t = s._replace(glimpse=Glimpse(s.words.pending))
+        return SiblingMove(Label(spec.ht, "reads", "its pending bit"), who, t, budget)
+    if seen.request < 0:
+        t, what = s._replace(glimpse=seen._replace(request=s.words.request)), "its request word"
+    else:
+        holders = seen.holders or bool(raised >> seen.next_ht & 1)
+        t, what = s._replace(glimpse=seen._replace(holders=holders, next_ht=seen.next_ht + 1)), f"h{seen.next_ht}"
+    seen = t.glimpse
+    assert seen is not None
+    if seen.next_ht == spec.ht:
+        t = t._replace(glimpse=seen._replace(next_ht=seen.next_ht + 1))
+        seen = t.glimpse
+    if seen is not None and seen.next_ht > len(spec.siblings):
+        event = Event(What.PERFORMED, seen=Seen(seen.pending, seen.request, seen.holders))
+        t = stepped(spec, t._replace(glimpse=None), event)
+    return settled(spec, Label(spec.ht, "reads", what), who, t, budget)
 
 
 def menu(model: Model, s: Sibling, holders: bool) -> Iterator[tuple[str, Who, Event]]:
@@ -73,7 +96,7 @@ def menu(model: Model, s: Sibling, holders: bool) -> Iterator[tuple[str, Who, Ev
     assert isinstance(h, HyperthreadState)
     phase = h.phase
     if s.down:
-        yield "takes order", Who.PROCESS, Event(What.ORDER, order=s.down[0])
+        yield "takes order", Who.INBOX, Event(What.ORDER, order=s.down[0])
     if phase is Phase.GUEST:
         if words.pending:
             yield "is interrupted", Who.PROCESS, hyperthread.INTERRUPTED
@@ -98,9 +121,7 @@ def stepped(spec: hyperthread.Spec, s: Sibling, event: Event) -> Sibling:
     return s._replace(process=hyperthread.step(spec, s.process, event))
 
 
-def performed(
-    spec: hyperthread.Spec, s: Sibling, action: Action, holders: bool
-) -> tuple[Sibling, tuple[Touch, ...]]:
+def performed(spec: hyperthread.Spec, s: Sibling, action: Action, holders: bool) -> tuple[Sibling, tuple[Touch, ...]]:
     """Perform the next action on the page or a link."""
     h, words, do = s.process, s.words, action.do
     assert isinstance(h, HyperthreadState)
@@ -113,7 +134,7 @@ def performed(
     elif do is Do.SET_FLAG:
         s = s._replace(words=words._replace(flag=bool(action.a)))
     elif do is Do.SET_DEPTH:
-        s = s._replace(words=words._replace(depth=action.a))
+        s = s._replace(words=words._replace(depth=action.a))  # type: ignore[arg-type]
     elif do is Do.CLEAR_PENDING:
         s = s._replace(words=words._replace(pending=False))
     elif do is Do.SEND:
@@ -167,13 +188,21 @@ def faults(spec: hyperthread.Spec, s: Sibling, budget: Budget) -> Iterator[Sibli
             yield SiblingMove(Label(COORDINATOR, "never gets report", reports[0]), fault, t, after)
 
 
-def timed_out(spec: hyperthread.Spec, s: Sibling, budget: Budget) -> SiblingMove | None:
-    """The time-out of a hyperthread that has waited while nothing moved."""
+def overdue(s: Sibling, m: gate.Member) -> bool:
+    """Say whether its time-out strikes in the end: it waits, nothing is under way, and the gate (`m`) owes nothing."""
     h = s.process
-    if isinstance(h, Dead) or hyperthread.next_action(h) is not None or h.phase not in WAITS:
-        return None
+    if isinstance(h, Dead) or s.up or s.down or h.phase not in WAITS or hyperthread.next_action(h) is not None:
+        return False
+    if m.inc != h.inc:
+        return True
+    if h.want is not Want.NONE:
+        return m.want is not h.want or m.req != h.req
+    return m.belief is not gate.Belief.PARKED or (h.vm > 0) != (m.attached > 0)
+
+
+def timed_out(spec: hyperthread.Spec, s: Sibling, budget: Budget) -> SiblingMove:
     t = stepped(spec, s, hyperthread.TIMEOUT)
-    return settled(spec, Label(spec.ht, "asks again"), actor(Who.TIME), t, budget)
+    return settled(spec, Label(spec.ht, "asks again"), actor(Who.TIME, spec.ht), t, budget)
 
 
 def unread(s: Sibling, inc: int) -> int:

@@ -7,12 +7,12 @@ that it reads; ever after it is a look-up and an addition.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from itertools import product
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from asid.core import gate, hyperthread
-from asid.core.events import Report
+from asid.core.events import Report, Timer
 from asid.core.guarantees import CoreView
 from asid.explore import desk, numbers, siblings
 from asid.explore.parts import (
@@ -35,6 +35,8 @@ from asid.explore.parts import (
 
 BITS: Final = 20
 MASK: Final = (1 << BITS) - 1
+HOLDS: Final = 1  # its flag or depth is raised
+BURIED: Final = 2  # it may be born again
 FAIR: Final = actor(Who.PROCESS)  # actors from here on keep moving when they can
 
 T = TypeVar("T", bound=Hashable)
@@ -75,9 +77,7 @@ class World:
     def __init__(self, model: Model) -> None:
         self.model = model
         n = self.n = model.siblings
-        self.specs = tuple(
-            hyperthread.Spec(ht, tuple(o for o in range(n) if o != ht), model.kick) for ht in range(n)
-        )
+        self.specs = tuple(hyperthread.Spec(ht, tuple(o for o in range(n) if o != ht), model.kick) for ht in range(n))
         self.gate_spec = gate.Spec(model.rooms, model.overtakes_max)
         self.siblings: Interner[Sibling] = Interner()
         self.desks: Interner[Desk] = Interner()
@@ -94,7 +94,7 @@ class World:
         self._touched: dict[tuple[int, int, int], int] = {}
         self._renumbered: dict[tuple[int, int, int], int] = {}
         self._inbox: tuple[dict[int, tuple[tuple[int, int], ...]], ...] = tuple({} for _ in range(n))
-        self._holds: list[bool] = []
+        self._traits = bytearray()  # of each sibling part: HOLDS, BURIED
         self._able: tuple[dict[int, int], ...] = tuple({} for _ in range(n + 1))
 
     # --- worlds -------------------------------------------------------------------------------------------
@@ -131,30 +131,33 @@ class World:
         self._by_coordinator(world, parts, found)
         if self.model.budget.restart:
             self._births(world, parts, found)
-        if self.model.budget.loss and not any(self.moves.things[move][1] >= FAIR for move, _ in found):
+        if self.model.budget.loss:
             self._time_passes(world, parts, found)
         return [step for step in found if step[1] != world]
 
-    def holding(self, part: int) -> bool:
-        """Say whether a sibling's flag or depth is raised."""
-        holds, things = self._holds, self.siblings.things
-        while len(holds) <= part:
-            words = things[len(holds)].words
-            holds.append(words.flag or words.depth > 0)
-        return holds[part]
+    def traits(self, part: int) -> int:
+        """Return what a sibling is to the others, as bits."""
+        traits, things = self._traits, self.siblings.things
+        while len(traits) <= part:
+            s = things[len(traits)]
+            holds = HOLDS if s.words.flag or s.words.depth else 0
+            buried = BURIED if isinstance(s.process, Dead) and s.process.buried else 0
+            traits.append(holds | buried)
+        return traits[part]
 
     def _by_siblings(self, world: int, parts: list[int]) -> list[Step]:
         n, at, d, b = self.n, self.at, parts[self.n], parts[self.n + 1]
-        raised = [self.holding(part) for part in parts[:n]]
-        count = sum(raised)
+        raised = 0
+        for ht in range(n):
+            raised |= (self.traits(parts[ht]) & HOLDS) << ht
         found: list[Step] = []
         for ht in range(n):
             part = parts[ht]
-            holders = count > raised[ht]
-            key = (b << BITS | part) << 1 | holders
+            others = raised & ~(1 << ht)
+            key = (b << BITS | part) << n | others
             steps = self._own[ht].get(key)
             if steps is None:
-                steps = self._own[ht][key] = tuple(self._work_out(ht, part, b, holders))
+                steps = self._own[ht][key] = tuple(self._work_out(ht, part, b, others))
             for move, delta, touches, renumbered in steps:
                 after = world + delta
                 for other, touch in touches:
@@ -164,10 +167,10 @@ class World:
                 found.append((move, after))
         return found
 
-    def _work_out(self, ht: int, part: int, b: int, holders: bool) -> Iterable[OwnStep]:
+    def _work_out(self, ht: int, part: int, b: int, raised: int) -> Iterable[OwnStep]:
         """Yield the steps of one sibling by itself."""
         s, budget = self.siblings.things[part], self.budgets.things[b]
-        for m in siblings.moves(self.model, self.specs[ht], s, holders, budget):
+        for m in siblings.moves(self.model, self.specs[ht], s, raised, budget):
             delta = (self.siblings(m.sibling) - part) << self.at[ht]
             delta += (self.budgets(m.budget) - b) << self.budget_at
             yield self.moves((m.label, m.actor)), delta, self._numbered(m.touches), m.renumbered
@@ -282,32 +285,37 @@ class World:
     # --- the daemon and the clock -------------------------------------------------------------------------
 
     def _births(self, world: int, parts: list[int], found: list[Step]) -> None:
-        hts, place, budget = self.parts(world)
-        if not budget.restart:
-            return
-        for ht, s in enumerate(hts):
-            if isinstance(s.process, Dead) and s.process.buried:
-                label = Label(ht, "is born again")
-                touch = Touch(ht, Touched.BORN, place.gate.coord)
-                m = DeskMove(
-                    label, actor(Who.DAEMON), place, budget._replace(restart=budget.restart - 1), (touch,)
-                )
-                found.append(self._applied(world, parts, self._in_numbers(m)))
+        """Whoever was buried may be born again, told which coordinator there is, or was last."""
+        for ht in range(self.n):
+            if self.traits(parts[ht]) & BURIED:
+                _, place, budget = self.parts(world)
+                if budget.restart:
+                    after = budget._replace(restart=budget.restart - 1)
+                    touch = Touch(ht, Touched.BORN, place.gate.coord)
+                    m = DeskMove(Label(ht, "is born again"), actor(Who.DAEMON), place, after, (touch,))
+                    found.append(self._applied(world, parts, self._in_numbers(m)))
 
     def _time_passes(self, world: int, parts: list[int], found: list[Step]) -> None:
-        """Once a message was lost and nothing moves by itself any more, every time-out strikes that is set."""
+        """A time-out strikes in the end where a message was lost: its sender waits, and nothing is under way."""
         hts, place, budget = self.parts(world)
-        if budget.loss == self.model.budget.loss:
-            return
-        for ht, s in enumerate(hts):
-            m = siblings.timed_out(self.specs[ht], s, budget)
-            if m is not None:
+        d = parts[self.n]
+        for ht, again, timer in self._overdue(world):
+            if again:
+                m = siblings.timed_out(self.specs[ht], hts[ht], budget)
                 after = world + ((self.siblings(m.sibling) - parts[ht]) << self.at[ht])
-                after += (self._renumber(ht, parts[self.n], m.renumbered) - parts[self.n]) << self.desk_at
+                after += (self._renumber(ht, d, m.renumbered) - d) << self.desk_at
                 found.append((self.moves((m.label, m.actor)), after))
-        if not isinstance(place.gate, Down):
-            for step in desk.timers(self.gate_spec, place, budget, actor(Who.TIME)):
+            if timer is not None and not place.todo:
+                step = desk.timer(self.gate_spec, place, timer, ht, budget, actor(Who.TIME, ht))
                 found.append(self._applied(world, parts, self._in_numbers(step)))
+
+    def _overdue(self, world: int) -> Iterator[tuple[int, bool, Timer | None]]:
+        """Yield for each sibling whether its request times out in the end, and which time-out of the gate does."""
+        hts, place, budget = self.parts(world)
+        g = place.gate
+        if budget.loss < self.model.budget.loss and not isinstance(g, Down):
+            for ht, (s, m) in enumerate(zip(hts, g.members, strict=True)):
+                yield ht, siblings.overdue(s, m), desk.overdue(s, m)
 
     # --- who could move -----------------------------------------------------------------------------------
 
@@ -318,20 +326,31 @@ class World:
         there is something for it to do.
         """
         bits = moved
-        busy = self.desks.things[world >> self.desk_at & MASK]
-        if busy.todo:
-            for ht in range(self.n):
-                part = world >> self.at[ht] & MASK
-                mask = self._able[ht].get(part)
-                if mask is None:
-                    mask = 0
-                    for heard, _ in self._audible(ht, part):
-                        what = self.heard.things[heard]
-                        mask |= 1 << actor(Who.DEATH if isinstance(what, Death) else Who.LINK, what.ht)
-                    self._able[ht][part] = mask
-                bits |= mask
-            bits |= self._able_desk(world >> self.desk_at & MASK, busy)
-        return self.counted(bits)
+        for ht in range(self.n):
+            part = world >> self.at[ht] & MASK
+            mask = self._able[ht].get(part)
+            if mask is None:
+                mask = 1 << actor(Who.INBOX, ht) if self.siblings.things[part].down else 0
+                for heard, _ in self._audible(ht, part):
+                    what = self.heard.things[heard]
+                    mask |= 1 << actor(Who.DEATH if isinstance(what, Death) else Who.LINK, what.ht)
+                self._able[ht][part] = mask
+            bits |= mask
+        d = world >> self.desk_at & MASK
+        mask = self._able[self.n].get(d)
+        if mask is None:
+            mask = self._able[self.n][d] = self._able_at_desk(self.desks.things[d])
+        if self.model.budget.loss:
+            for ht, again, timer in self._overdue(world):
+                if again or timer is not None:
+                    bits |= 1 << actor(Who.TIME, ht)
+        return self.counted(bits | mask)
+
+    def _able_at_desk(self, place: Desk) -> int:
+        if isinstance(place.gate, Down):
+            return 0
+        turn = desk.turn(self.gate_spec, place, Budget()) is not None
+        return turn << actor(Who.TURN) | place.gate.held << actor(Who.DAEMON)
 
     def counted(self, bits: int) -> int:
         """Return actors as they count for fairness: with Arrivals.ANY all peers are one."""
@@ -339,15 +358,3 @@ class World:
         if self.model.arrivals is Arrivals.ANY and bits & links:
             return bits & ~links | 1 << actor(Who.LINK)
         return bits
-
-    def _able_desk(self, d: int, place: Desk) -> int:
-        mask = self._able[self.n].get(d)
-        if mask is None:
-            mask = 0
-            if not isinstance(place.gate, Down):
-                if desk.turn(self.gate_spec, place, Budget()) is not None:
-                    mask |= 1 << actor(Who.TURN)
-                if place.gate.held:
-                    mask |= 1 << actor(Who.DAEMON)
-            self._able[self.n][d] = mask
-        return mask

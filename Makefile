@@ -1,0 +1,55 @@
+# Everything from a clean clone, with Python 3.11 or newer and make. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test fast live explore docs format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(READY)  ## set up .venv with asid and what its development needs
+
+# One try with pip's own patience, so that a registry that stumbles once does not fail the build.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "asid needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Set PYTHON=python3.12 or such."; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 10 --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## a tour: policy none exposes siblings, policy asi does not
+	$(BIN)/asid demo
+
+test: $(READY)  ## format, lint, types, layers and every test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+fast: $(READY)  ## the tests that start no process and take no time
+	$(BIN)/python -m pytest -m 'not slow and not live and not explore'
+
+live: $(READY)  ## the tests that start real processes
+	$(BIN)/python -m pytest -m live
+
+explore: $(READY)  ## every interleaving within the default bounds
+	$(BIN)/asid explore
+
+docs: $(READY)  ## write the generated pages of docs/ again
+	$(BIN)/asid schema config --markdown > docs/config.md
+	$(BIN)/asid schema ops --markdown > docs/protocol.md
+
+format: $(READY)  ## let ruff format and sort
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove what was built; runs of asid live elsewhere and stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find asid clients tests -name __pycache__ -type d -prune -exec rm -rf {} +
