@@ -166,7 +166,7 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The record of a run on disk."""
 
-    flush: Annotated[str, Meta(description="Records reach the disk at least this often (group commit).")] = "20ms"
+    flush: Annotated[str, Meta(description="Records reach the disk at least this often (group commit).")] = "100ms"
 
     @property
     def flush_ns(self) -> int:

@@ -122,7 +122,7 @@ class Daemon:
             raise Busy(f"instance {paths.name!r} is running already", hint=f"asid down --instance {paths.name}")
         with contextlib.suppress(FileNotFoundError):
             paths.endpoints.unlink()  # of a daemon that was killed: not to be taken for the new one's
-        command = [sys.executable, "-m", "asid.live.daemon", str(_config_file(config, paths)), "--instance", paths.name]
+        command = [sys.executable, "-m", "asid.live.serve", str(_config_file(config, paths)), "--instance", paths.name]
         for option, value in (
             ("--policy", policy),
             ("--kick", kick),

@@ -36,7 +36,7 @@ def test_every_key_has_a_default(tmp_path):
     assert (config.policy.kick_deadline_ns, config.policy.turn_ns, config.journal.flush_ns) == (
         50_000_000,
         2_000_000,
-        20_000_000,
+        100_000_000,
     )
     assert config.vm == () and config.inject == ()
 

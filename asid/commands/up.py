@@ -27,9 +27,9 @@ def command(
     if detach:
         _start_detached(session, config, policy, kick, seed, timeout)
         return
-    from asid.live.daemon import main
+    from asid.live.serve import main
 
-    # The daemon's main takes the arguments of `python -m asid.live.daemon` and gives an exit code.
+    # The daemon's main takes the arguments of `python -m asid.live.serve` and gives an exit code.
     arguments = [config, "--instance", session.instance]
     for option, value in (("--policy", policy), ("--kick", kick), ("--seed", "" if seed is None else str(seed))):
         arguments += [option, value] if value else []

@@ -250,31 +250,27 @@ def step(spec: Spec, s: HyperthreadState, event: Event) -> HyperthreadState:
 
 
 def on_performed(spec: Spec, s: HyperthreadState, seen: Seen | None) -> HyperthreadState:
-    """Return the state after the next action was performed."""
+    """Return the state after the next action was performed: a handler's first, else the main line's."""
     if s.frames:
         frame = s.frames[-1]
-        act = frame.todo[0]
-        rest = frame.todo[1:]
-        frames = (*s.frames[:-1], frame._replace(todo=rest)) if rest else s.frames[:-1]
-        if act.do is Do.SET_MODE:
-            return s._replace(mode=Mode(act.a), frames=frames)  # type: ignore[arg-type]
-        if act.do is Do.SET_DEPTH:
-            return s._replace(depth=act.a, frames=frames)
-        if act.do is Do.CLEAR_PENDING:
-            return s._replace(frames=frames)
-        return s._replace(frames=frames)
-    act = s.todo[0]
-    rest = s.todo[1:]
-    if act.do is Do.LOOK:
-        assert seen is not None, "a look without what it saw"
-        return on_look(spec, s._replace(todo=rest), seen)
+        act, rest = frame.todo[0], frame.todo[1:]
+        s = s._replace(frames=(*s.frames[:-1], frame._replace(todo=rest)) if rest else s.frames[:-1])
+    else:
+        act, rest = s.todo[0], s.todo[1:]
+        s = s._replace(todo=rest)
+        if act.do is Do.LOOK:
+            assert seen is not None, "a look without what it saw"
+            return on_look(spec, s, seen)
+    value = act.a
     if act.do is Do.SET_MODE:
-        if act.a is Mode.GUEST:
-            return s._replace(mode=Mode.GUEST, phase=Phase.GUEST, todo=rest)
-        return s._replace(mode=act.a, todo=rest)
+        assert isinstance(value, Mode)
+        return s._replace(mode=value, phase=Phase.GUEST if value is Mode.GUEST else s.phase)
+    if act.do is Do.SET_DEPTH:
+        assert isinstance(value, int)
+        return s._replace(depth=value)
     if act.do is Do.SET_FLAG:
-        return s._replace(flag=bool(act.a), todo=rest)
-    return s._replace(todo=rest)
+        return s._replace(flag=bool(value))
+    return s
 
 
 def on_look(spec: Spec, s: HyperthreadState, seen: Seen) -> HyperthreadState:

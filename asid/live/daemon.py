@@ -1,18 +1,16 @@
 """The daemon: parent of all processes, owner of the instance, writer of the journal, server of the control sockets.
 
 It decides nothing about who may enter guest. It starts processes and buries them, merges what they note down, answers
-clients, and ends everything in order. `python -m asid.live.daemon CONFIG` runs it in the foreground.
+clients, and ends everything in order. `asid.live.serve` runs it.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +19,10 @@ from typing import Any, Final
 import zmq
 
 from asid import __version__
-from asid.config import Config, Loaded, load, resolved
+from asid.config import Config, Loaded, resolved
 from asid.core.limits import DEATH_DEADLINE_NS
 from asid.core.record import Record
-from asid.errors import EXIT_OK, AsidError, HostUnsuitable
+from asid.errors import AsidError, HostUnsuitable
 from asid.live import instance, sockets
 from asid.live.children import Children, Place
 from asid.live.control import Control, Identity, Reply
@@ -76,6 +74,7 @@ class Daemon(Parent):
         self._stop_reason = ""
         self._stop_deadline_ns = 0
         self._over = False
+        self._synced_ns = self.started_ns
         self.paths = instance.make_instance_dir(name)
         self.lock_fd = instance.take_lock(self.paths)
         try:
@@ -203,6 +202,9 @@ class Daemon(Parent):
         """Drain the rings, deliver injections, let deadlines pass, and come again."""
         self.drain()
         now = self.now_ns()
+        if now - self._synced_ns >= self.config.journal.flush_ns:
+            self._synced_ns = now
+            self.journal.sync()
         soonest = self.injector.tick()
         self.operations.expire()
         self._reply(self.control.expire(now))
@@ -372,66 +374,3 @@ class Daemon(Parent):
         for bell in self.bells.values():
             os.close(bell)
         os.close(self.lock_fd)
-
-
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m asid.live.daemon", description=__doc__)
-    parser.add_argument("config")
-    parser.add_argument("--instance", default=instance.DEFAULT_INSTANCE)
-    parser.add_argument("--policy", default="")
-    parser.add_argument("--kick", default="")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--run-dir", type=Path)
-    parser.add_argument("--duration", type=int, default=0, help="ns; 0: until stopped")
-    parser.add_argument("--until-exhausted", action="store_true", help="stop when every recording has ended")
-    return parser.parse_args(arguments)
-
-
-def load_for(arguments: argparse.Namespace) -> Loaded:
-    overrides: dict[str, Any] = {}
-    if arguments.policy:
-        overrides["policy.name"] = arguments.policy
-    if arguments.kick:
-        overrides["policy.kick"] = arguments.kick
-    if arguments.seed is not None:
-        overrides["seed"] = arguments.seed
-    return load(arguments.config, overrides)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run a daemon in the foreground; return the exit code. Errors are told on stderr in their five parts."""
-    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="asid: %(message)s")
-    assert __debug__, "the assertions are part of the protocol; never run with -O"
-    try:
-        daemon = Daemon(
-            load_for(options), options.instance, run_dir=options.run_dir, until_exhausted=options.until_exhausted
-        )
-    except AsidError as error:
-        return report(error)
-    import setproctitle
-
-    setproctitle.setproctitle(f"asid: daemon {options.instance}")
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, daemon.on_signal)
-    try:
-        daemon.start()
-        daemon.run_loop(options.duration)
-        daemon.end()
-        daemon.farewell()
-    except AsidError as error:
-        return report(error)
-    finally:
-        daemon.close()
-    return EXIT_OK
-
-
-def report(error: AsidError) -> int:
-    log.error("%s: %s", type(error).__name__, error)
-    if error.hint:
-        log.error("hint: %s", error.hint)
-    return error.exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

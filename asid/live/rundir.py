@@ -283,7 +283,10 @@ def _point_latest(run: Path) -> None:
 
 
 def _write_repro(path: Path, command: Sequence[str]) -> None:
-    words = ['"$here/config.toml"' if word == "CONFIG" else shlex.quote(word) for word in command]
+    # The resolved one: its paths are absolute, and what the command line changed is in it.
+    words = ['"$here/config.resolved.json"' if word == "CONFIG" else shlex.quote(word) for word in command]
+    if words[0] == "asid":
+        words[:1] = [shlex.quote(sys.executable), "-m", "asid"]  # this very asid, on the PATH or not
     script = (
         "#!/bin/sh\n# Runs this run's configuration again, with the same seed, into a new run directory.\nset -eu\n"
         'here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)\n'
