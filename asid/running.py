@@ -117,6 +117,7 @@ class Daemon:
 
         config: a TOML file, or a map as one would be. instance: a fresh name by default.
         """
+        check_config(config, policy, kick, seed)
         paths = instances_.make_instance_dir(instance or f"{OWN_PREFIX}{os.getpid()}-{secrets.token_hex(3)}")
         if instances_.is_locked(paths):
             raise Busy(f"instance {paths.name!r} is running already", hint=f"asid down --instance {paths.name}")
@@ -218,6 +219,16 @@ class Daemon:
             self._clear()
 
 
+def check_config(config: str | Path | Mapping[str, Any], policy: str, kick: str, seed: int | None) -> None:
+    """Raise what is wrong with a configuration here, where its words reach the user, and not in the daemon's log."""
+    from asid.config import load
+
+    if not isinstance(config, Mapping) and not Path(config).is_file():
+        raise ConfigError("no such file", where=str(config), hint="configs/ holds some to begin with.")
+    given = (("policy.name", policy), ("policy.kick", kick), ("seed", "" if seed is None else seed))
+    load(config, {key: value for key, value in given if value != ""})
+
+
 def _config_file(config: str | Path | Mapping[str, Any], paths: instances_.InstancePaths) -> Path:
     """Return the file to start from. A map is written beside the sockets, as JSON, which the daemon takes too."""
     if not isinstance(config, Mapping):
@@ -249,11 +260,13 @@ def _failed_to_start(paths: instances_.InstancePaths, what: str, code: int) -> A
     except OSError:
         lines = []
     said = "\n".join(lines)
+    if OWN_NAME.fullmatch(paths.name) and not instances_.is_locked(paths):
+        shutil.rmtree(paths.root, ignore_errors=True)  # what its log said is in the error
     error = NotRunning(
         f"the daemon {what}",
         where=f"instance {paths.name}",
         state=f"it said:\n{said}" if said else "",
-        hint=str(paths.log),
+        hint="asid doctor",
     )
     if code not in (0, 7) and 0 < code < 100:
         vars(error)["exit_code"] = code  # the daemon's own reason counts: 2 for a bad configuration

@@ -41,6 +41,7 @@ START_NS: Final = 30_000_000_000  # all processes up, or the start has failed
 STOP_NS: Final = 2_000_000_000  # hyperthreads that have not left the gate by then are killed
 TICK_NS: Final = 10_000_000
 BUSY_TICK_NS: Final = 1_000_000  # while somebody waits for what the rings will say
+MEET_NS: Final = 500_000_000  # a daemon lives at least this long after READY, so that its starter meets it
 GATES_NS: Final = 100_000_000
 COUNTERS_NS: Final = 100_000_000
 
@@ -75,6 +76,7 @@ class Daemon(Parent):
         self._stop_deadline_ns = 0
         self._over = False
         self._synced_ns = self.started_ns
+        self._met_ns = 0
         self.paths = instance.make_instance_dir(name)
         self.lock_fd = instance.take_lock(self.paths)
         try:
@@ -161,6 +163,7 @@ class Daemon(Parent):
             tel=sockets.ipc_endpoint(self.paths.tel), run_dir=str(self.run_dir.path), started_ns=self.started_ns,
         )  # fmt: skip
         instance.write_endpoints(self.paths, endpoints)
+        self._met_ns = self.now_ns() + MEET_NS
         log.info("ready: instance %s, run %s", self.paths.name, self.run_dir.path)
 
     def _gates_ready(self) -> bool:
@@ -212,12 +215,17 @@ class Daemon(Parent):
             log.error("%s", fault)
         if self.state == "draining":
             self._stop_further()
+        elif self.until_exhausted and now > self._met_ns and self._all_exhausted():
+            self.begin_stop("the recording has ended")
         busy = self.injector.busy or bool(self.operations._running) or self.state == "draining"
         after = BUSY_TICK_NS if busy else TICK_NS
         if soonest is not None:
             after = max(0, min(after, soonest - now))
         if not self._over:
             self.node.set_timer("tick", after, self._tick)
+
+    def _all_exhausted(self) -> bool:
+        return self.exhausted >= {place for place, (vm, _) in self.vcpus.items() if vm}
 
     def drain(self) -> None:
         self.merge.drain([child.ring for child in self.children.by_place.values()])

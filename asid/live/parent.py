@@ -50,7 +50,6 @@ class Parent:
     policy: str
     kick: str
     state: str
-    until_exhausted: bool
     vcpus: dict[Place, tuple[int, int]]  # (vm, vcpu) that a hyperthread runs, (0, 0) for none
 
     drain: Callable[[], None]
@@ -178,8 +177,6 @@ class Parent:
             self._buried((child.birth.core, message["ht"]), message["inc"])
         elif op == "exhausted":
             self.exhausted.add(child.place)
-            if self.until_exhausted and self.exhausted >= {p for p, (vm, _) in self.vcpus.items() if vm}:
-                self.begin_stop("the recording has ended")
 
     def _on_done(self, message: dict[str, Any]) -> None:
         number = message["id"]
