@@ -45,6 +45,7 @@ explore: $(READY)  ## every interleaving within the default bounds
 docs: $(READY)  ## write the generated pages of docs/ again
 	$(BIN)/asid schema config --markdown > docs/config.md
 	$(BIN)/asid schema ops --markdown > docs/protocol.md
+	$(BIN)/python -m asid.explore.diagram > docs/states.md
 
 format: $(READY)  ## let ruff format and sort
 	$(BIN)/ruff format .

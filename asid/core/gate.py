@@ -179,9 +179,13 @@ def step(spec: Spec, g: GateState, event: Event) -> Step:
 
 def put(g: GateState, ht: int, **changes: object) -> GateState:
     """Return the gate with one member changed."""
-    members = list(g.members)
-    members[ht] = members[ht]._replace(**changes)  # type: ignore[arg-type]
-    return g._replace(members=tuple(members))
+    return with_member(g, ht, g.members[ht]._replace(**changes))  # type: ignore[arg-type]
+
+
+def with_member(g: GateState, ht: int, m: Member) -> GateState:
+    """Return the gate with one member put in another's place; without the price of `_replace`."""
+    members = (*g.members[:ht], m, *g.members[ht + 1 :])
+    return GateState(g.coord, g.round, g.open, members, g.queue, g.overtaken, g.turn, g.turn_over, g.held)
 
 
 # --- what is told -----------------------------------------------------------------------------------------
@@ -207,10 +211,9 @@ def on_report(spec: Spec, g: GateState, r: Report) -> Step:
     m = absorb(spec, m, r)
     if r.vm and not m.attached and m.leaving is None:
         m = m._replace(leaving=Bid.DETACH)  # it was ordered before; the order was lost, or died with a coordinator
-    queue = tuple(ht for ht in g.queue if ht != r.ht)
-    if m.want is not Want.NONE:
-        queue = g.queue if r.ht in g.queue else (*g.queue, r.ht)
-    g = put(g, r.ht, **m._asdict())._replace(queue=queue)
+    g = with_member(g, r.ht, m)
+    if (m.want is not Want.NONE) is not (r.ht in g.queue):
+        g = g._replace(queue=without(g.queue, r.ht) if r.ht in g.queue else (*g.queue, r.ht))
     if r.session and r.round > g.round:
         g = g._replace(round=r.round, open=True)  # a lease that outlived its coordinator
     actions: tuple[Action, ...] = ()
@@ -222,19 +225,22 @@ def on_report(spec: Spec, g: GateState, r: Report) -> Step:
 def absorb(spec: Spec, m: Member, r: Report) -> Member:
     """Return the member after a report: what it said, unless a grant is under way that it had not seen (R3)."""
     under_way = m.granted == r.req and r.want is not Want.NONE
-    if m.kicked and r.answered == m.kicked:
-        m = m._replace(kicked=0)
-    if r.used and r.session:
-        m = m._replace(fresh=False)
+    kicked = 0 if r.answered == m.kicked else m.kicked
+    fresh = m.fresh and not (r.used and r.session)
     if under_way and not r.void:
-        return m  # it will use that grant: the belief stays ahead of it
-    m = m._replace(belief=told(r), fresh=m.fresh and r.session)
-    if r.session:
-        m = m._replace(room=spec.room(r.ht, r.vm))
+        # It will use that grant: the belief stays ahead of it.
+        return m if kicked == m.kicked and fresh == m.fresh else m._replace(kicked=kicked, fresh=fresh)
+    belief, fresh = told(r), fresh and r.session
+    room = spec.room(r.ht, r.vm) if r.session else m.room
     if under_way:
-        return m._replace(want=Want.NONE)  # it will drop that grant, and ask again
+        # It will drop that grant, and ask again.
+        return m._replace(belief=belief, room=room, fresh=fresh, kicked=kicked, want=Want.NONE)
     wants = r.want if r.vm == m.attached or r.want is Want.LEAVE else Want.NONE
-    return m._replace(want=wants, req=r.req, vm=r.vm, granted=-1)
+    return Member(m.inc, belief, m.attached, room, fresh, kicked, wants, r.req, r.vm, -1, m.kicks, m.leaving)
+
+
+def without(queue: tuple[int, ...], ht: int) -> tuple[int, ...]:
+    return tuple([other for other in queue if other != ht])
 
 
 def told(r: Report) -> Belief:
@@ -250,7 +256,7 @@ def on_dead(spec: Spec, g: GateState, ht: int, inc: int) -> Step:
     if m.inc > inc or (m.belief is Belief.OFFLINE and m.inc == inc):
         return g, ()  # of an earlier life, or told twice
     dead = Member(inc=inc, attached=0 if m.leaving is not None else m.attached, kicks=m.kicks)
-    g = put(g, ht, **dead._asdict())._replace(queue=tuple(other for other in g.queue if other != ht))
+    g = with_member(g, ht, dead)._replace(queue=without(g.queue, ht))
     return g, (Action(Do.WIPE, ht), Action(Do.BURIED, ht, inc))
 
 
@@ -370,7 +376,8 @@ def evict(spec: Spec, g: GateState, targets: tuple[int, ...]) -> Step:
     actions: list[Action] = []
     for ht in targets:
         m = g.members[ht]
-        g = g._replace(open=False)
+        if g.open:
+            g = g._replace(open=False)
         if m.kicked:
             continue
         if m.fresh:
@@ -395,8 +402,8 @@ def grant_leave(spec: Spec, g: GateState, ht: int) -> Step:
     m = g.members[ht]
     overtook = any(g.members[other].want is Want.ASK for other in g.queue[: g.queue.index(ht)])
     g = put(g, ht, belief=Belief.HOST, want=Want.NONE, granted=m.req, fresh=False)
-    queue = tuple(other for other in g.queue if other != ht)
-    g = g._replace(open=False, queue=queue, overtaken=g.overtaken + 1 if overtook else g.overtaken)
+    overtaken = g.overtaken + 1 if overtook else g.overtaken
+    g = g._replace(open=False, queue=without(g.queue, ht), overtaken=overtaken)
     return g, (order(g, ht, Bid.GRANT),)
 
 
@@ -415,7 +422,7 @@ def admit(spec: Spec, g: GateState, ht: int) -> Step:
         g = g._replace(turn_over=False)
         actions = (Action(Do.TIMER, Timer.TURN, 0),)
     g = put(g, ht, belief=Belief.SESSION, room=room, fresh=True, want=Want.NONE, granted=m.req)
-    g = g._replace(queue=tuple(other for other in g.queue if other != ht), overtaken=0)
+    g = g._replace(queue=without(g.queue, ht), overtaken=0)
     return g, (*actions, order(g, ht, Bid.ADMIT, vm=m.vm))
 
 
@@ -430,6 +437,6 @@ def dismiss(spec: Spec, g: GateState) -> Step:
             actions += kicks
         elif m.want is not Want.LEAVE and not m.kicked:
             g = put(g, ht, leaving=None, attached=0, want=Want.NONE)
-            g = g._replace(queue=tuple(other for other in g.queue if other != ht))
+            g = g._replace(queue=without(g.queue, ht))
             actions.append(order(g, ht, m.leaving))
     return g, tuple(actions)

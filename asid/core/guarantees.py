@@ -78,6 +78,19 @@ def g3_one_vm(core: CoreView) -> str | None:
     return None
 
 
+def g4_kick(core: CoreView) -> str | None:
+    """G4 (I2, I8). Whoever handed its lease back is out of guest, and stays out before a later admission.
+
+    ENTER is not guest: a look from there may find the kick, and PARKED is its next step.
+    Broken by: an answer sent before the guest was left; a void grant that is used. That no instruction retires
+    while the pending bit is set is G2's: the engine looks at the bit before each one.
+    """
+    for ht, s in enumerate(core.hyperthreads):
+        if s is not None and not s.session and s.mode is Mode.GUEST:
+            return f"h{ht} is in guest after it handed its lease back"
+    return None
+
+
 def g5_rounds(core: CoreView) -> str | None:
     """G5 (I11). A lease is of the gate's current round; all leases of a core are of one round."""
     rounds = {s.round for s in core.hyperthreads if s is not None and s.session}
@@ -107,10 +120,39 @@ def g11_closed(core: CoreView) -> str | None:
     return None
 
 
+def g8_injections(accepted: int, handled: int, merged: int, lost: int, refused: int, under_way: int) -> str | None:
+    """G8. Every accepted injection has exactly one end, or is still under way. Counts of one batch."""
+    ended = handled + merged + lost + refused
+    if ended + under_way == accepted:
+        return None
+    return f"{accepted} injections were accepted, {ended} ended and {under_way} are under way"
+
+
+def l1_leave_waits(s: HyperthreadState) -> bool:
+    """L1. Waits to be let into HOST. Every cycle of states in which this holds for ever must be unfair."""
+    return s.phase is Phase.LEAVING
+
+
+def l2_ask_waits(s: HyperthreadState) -> bool:
+    """L2. Waits to be admitted."""
+    return s.phase is Phase.ASKING
+
+
+def l2_has_not_run(s: HyperthreadState) -> bool:
+    """L2. Waits to be admitted, or was admitted and has not run an instruction yet."""
+    return s.phase in (Phase.ASKING, Phase.ENTERING, Phase.HELD, Phase.GUEST) and not s.used
+
+
+def l3_is_final(core: CoreView) -> bool:
+    """L3. May rest for ever: nobody alive has a vCPU. Any other state without a next step is a deadlock."""
+    return all(s is None or s.phase in (Phase.IDLE, Phase.STOPPED) for s in core.hyperthreads)
+
+
 GUARANTEES: Final[dict[str, Callable[[CoreView], str | None]]] = {
     "G1": g1_admission,
     "G2": g2_exclusion,
     "G3": g3_one_vm,
+    "G4": g4_kick,
     "G5": g5_rounds,
     "G10": g10_atomic,
     "G11": g11_closed,

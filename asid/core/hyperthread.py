@@ -134,12 +134,17 @@ WORK: Final = Action(Do.WORK)
 CLEAR_PENDING: Final = Action(Do.CLEAR_PENDING)
 
 
+# Made once: equal actions are the same action.
+_SET_MODE: Final = {mode: Action(Do.SET_MODE, mode) for mode in Mode}
+_SEND: Final = {said: Action(Do.SEND, said) for said in Said}
+
+
 def set_mode(mode: Mode) -> Action:
-    return Action(Do.SET_MODE, mode)
+    return _SET_MODE[mode]
 
 
 def send(said: Said) -> Action:
-    return Action(Do.SEND, said)
+    return _SEND[said]
 
 
 ENTRY: Final = (set_mode(Mode.ENTER), LOOK)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from asid.core.events import Kick, Mode
+from asid.core.guarantees import l1_leave_waits, l2_ask_waits, l2_has_not_run
 from asid.core.hyperthread import HyperthreadState, Phase
 from asid.explore.parts import Dead, Down, Sibling
 from asid.explore.world import FAIR, MASK, World
@@ -57,30 +58,15 @@ class Lasso:
 # --- who waits --------------------------------------------------------------------------------------------
 
 
-def leaves(h: HyperthreadState) -> bool:
-    """L1. Waits to be let into HOST."""
-    return h.phase is Phase.LEAVING
-
-
-def asks(h: HyperthreadState) -> bool:
-    """L2. Waits to be admitted."""
-    return h.phase is Phase.ASKING
-
-
-def has_not_run(h: HyperthreadState) -> bool:
-    """L2. Waits to be admitted, or was and has not run an instruction yet."""
-    return h.phase in (Phase.ASKING, Phase.ENTERING, Phase.HELD, Phase.GUEST) and not h.used
-
-
 def waits(kick: Kick) -> tuple[tuple[str, str, Callable[[HyperthreadState], bool]], ...]:
     """Return what must end. With `send` a sibling may win the race for HOST again and again, so an admitted guest
     is not promised its first instruction, only its admission.
     """
     if kick is Kick.SEND:
-        return (("L2", "asks and is never admitted", asks),)
+        return (("L2", "asks and is never admitted", l2_ask_waits),)
     return (
-        ("L1", "waits for its leave for ever", leaves),
-        ("L2", "never runs an instruction", has_not_run),
+        ("L1", "waits for its leave for ever", l1_leave_waits),
+        ("L2", "never runs an instruction", l2_has_not_run),
     )
 
 

@@ -58,9 +58,13 @@ Tell = Callable[[int], bool]
 
 def search(
     model: Model, *, states_max: int = 2_000_000, depth_max: int = 1 << 30, with_progress: bool = True,
-    tell: Tell = lambda states: True, world: World | None = None,
+    waiting: bool = True, tell: Tell = lambda states: True, world: World | None = None,
 ) -> Result:  # fmt: skip
-    """Explore a model. `tell` is given the number of worlds so far now and then, and stops the search with False."""
+    """Explore a model.
+
+    `tell` is given the number of worlds so far now and then, and stops the search with False. Without `waiting` a
+    world in which nobody has to move is no violation; without `with_progress` cycles are not looked for.
+    """
     w = World(model) if world is None else world
     result = Result(model, w)
     checks = Checks(w)
@@ -108,7 +112,7 @@ def search(
                 targets.append(target)
                 actors.append(whose)
                 able = able or whose >= FAIR
-        if not able:
+        if waiting and not able:
             stuck = waits_for_ever(w, here)
             if stuck is not None:
                 return stopped("L3", stuck)

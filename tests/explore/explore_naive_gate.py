@@ -1,16 +1,13 @@
-"""Naive variants of the protocol, planted by replacing functions of `asid.core` and of the explorer's page.
-
-Each is what a sensible person might have written. `MUTANTS` says which rule each breaks, the smallest model that
-shows it, and what becomes of it: `unsafe` (a guarantee is broken), `deadlock`, `starvation`, or `passes`, for those
-that look wrong and are not. Nothing of this is reachable from `asid/`.
-"""
+"""Naive variants of who decides, what is believed, who waits and takes turns, and what death means."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
 from unittest.mock import patch
+
+from explore_planting import plain, put, put_item
 
 from asid.core import gate, guarantees, hyperthread
 from asid.core.events import Action, Bid, Do, Mode, Report, Said, Seen, Want
@@ -18,42 +15,6 @@ from asid.core.gate import Belief, GateState, Member
 from asid.core.hyperthread import HyperthreadState, Phase, What, send, set_mode
 from asid.explore import search, siblings
 from asid.explore.parts import Model, Sibling
-
-Plant = Callable[[ExitStack], None]
-
-
-class Mutant(NamedTuple):
-    """One naive variant."""
-
-    name: str
-    naive: str
-    model: Model
-    verdict: str
-    how: str  # it fails, or why it does not
-    cure: str
-    plant: Plant
-
-
-def put(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    stack.enter_context(patch.object(owner, name, value))
-
-
-def put_item(stack: ExitStack, table: Any, **changes: Any) -> None:
-    stack.enter_context(patch.dict(table, changes))
-
-
-@contextmanager
-def planted(mutant: Mutant) -> Iterator[None]:
-    """The protocol with one naive part in it."""
-    with ExitStack() as stack:
-        mutant.plant(stack)
-        yield
-
-
-def plain(stack: ExitStack, what: What, function: Any) -> None:
-    """Replace the function of an event that has no more to it than the state."""
-    stack.enter_context(patch.dict(hyperthread._PLAIN, {what: function}))
-
 
 # --- who decides, and what it believes --------------------------------------------------------------------
 
@@ -199,11 +160,132 @@ def answers_on_receipt(stack: ExitStack) -> None:
     stack.enter_context(patch.dict(hyperthread.TABLE, {Phase.GUEST: row}))
     put(stack, siblings, "menu", menu)
     put(stack, hyperthread, "on_look", on_look)
-    put_item(stack, guarantees.GUARANTEES, G1=lambda core: None)  # what comes of it, not the missing lease itself
 
 
 def stale_view(stack: ExitStack) -> None:
-    """A hyperthread back from HOST reads in the gate's published view whether it still has its lease."""
-    real_touched, real_menu, real_worked = siblings.touched, siblings.menu, hyperthread.on_worked
-    # The view is the last kick the gate has processed the answer of: until then it still says "lease".
-    raise NotImplementedError(real_touched, real_menu, real_worked)
+    """Back from HOST, look up one's lease in the gate's published view; one's own answer may not be in it yet."""
+    real = siblings.stepped
+
+    def stepped(spec: hyperthread.Spec, s: Sibling, event: Any) -> Sibling:
+        h = s.process
+        assert isinstance(h, HyperthreadState)
+        unread = any(r.said is Said.ANSWER for inc, reports in s.up if inc == h.inc for r in reports)
+        if event.what is What.WORKED and unread:
+            s = s._replace(process=h._replace(session=True))
+        return real(spec, s, event)
+
+    put(stack, siblings, "stepped", stepped)
+
+
+# --- waiting and taking turns -----------------------------------------------------------------------------
+
+
+def waits_isolated(stack: ExitStack) -> None:
+    """Whoever hands its lease back, or comes back from HOST, waits in its VM's isolated address space, as the thread
+    has it to the letter. The gate knows, and lets another VM wait for it.
+    """
+    real_mode, real_absorb, real_clear = hyperthread.set_mode, gate.absorb, gate.clear_for
+
+    def absorb(spec: gate.Spec, m: Member, r: Report) -> Member:
+        m = real_absorb(spec, m, r)
+        return m if r.session else m._replace(room=r.vm if r.mode is Mode.ISOLATED else 0)
+
+    def clear_for(spec: gate.Spec, g: GateState, ht: int) -> bool:
+        asks, vm = g.members[ht].want is Want.ASK, g.members[ht].vm
+        waiting = (m.room for o, m in enumerate(g.members) if o != ht and m.belief is Belief.PARKED)
+        return real_clear(spec, g, ht) and not (asks and any(room not in (0, vm) for room in waiting))
+
+    put(stack, hyperthread, "set_mode", lambda mode: real_mode(Mode.ISOLATED if mode is Mode.PARKED else mode))
+    put(stack, gate, "absorb", absorb)
+    put(stack, gate, "clear_for", clear_for)
+    put_item(stack, guarantees.GUARANTEES, G1=lambda core: None)  # here ISOLATED needs no lease
+
+
+def leaves_first(stack: ExitStack) -> None:
+    """A leave always overtakes an ask."""
+    real = gate.grant_leave
+
+    def grant_leave(spec: gate.Spec, g: GateState, ht: int) -> gate.Step:
+        g, actions = real(spec, g, ht)
+        return g._replace(overtaken=0), actions
+
+    put(stack, gate, "grant_leave", grant_leave)
+
+
+def not_sticky(stack: ExitStack) -> None:
+    real = gate.admit
+
+    def admit(spec: gate.Spec, g: GateState, ht: int) -> gate.Step:
+        g, actions = real(spec, g, ht)
+        return gate.put(g, ht, fresh=False), actions
+
+    put(stack, gate, "admit", admit)
+
+
+# --- death and rebirth ------------------------------------------------------------------------------------
+
+
+def death_unnoticed(stack: ExitStack) -> None:
+    put(stack, gate, "on_dead", lambda spec, g, ht, inc: (g, ()))
+
+
+def flags_of_the_dead(stack: ExitStack) -> None:
+    real = gate.on_dead
+
+    def on_dead(spec: gate.Spec, g: GateState, ht: int, inc: int) -> gate.Step:
+        g, actions = real(spec, g, ht, inc)
+        return g, tuple(a for a in actions if a.do is not Do.WIPE)
+
+    put(stack, gate, "on_dead", on_dead)
+
+
+def zombies(stack: ExitStack) -> None:
+    """Nobody looks at the sender's incarnation."""
+    real = gate.on_report
+
+    def on_report(spec: gate.Spec, g: GateState, r: Report) -> gate.Step:
+        return real(spec, g, r._replace(inc=max(r.inc, g.members[r.ht].inc)))
+
+    put(stack, gate, "of_this_life", lambda g, r: r.coord == g.coord)
+    put(stack, gate, "on_report", on_report)
+
+
+def born_in_host(stack: ExitStack) -> None:
+    """A new process finishes its start in HOST, and parks itself then."""
+    real = hyperthread.born
+
+    def born(inc: int, coord: int, answered: int) -> HyperthreadState:
+        s = real(inc, coord, answered)
+        return s if inc == 1 else s._replace(mode=Mode.HOST, todo=(*s.todo, set_mode(Mode.PARKED), send(Said.IDLE)))
+
+    put(stack, hyperthread, "born", born)
+
+
+def silent_is_dead(stack: ExitStack) -> None:
+    def on_timer(spec: gate.Spec, g: GateState, timer: Any, ht: int, key: int) -> gate.Step:
+        m = g.members[ht]
+        return gate.on_dead(spec, g, ht, m.inc) if m.kicked == key else (g, ())
+
+    put(stack, gate, "on_timer", on_timer)
+
+
+def amnesia(stack: ExitStack) -> None:
+    real = gate.resumed
+
+    def resumed(*args: Any) -> gate.Step:
+        g, actions = real(*args)
+        members = tuple(m._replace(belief=Belief.PARKED) if m.inc else m for m in g.members)
+        return g._replace(members=members), actions
+
+    put(stack, gate, "resumed", resumed)
+
+
+def no_epoch(stack: ExitStack) -> None:
+    """Nobody looks at the coordinator's incarnation."""
+    real = gate.of_this_life
+    put(stack, gate, "of_this_life", lambda g, r: real(g, r._replace(coord=g.coord)))
+    put(stack, hyperthread, "of_this_life", lambda s, order: order.inc == s.inc)
+
+
+def nothing(stack: ExitStack) -> None:
+    """The protocol as it is; the model asks for more."""

@@ -1,0 +1,254 @@
+"""asid explore: every interleaving of a small core, within bounds."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from asid.commands.session import Session, Usage, columns
+from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, InputError, gravest
+
+if TYPE_CHECKING:
+    from asid.explore.models import Named
+    from asid.explore.parts import Model
+    from asid.explore.pool import Outcome
+
+STATES_MAX = 8_000_000  # of one model; about 300 bytes each
+DEADLINE_S = 1800
+
+
+@click.command(
+    epilog="asid explore\nasid explore n2v1-nmi n2v2-kill\nasid explore --siblings 3 --vms 1,1,2 --kill 1 "
+    "--save hit.json\nasid explore --schedule hit.json"
+)
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("--all", "every", is_flag=True, help="Every named model, the large ones too.")
+@click.option("--list", "listing", is_flag=True, help="Name the models and their pinned sizes; search nothing.")
+@click.option("--siblings", type=click.Choice(["1", "2", "3", "4", "8"]), help="A model of your own: siblings.")
+@click.option("--vms", metavar="LIST", help="... which VM each sibling runs, as in 1,1,2. [1 for all]")
+@click.option("--kick", type=click.Choice(["ack", "send", "bare"]), help="... how a leave treats its siblings. [ack]")
+@click.option("--nmi", type=int, metavar="N", help="... NMIs, at any step.")
+@click.option("--mce", type=int, metavar="N", help="... #MCs, at any step.")
+@click.option("--kill", type=int, metavar="N", help="... kills of a hyperthread, at any step.")
+@click.option("--restart", type=int, metavar="N", help="... births after a kill.")
+@click.option("--coordinator", type=int, metavar="N", help="... kills of the coordinator, at any step.")
+@click.option("--loss", type=int, metavar="N", help="... lost messages.")
+@click.option("--retry", type=int, metavar="N", help="... requests that time out too early.")
+@click.option("--timer", type=int, metavar="N", help="... time-outs of the gate that strike too early.")
+@click.option("--hotplug", type=int, metavar="N", help="... vCPUs taken away or given back.")
+@click.option("--halts", is_flag=True, help="... vCPUs may halt.")
+@click.option("--torn", is_flag=True, help="... a look reads its words one at a time.")
+@click.option("--states-max", type=click.IntRange(1), default=STATES_MAX, show_default=True, metavar="N")
+@click.option("--deadline", "deadline_s", type=click.IntRange(1), default=DEADLINE_S, show_default=True, metavar="S")
+@click.option("--jobs", type=click.IntRange(1, 64), metavar="N", help="Processes. [one a core]")
+@click.option("--schedule", type=click.Path(path_type=Path, dir_okay=False), help="Run a counterexample again.")
+@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the counterexample there.")
+@click.pass_obj
+def command(session: Session, /, schedule: Path | None, listing: bool, save: Path | None, **given: Any) -> None:
+    """Search every order of steps, messages, time-outs, NMIs and kills of MODEL; without MODEL, of the default set.
+
+    Exits with 0 when every guarantee holds in every world, 1 for a counterexample (its story is printed), 3 when a
+    limit was hit: then nothing is proved.
+    """
+    if schedule is not None:
+        _run_again(session, schedule)
+        return
+    chosen = _chosen(given)
+    if listing:
+        _list(session)
+        return
+    outcomes = _search(session, chosen, given)
+    _show(session, outcomes, chosen)
+    _compare(session, outcomes)
+    failed = next((o for o in outcomes if o.guarantee), None)
+    if save is not None and failed is not None and failed.schedule is not None:
+        save.write_text(json.dumps(failed.schedule, indent=1) + "\n")
+        session.note(f"Saved. Run it again: asid explore --schedule {save}")
+    code = gravest(
+        [EXIT_FAIL if o.guarantee or o.missing else EXIT_OK if o.complete else EXIT_UNKNOWN for o in outcomes]
+    )
+    if code != EXIT_OK:
+        session.finish(code)
+
+
+# --- what to search ---------------------------------------------------------------------------------------
+
+
+def _chosen(given: dict[str, Any]) -> list[tuple[str, Model]]:
+    """Return the models to search, largest first."""
+    from difflib import get_close_matches
+
+    from asid.explore.models import MODELS
+
+    own = _own(given)
+    names: tuple[str, ...] = given["models"]
+    for name in names:
+        if name not in MODELS:
+            near = get_close_matches(name, MODELS, 1)
+            raise Usage(
+                f"there is no model {name!r}", where="asid explore",
+                hint=f"Did you mean {near[0]}?" if near else "asid explore --list",
+            )  # fmt: skip
+    if own is not None:
+        if names or given["every"]:
+            raise Usage(
+                "a model of your own goes alone", where="asid explore", hint="asid explore --siblings 2 --nmi 1"
+            )
+        return [("own", own)]
+    wanted = [MODELS[name] for name in names]
+    if not wanted:
+        wanted = [named for named in MODELS.values() if named.default or given["every"]]
+    elif given["every"]:
+        raise Usage("--all is every model, so name none", where="asid explore", hint="asid explore --all")
+    return [(named.name, named.model) for named in sorted(wanted, key=lambda named: -named.states)]
+
+
+def _own(given: dict[str, Any]) -> Model | None:
+    """Return the model that the options describe, None without them."""
+    from asid.core.events import Kick
+    from asid.core.gate import Rooms
+    from asid.explore.parts import Budget, Model
+
+    counts = {name: given[name] for name in Budget._fields if given.get(name)}
+    if not (counts or given["siblings"] or given["vms"] or given["kick"] or given["halts"] or given["torn"]):
+        return None
+    if any(count < 0 for count in counts.values()):
+        raise Usage("a budget is a count", where="asid explore", allowed="0 or more")
+    siblings = int(given["siblings"] or 0)
+    vms = (1,) * (siblings or 2)
+    if given["vms"]:
+        try:
+            vms = tuple(int(vm) for vm in given["vms"].split(","))
+        except ValueError as error:
+            raise Usage(f"{given['vms']!r} is not a list of VMs", where="--vms", allowed="as in 1,1,2") from error
+        if min(vms) < 0 or max(vms) > 8 or len(vms) not in (1, 2, 3, 4, 8) or (siblings and siblings != len(vms)):
+            raise Usage(
+                f"{given['vms']} does not fit",
+                where="--vms",
+                allowed="one VM from 0 to 8 a sibling, 1, 2, 3, 4 or 8 of them",
+            )
+    kick = Kick[(given["kick"] or "ack").upper()]
+    rooms = Rooms.ALL if kick is Kick.BARE else Rooms.VM  # as policy `none` has it
+    return Model(vms, kick, rooms, Budget(**counts), halts=given["halts"], torn=given["torn"])
+
+
+# --- search and show --------------------------------------------------------------------------------------
+
+
+def _search(session: Session, chosen: Sequence[tuple[str, Model]], given: dict[str, Any]) -> list[Outcome]:
+    import os
+
+    from asid.explore import pool
+
+    begin = time.monotonic_ns()
+    workers = given["jobs"] or len(os.sched_getaffinity(0))
+    outcomes: list[Outcome] = []
+    found = pool.explore(
+        chosen,
+        states_max=given["states_max"],
+        deadline_ns=begin + given["deadline_s"] * pool.NS,
+        workers=workers,
+    )
+    for event in found:
+        seconds = (time.monotonic_ns() - begin) / pool.NS
+        if isinstance(event, int):
+            rate = event / seconds if seconds else 0.0
+            session.note(f"{len(outcomes)} of {len(chosen)} models, {event:,} worlds, {rate:,.0f}/s, {seconds:.0f} s")
+        else:
+            outcomes.append(event)
+            if event.guarantee:
+                session.note(f"{event.name}: {event.guarantee} is broken after {event.steps} steps")
+    order = {name: at for at, (name, _) in enumerate(reversed(chosen))}
+    return sorted(outcomes, key=lambda outcome: order[outcome.name])
+
+
+def _document(outcome: Outcome) -> dict[str, Any]:
+    from asid.explore.schedule import model_as_document
+
+    document = outcome._asdict()
+    document["model"] = model_as_document(outcome.model)
+    document["passed"] = outcome.passed
+    return document
+
+
+def _verdict(outcome: Outcome) -> str:
+    if outcome.guarantee:
+        return f"FAIL: {outcome.guarantee} after {outcome.steps} steps"
+    if outcome.missing:
+        return "FAIL: never happens: " + "; ".join(outcome.missing)
+    return "PASS" if outcome.complete else "UNKNOWN: a limit was hit"
+
+
+def _show(session: Session, outcomes: list[Outcome], chosen: Sequence[tuple[str, Model]]) -> None:
+    rows = [(o.name, f"{o.states:,}", f"{o.transitions:,}", o.depth, f"{o.seconds:.1f}", _verdict(o)) for o in outcomes]
+    total = sum(o.states for o in outcomes)
+
+    def text() -> str:
+        table = columns(("MODEL", "STATES", "TRANSITIONS", "DEPTH", "SECONDS", "VERDICT"), rows, right=(1, 2, 3, 4))
+        stories = "".join(f"\n\n{o.story}" for o in outcomes if o.story)
+        passed = sum(o.passed for o in outcomes)
+        return f"{table}\n{passed} of {len(chosen)} models hold in {total:,} worlds.{stories}"
+
+    document = {
+        "ok": all(o.passed for o in outcomes),
+        "states": total,
+        "models": [_document(o) for o in outcomes],
+    }
+    session.show(document, text)
+
+
+def _compare(session: Session, outcomes: list[Outcome]) -> None:
+    """Say where a model has not the size that is pinned: its behaviour has changed."""
+    from asid.explore.models import MODELS
+
+    for o in outcomes:
+        pinned = MODELS.get(o.name)
+        if pinned is not None and o.passed and (o.states, o.transitions) != (pinned.states, pinned.transitions):
+            session.note(
+                f"{o.name}: {o.states:,} worlds and {o.transitions:,} steps, "
+                f"pinned are {pinned.states:,} and {pinned.transitions:,}: the behaviour has changed"
+            )
+
+
+def _list(session: Session) -> None:
+    from asid.explore.models import MODELS
+    from asid.explore.schedule import model_as_document
+
+    def row(named: Named) -> tuple[object, ...]:
+        budget = ", ".join(f"{name} {count}" for name, count in named.model.budget._asdict().items() if count)
+        vms = ",".join(map(str, named.model.vms))
+        return named.name, "default" if named.default else "--all", vms, budget or "-", f"{named.states:,}"
+
+    rows = [row(named) for named in MODELS.values()]
+    document = {
+        "models": [
+            {"name": m.name, "default": m.default, "states": m.states, "model": model_as_document(m.model)}
+            for m in MODELS.values()
+        ]
+    }
+    session.show(document, lambda: columns(("MODEL", "SET", "VMS", "FROM OUTSIDE", "STATES"), rows, right=(4,)))
+
+
+def _run_again(session: Session, file: Path) -> None:
+    from asid.explore import schedule, story
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot be read: {error}", where=str(file), hint="asid explore --save FILE writes one"
+        ) from error
+    planned = schedule.parse(text, str(file))
+    w, violation = schedule.replayed(planned)
+    document: dict[str, Any] = {"file": str(file), "steps": len(planned.steps), "expected": planned.guarantee}
+    if violation is None:
+        session.show({**document, "broken": ""}, f"{len(planned.steps)} steps, and every guarantee holds.")
+        return
+    told = story.told(w, violation)
+    session.show({**document, "ok": False, "broken": violation.guarantee, "story": told}, told)
+    session.finish(EXIT_FAIL)

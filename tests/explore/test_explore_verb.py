@@ -1,0 +1,83 @@
+"""`asid explore`: what it searches, what it prints, how it ends."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from asid.commands import invoke
+from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, EXIT_USAGE
+
+
+@pytest.fixture
+def explore(capsys):
+    """explore("n2v1") -> code, out, err."""
+
+    def once(*args: str) -> SimpleNamespace:
+        code = invoke(["explore", *args])
+        said = capsys.readouterr()
+        return SimpleNamespace(code=code, out=said.out, err=said.err)
+
+    return once
+
+
+def test_the_list_names_every_model_and_searches_nothing(explore):
+    told = explore("--list")
+    assert told.code == EXIT_OK
+    assert "n2v1-nmi-mce" in told.out
+    assert "371,236" in told.out
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("n2v9",), "there is no model 'n2v9'"),
+        (("n2v1", "--all"), "--all is every model"),
+        (("n2v1", "--nmi", "1"), "a model of your own goes alone"),
+        (("--vms", "1,x"), "is not a list of VMs"),
+        (("--vms", "1,1,1,1,1"), "does not fit"),
+        (("--siblings", "3", "--vms", "1,1"), "does not fit"),
+        (("--nmi", "-1"), "a budget is a count"),
+        (("--siblings", "5"), "'5' is not one of"),
+        (("--schedule", "/nonexistent.json"), "cannot be read"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(explore, args, words):
+    told = explore(*args)
+    assert told.code == EXIT_USAGE
+    assert words in told.err
+    assert not told.out
+
+
+@pytest.mark.live
+def test_models_that_hold(explore):
+    told = explore("n2v1", "n2v2", "--json")
+    assert told.code == EXIT_OK
+    document = json.loads(told.out)
+    assert document["ok"]
+    assert [(m["name"], m["states"], m["passed"]) for m in document["models"]] == [
+        ("n2v2", 689, True),
+        ("n2v1", 736, True),
+    ]
+
+
+@pytest.mark.live
+def test_a_counterexample_is_told_saved_and_run_again(explore, tmp_path):
+    file = tmp_path / "hit.json"
+    told = explore("--siblings", "2", "--kick", "bare", "--save", str(file))
+    assert told.code == EXIT_FAIL
+    assert "FAIL: G2 after 16 steps" in told.out
+    assert "16  h1    goes GUEST" in told.out
+    again = explore("--schedule", str(file))
+    assert again.code == EXIT_FAIL
+    assert "G2 is broken after 16 steps" in again.out
+
+
+@pytest.mark.live
+def test_a_limit_is_never_a_pass(explore):
+    told = explore("n2v1-nmi", "--states-max", "1000")
+    assert told.code == EXIT_UNKNOWN
+    assert "UNKNOWN: a limit was hit" in told.out
+    assert "0 of 1 models hold" in told.out
