@@ -6,9 +6,11 @@ the children's parent and reports their status; should it die, the pidfd alone i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
@@ -86,6 +88,22 @@ class Rebirth:
         return min(BACKOFF_NS << (self.young - 1), BACKOFF_NS_MAX) if self.young else 0
 
 
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+    """Hide what program this is from a child that starts: it would import it anew, which costs a tenth of a second
+    and runs scripts that have no `__name__` guard a second time. Children need nothing of it.
+    """
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
+    main.__spec__ = None
+    main.__file__ = None
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
+
+
 class Children:
     """All children by place. `on_death(child, status)` is called once for each, after its confirmed death."""
 
@@ -105,7 +123,8 @@ class Children:
         assert place not in self.by_place, f"{birth.name} is alive"
         main = coordinator_main if birth.ht < 0 else hyperthread_main
         process = SPAWN.Process(target=main, args=(birth,), name=birth.name, daemon=True)
-        process.start()
+        with without_main():
+            process.start()
         assert process.pid is not None
         try:
             pidfd = os.pidfd_open(process.pid)

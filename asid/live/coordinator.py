@@ -7,6 +7,7 @@ blocks. What the gate believes comes from messages alone; the page is written he
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from asid.live.page import (
     base_of,
 )
 from asid.live.ring import Ring
+from asid.live.traps import RECEIVE, step_name, trap_of
 
 LATE_NS = 10_000_000  # a timer that fires this much too late says that the process was not running
 KICKS_A_LIFE = 1 << 32  # kick numbers of one coordinator; the next begins above
@@ -58,6 +60,7 @@ class Coordinator:
         self.state = gate.opened(self.spec, birth.inc, birth.siblings, birth.attached)
         self.quiet: list[dict[str, Any]] = []  # policy changes that wait until nobody holds a lease
         self.holders: set[str] = set()  # what holds the gate closed
+        self.trap = trap_of(f"{birth.name}.{birth.inc}")
         self.context = sockets.new_context()
         self.router = sockets.gate_router(self.context, Path(birth.gate_path))
         self.node.watch_parent()
@@ -118,6 +121,8 @@ class Coordinator:
             if report.coord < self.birth.inc:
                 self.ask_again(frames[0])
             return
+        if self.trap is not None:
+            self.trap(RECEIVE)
         self.step(gate.Event(Ev.REPORT, report=report))
 
     def ask_again(self, sender: bytes) -> None:
@@ -196,6 +201,8 @@ class Coordinator:
     def perform(self, actions: tuple[Action, ...]) -> None:
         for action in actions:
             do = action.do
+            if self.trap is not None:
+                self.trap(step_name(action))
             if do is Do.ORDER:
                 order = action.a
                 assert isinstance(order, Order)
@@ -329,7 +336,8 @@ def identity(ht: int, inc: int) -> bytes:
 
 def coordinator_main(birth: Birth) -> None:
     """Entry of a coordinator process. When the daemon is dead it also removes what the daemon would have."""
-    prepare_child(f"asid: {birth.name} coordinator")
+    # Not SIGKILL: it removes what the daemon would have. SIGCONT, so that a stopped one sees that its parent is gone.
+    prepare_child(f"asid: {birth.name} coordinator", signal.SIGCONT)
     try:
         Coordinator(birth).run()
     except ParentGone:

@@ -45,8 +45,10 @@ from asid.live.page import (
     interrupt_parts,
 )
 from asid.live.ring import Ring
+from asid.live.traps import step_name, trap_of
 
-FAST_BATCH = 256  # fast exits between two looks at the sockets
+FAST_BATCH = 256  # fast exits between two looks at the clock
+LOOK_NS = 1_000_000  # a busy guest looks at its sockets at least this often
 TALLY_NS = 100_000_000  # fast exits are noted at least this often
 SPIN_NS_MAX = 30_000  # a wait shorter than this is spun: a sleep costs more
 READY_NS = 50_000_000  # a new hyperthread that hears nothing says again that it is there, ever more seldom
@@ -85,6 +87,8 @@ class Hyperthread:
         self.until_ns = 0  # when what the phase waits for is due
         self.asked_ns = time.monotonic_ns()
         self.ready_ns = READY_NS
+        self.looked_ns = 0  # when the sockets were last looked at from a busy guest
+        self.trap = trap_of(f"{birth.name}.{birth.inc}")
         self.slow_ns = sum(
             slow.delay_ns for slow in birth.config.faults.slow if (birth.core, birth.ht) in _places(birth, slow.target)
         )
@@ -154,6 +158,8 @@ class Hyperthread:
     def perform(self, action: Action) -> None:
         do = action.do
         before = self.state
+        if self.trap is not None:
+            self.trap(step_name(action, before.frames[-1].what.name if before.frames else ""))
         event = core.PERFORMED
         if do is Do.SET_MODE:
             self.words[self.own + MODE] = int(action.a) | before.vm << 8  # type: ignore[arg-type]
@@ -274,15 +280,24 @@ class Hyperthread:
             self.node.turn(self.node.now_ns() + 1_000_000)
             return
         if self.exit is not None and self.node.now_ns() >= self.until_ns:
-            if self.exit.after_ns == 0:
-                self.node.drain()
-                if self.orders:
-                    return
+            if self.exit.after_ns == 0 and self.look_around():
+                return
             if self.retire():
                 self.exits(self.exit)
             return
         self.node.turn(self.until_ns if self.exit is not None else None)
         self.retire()
+
+    def look_around(self) -> bool:
+        """What a guest that never pauses must still do, once in a while: sockets, timers, the parent's life.
+
+        Return whether an order waits. A kick needs none of this: it is on the page.
+        """
+        now = self.node.now_ns()
+        if now - self.looked_ns >= LOOK_NS:
+            self.looked_ns = now
+            self.node.turn(now)
+        return bool(self.orders)
 
     def retire(self) -> bool:
         """Run one guest instruction, unless its boundary finds the pending bit set.
@@ -378,8 +393,7 @@ class Hyperthread:
                 self.from_injection = True
                 self.exits(event)
             return
-        self.node.drain()
-        if self.orders:
+        if self.look_around():
             return
         if self.notebook.full:
             self.notebook.flush()

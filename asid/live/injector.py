@@ -21,7 +21,8 @@ from asid.units import parse_duration_ns
 
 RESULTS: Final = ("handled", "merged", "lost", "refused")
 IDS_SHOWN_MAX: Final = 64
-EXITS_A_MESSAGE: Final = 1_000_000
+BURST_MAX: Final = 1_000  # interrupts and signals of a batch that are delivered before anything else is served
+MESSAGES: Final = ("exit", "irq")  # what goes as a message, all of a batch at once
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Batch:
         return self.left == 0 and self.open == 0
 
     def as_ret(self) -> dict[str, Any]:
-        return {"accepted": self.accepted, **self.counts, "ids": self.ids[:IDS_SHOWN_MAX]}
+        return {"accepted": self.accepted, **self.counts, "ids": list(self.ids)}
 
 
 class Machinery(Protocol):
@@ -96,7 +97,7 @@ class Injector:
                     allowed="a hyperthread that runs",
                     hint="asid status; asid ht plug gives a hyperthread back.",
                 )
-            if batch.what in ("exit", "irq") and self._machine.vcpu((core, ht))[0] == 0:
+            if batch.what in MESSAGES and self._machine.vcpu((core, ht))[0] == 0:
                 raise Conflict(
                     f"c{core}h{ht} runs no vCPU, so it never exits",
                     where=f"inject.{batch.what}",
@@ -112,11 +113,13 @@ class Injector:
         now = self._machine.now_ns()
         soonest: int | None = None
         for batch in list(self._batches):
-            while batch.left and batch.next_ns <= now:
-                n = 1 if batch.interval_ns else batch.left
+            burst = BURST_MAX
+            while batch.left and batch.next_ns <= now and burst:
+                n = 1 if batch.interval_ns else batch.left if batch.what in MESSAGES else min(batch.left, burst)
                 self._deliver(batch, n)
                 batch.left -= n
                 batch.next_ns += batch.interval_ns
+                burst -= min(n, burst)
             if batch.left and (soonest is None or batch.next_ns < soonest):
                 soonest = batch.next_ns
             self._finish(batch)
@@ -142,7 +145,7 @@ class Injector:
                         self._raise_line(place, batch.what, opened)
                 if child is not None:
                     self._machine.ring_bell(place)
-            elif batch.what in ("exit", "irq"):
+            elif batch.what in MESSAGES:
                 opened = self._open(batch, place, n)
                 if child is None:
                     self._done(opened, place, "lost", "the hyperthread died")
@@ -150,13 +153,15 @@ class Injector:
                     self._messages[opened.id] = (place, opened)
                     self._machine.tell(child, {"op": "exit", "id": opened.id, "n": n, **batch.details})
             else:
-                self._signal(batch, place, child)
+                for _ in range(n):
+                    self._signal(batch, place, child)
 
     def _open(self, batch: Batch, place: Place, n: int) -> _Open:
         opened = _Open(batch, self._next_id, n)
         self._next_id += 1
         batch.open += 1
-        batch.ids.append(opened.id)
+        if len(batch.ids) < IDS_SHOWN_MAX:
+            batch.ids.append(opened.id)
         core, ht = place
         target = f"c{core}h{ht}" if ht >= 0 else f"c{core}"
         data: dict[str, Any] = {"id": opened.id, "what": batch.what, "target": target}

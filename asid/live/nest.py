@@ -6,7 +6,10 @@ children along. So it leads a group of its own; it ends when the daemon does.
 
 from __future__ import annotations
 
+import gc
 import os
+
+import setproctitle
 
 import asid.guest
 import asid.live.coordinator
@@ -15,3 +18,6 @@ import asid.live.hyperthread
 __all__ = ["asid"]
 
 os.setpgrp()
+setproctitle.setproctitle("asid: fork server")
+gc.collect()
+gc.freeze()  # what is here is garbage to no child, and a collection would copy its pages

@@ -1,8 +1,8 @@
 """The poll loop under every process of the live engine: sockets, doorbells, timers, and the parent's life.
 
 A node waits for the first of: a message on one of its sockets, a readable descriptor, a timer, a deadline. ZeroMQ's
-descriptors are edge-triggered and time-outs restart at every signal, so a wait drains every socket before it sleeps
-and computes what is left from the clock each time round.
+descriptors are edge-triggered and time-outs restart at every signal; so every sleep goes through zmq_poll, which looks
+at each socket's own queue before and after, is short, and what is left is computed from the clock each time round.
 """
 
 from __future__ import annotations
@@ -16,11 +16,17 @@ from collections.abc import Callable
 from multiprocessing import parent_process
 
 import zmq
+from zmq.backend import zmq_poll
 
 Frames = list[bytes]
 PR_SET_PDEATHSIG = 1
 # A wait never sleeps longer than this before it looks at everything again.
 SLEEP_MAX_NS = 20_000_000
+NEVER_NS = 1 << 63
+# As plain integers: pyzmq's flags are enums, and an enum costs a microsecond where an integer costs nothing.
+POLLIN = int(zmq.POLLIN)
+NOBLOCK = int(zmq.NOBLOCK)
+RCVMORE = int(zmq.RCVMORE)
 
 
 class ParentGone(Exception):
@@ -31,24 +37,30 @@ class Node:
     """Sockets, descriptors and timers of one process. One thread uses it."""
 
     def __init__(self) -> None:
-        self._sockets: list[tuple[zmq.Socket[bytes], Callable[[Frames], None], int]] = []
+        self._sockets: dict[zmq.Socket[bytes], Callable[[Frames], None]] = {}
         self._readers: dict[int, Callable[[], None]] = {}
         self._timers: dict[object, tuple[int, Callable[[], None]]] = {}
-        self._fds: list[int] = []
+        self._next_ns = NEVER_NS  # no timer is due before; it may be too early, never too late
+        self._items: list[tuple[zmq.Socket[bytes] | int, int]] = []  # everything to wait for, as zmq_poll takes it
+        self._fds: list[int] = []  # the same, as select takes it
         self.now_ns = time.monotonic_ns
 
     def add_socket(self, socket: zmq.Socket[bytes], on_message: Callable[[Frames], None]) -> None:
-        fd = int(socket.getsockopt(zmq.FD))
-        self._sockets.append((socket, on_message, fd))
-        self._fds = [fd for _, _, fd in self._sockets] + list(self._readers)
+        self._sockets[socket] = on_message
+        self._changed()
 
     def add_reader(self, fd: int, on_readable: Callable[[], None]) -> None:
         self._readers[fd] = on_readable
-        self._fds = [fd for _, _, fd in self._sockets] + list(self._readers)
+        self._changed()
 
     def drop_reader(self, fd: int) -> None:
         self._readers.pop(fd, None)
-        self._fds = [fd for _, _, fd in self._sockets] + list(self._readers)
+        self._changed()
+
+    def _changed(self) -> None:
+        everything: list[zmq.Socket[bytes] | int] = [*self._sockets, *self._readers]
+        self._items = [(what, POLLIN) for what in everything]
+        self._fds = [int(socket.getsockopt(zmq.FD)) for socket in self._sockets] + list(self._readers)
 
     def watch_parent(self) -> None:
         """Raise ParentGone from `turn` when the process that started this one is dead."""
@@ -62,7 +74,10 @@ class Node:
 
     def set_timer(self, key: object, after_ns: int, on_timer: Callable[[], None]) -> None:
         """Set a timer; one that is set under the same key is replaced."""
-        self._timers[key] = (self.now_ns() + after_ns, on_timer)
+        at = self.now_ns() + after_ns
+        self._timers[key] = (at, on_timer)
+        if at < self._next_ns:
+            self._next_ns = at
 
     def has_timer(self, key: object) -> bool:
         return key in self._timers
@@ -71,46 +86,64 @@ class Node:
         self._timers.pop(key, None)
 
     def drain(self, most: int = 16) -> bool:
-        """Take up to `most` messages of each socket in turn (R12), without waiting. Return whether any came."""
+        """Take what is there, up to `most` messages of each socket in turn (R12). Return whether anything was."""
         any_came = False
-        for socket, on_message, _ in self._sockets:
-            for _ in range(most):
-                try:
-                    frames = socket.recv_multipart(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                any_came = True
-                on_message(frames)
+        for _ in range(most):
+            ready = zmq_poll(self._items, 0)
+            if not ready:
+                break
+            any_came = True
+            self._serve(ready)
         return any_came
 
     def turn(self, deadline_ns: int | None = None) -> bool:
         """Wait once, at the longest until `deadline_ns`, and serve what came. Return whether anything did."""
-        came = self.drain()
         now = self.now_ns()
-        came = self._fire(now) or came
-        if came:
-            timeout = 0.0
-        else:
-            until = now + SLEEP_MAX_NS
-            if deadline_ns is not None:
-                until = min(until, deadline_ns)
-            if self._timers:
-                until = min(until, min(at for at, _ in self._timers.values()))
-            timeout = max(0, until - now) / 1e9
-        ready, _, _ = select.select(self._fds, (), (), timeout)
-        for fd in ready:
-            on_readable = self._readers.get(fd)
-            if on_readable is not None:
-                came = True
-                on_readable()
-        return self.drain() or self._fire(self.now_ns()) or came
+        until = now + SLEEP_MAX_NS
+        if deadline_ns is not None and deadline_ns < until:
+            until = deadline_ns
+        if self._next_ns < until:
+            until = self._next_ns
+        ready = self._wait(until - now)
+        if ready:
+            self._serve(ready)
+        now = self.now_ns()
+        return (now >= self._next_ns and self._fire(now)) or bool(ready)
+
+    def _wait(self, ns: int) -> list[tuple[zmq.Socket[bytes] | int, int]]:
+        """Return what is ready within ns. zmq_poll looks at every socket's own queue before it sleeps, and after."""
+        if ns >= 1_000_000:
+            return zmq_poll(self._items, ns // 1_000_000)
+        ready = zmq_poll(self._items, 0)
+        if not ready and ns > 0:  # zmq_poll counts in milliseconds
+            select.select(self._fds, (), (), ns / 1e9)
+            ready = zmq_poll(self._items, 0)
+        return ready
+
+    def _serve(self, ready: list[tuple[zmq.Socket[bytes] | int, int]]) -> None:
+        """One message of each socket, so that no peer starves another, and every descriptor."""
+        for what, _ in ready:
+            if isinstance(what, int):
+                on_readable = self._readers.get(what)
+                if on_readable is not None:
+                    on_readable()
+                continue
+            try:
+                frames = [what.recv(NOBLOCK)]
+                while what.getsockopt(RCVMORE):
+                    frames.append(what.recv(NOBLOCK))
+            except zmq.Again:
+                continue
+            self._sockets[what](frames)
 
     def _fire(self, now_ns: int) -> bool:
+        self.drain()  # what came before the timer was due is looked at first
         due = [(at, key) for key, (at, _) in self._timers.items() if at <= now_ns]
         for _, key in sorted(due, key=lambda item: item[0]):
             entry = self._timers.pop(key, None)
             if entry is not None:
                 entry[1]()
+        self._next_ns = min((at for at, _ in self._timers.values()), default=NEVER_NS)
         return bool(due)
 
 
@@ -130,17 +163,18 @@ def hush_doorbell(fd: int) -> None:
         return
 
 
-def prepare_child(title: str) -> None:
+def prepare_child(title: str, last: signal.Signals = signal.SIGKILL) -> None:
     """What every child does first: signals, name, and death with its parent even while stopped.
 
-    The sentinel of the parent is the rule; PDEATHSIG is the second line, for a child that cannot run. It belongs to
-    the fork server's only thread, which ends with the daemon.
+    The sentinel of the parent is the rule; PDEATHSIG (`last`) is the second line, for a child that cannot run. It
+    belongs to the fork server's only thread, which ends with the daemon.
     """
     import setproctitle
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C goes to the whole group; the daemon decides
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the kernel's, to a stopped child whose parent's group is gone
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     setproctitle.setproctitle(title)
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, last)
     if os.getppid() == 1:
         os._exit(0)

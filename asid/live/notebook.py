@@ -70,7 +70,7 @@ class Notebook:
         if self.lost:
             lost, self.lost = self.lost, 0
             self.note("loss", {"what": "records", "n": lost})
-        return True
+        return not self._overflow
 
     @property
     def full(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from asid.live.instance import InstancePaths
     from asid.live.merge import Merge
     from asid.live.operations import Operations, Procedure
+
+STARVED_NS: Final = 500_000_000  # until a birth that the host refused is tried again
 
 log = logging.getLogger("asid.daemon")
 _pack = msgpack.Packer().pack
@@ -261,11 +263,16 @@ class Parent:
     def _again(self, place: Place) -> None:
         if self.state == "draining" or self.child(place) is not None or place in self.unplugged:
             return
-        self.counters["respawns"] += 1
-        if place[1] >= 0:
-            self.bear_hyperthread(place)
+        try:
+            if place[1] >= 0:
+                self.bear_hyperthread(place)
+            else:
+                self._bear_coordinator_again(place[0])
+        except OSError as error:  # no descriptor, no memory: the others go on, and this one comes back when there is
+            self.merge.note("warn", {"text": f"no process can be started: {error.strerror}"}, *place)
+            self.later(STARVED_NS, lambda: self._again(place))
             return
-        self._bear_coordinator_again(place[0])
+        self.counters["respawns"] += 1
 
     def _bear_coordinator_again(self, core: int) -> None:
         self.bear_coordinator(core)

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     import setproctitle
 
     setproctitle.setproctitle(f"asid: daemon {options.instance}")
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, daemon.on_signal)
     try:
         daemon.start()
