@@ -20,7 +20,7 @@ from collections.abc import Callable
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import zmq
 
@@ -154,7 +154,7 @@ class Bare:
         process.start()
         self._processes.append(process)
 
-    def __enter__(self) -> Bare:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

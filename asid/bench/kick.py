@@ -55,7 +55,7 @@ def measure(quick: bool, on_progress: Progress) -> Result:
 
 
 def leave_once(client: Client, n: int) -> tuple[list[int], int]:
-    """Make n leaves of c0h0, one at a time. Return the waits of those that kicked a guest, in ns, and how many did not."""
+    """Make n leaves of c0h0, one at a time. Return the waits (ns) that kicked a guest, and how many did not."""
     begin = client.ping().seq
     for _ in range(n):
         pause(PAUSE_NS)

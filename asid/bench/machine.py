@@ -1,4 +1,4 @@
-"""The live machine that is measured: a daemon of its own, idle guests, and what its journal says of a stretch of time."""
+"""The live machine that is measured: a daemon of its own, idle guests, and what its journal says of some time."""
 
 from __future__ import annotations
 

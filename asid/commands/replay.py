@@ -137,8 +137,7 @@ def _machine(
 
 def _schedule(session: Session, path: Path) -> None:
     """A counterexample of the explorer is replayed in the explorer, step by step."""
-    from asid.commands import explore
+    from asid.commands.explore import command as explore
 
     session.note(f"{path.name}: a schedule; replayed in the explorer, on the same step functions")
-    context = click.get_current_context()
-    context.invoke(explore.command, schedule=str(path))
+    click.get_current_context().invoke(explore, schedule=path)

@@ -201,6 +201,10 @@ class Daemon(Parent):
         """Remember it. The loop looks at least every few milliseconds; a second one forces the stop."""
         self._signal = signal.Signals(number).name
 
+    def hasten(self) -> None:
+        """Somebody waits for what the rings will say: look soon, and often."""
+        self.node.set_timer("tick", BUSY_TICK_NS, self._tick)
+
     def _tick(self) -> None:
         """Drain the rings, deliver injections, let deadlines pass, and come again."""
         self.drain()

@@ -12,8 +12,9 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import parent_process
+from typing import Any
 
 import zmq
 from zmq.backend import zmq_poll
@@ -110,7 +111,7 @@ class Node:
         now = self.now_ns()
         return (now >= self._next_ns and self._fire(now)) or bool(ready)
 
-    def _wait(self, ns: int) -> list[tuple[zmq.Socket[bytes] | int, int]]:
+    def _wait(self, ns: int) -> Sequence[tuple[Any, int]]:
         """Return what is ready within ns. zmq_poll looks at every socket's own queue before it sleeps, and after."""
         if ns >= 1_000_000:
             return zmq_poll(self._items, ns // 1_000_000)
@@ -120,7 +121,7 @@ class Node:
             ready = zmq_poll(self._items, 0)
         return ready
 
-    def _serve(self, ready: list[tuple[zmq.Socket[bytes] | int, int]]) -> None:
+    def _serve(self, ready: Sequence[tuple[Any, int]]) -> None:
         """One message of each socket, so that no peer starves another, and every descriptor."""
         for what, _ in ready:
             if isinstance(what, int):

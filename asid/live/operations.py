@@ -289,6 +289,8 @@ class Operations(Queries):
             self.daemon.injector.accept(batch)
         except Exception as error:
             self.daemon.fail(ticket, error)
+        else:
+            self.daemon.hasten()
 
 
 def exit_details(reason: str, full: str) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""asid bench: shapes, and the checks that are part of a benchmark. Never a time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from asid.bench import NAMES
+from asid.bench.exits import rate_of
+from asid.bench.figures import Result, Row, lines, percentile, ratio_of
+from asid.bench.kick import kicked_leaves
+from asid.bench.machine import gate_messages
+from asid.commands import invoke
+
+
+def event(kind: str, ts: int, **data: object) -> dict[str, object]:
+    return {"type": kind, "ts": ts, "core": 0, "ht": 0, "data": data}
+
+
+def test_a_percentile_is_a_sample():
+    assert percentile([5, 1, 3], 50) == 3
+    assert percentile([5, 1, 3], 99) == 5
+    assert percentile([], 50) == 0
+
+
+def test_the_ratio_is_that_of_medians_round_by_round():
+    ours, bare = Row("asid", "us", (2.0, 4.0, 9.0, 9.0)), Row("bare", "us", (1.0, 2.0, 3.0, 3.0))
+    found = ratio_of(ours, bare, [((2.0, 4.0), (1.0, 2.0)), ((9.0, 9.0), (3.0, 3.0))])
+    assert found.rounds == (2.0, 3.0)
+    assert found.middle == 2.5
+
+
+def test_gate_messages_during_the_exits_are_found():
+    records = [event("gate.kick", 5), event("gate.wait", 6), event("exit", 7), event("gate.ask", 20)]
+    assert [found["type"] for found in gate_messages(records, 0, 1, 10)] == ["gate.kick"]
+
+
+def test_a_warning_is_shown():
+    shown = "\n".join(lines(Result("exits", "x", (), (), {}, ("3 gate messages during the exits",))))
+    assert "warning: 3 gate messages" in shown
+
+
+def test_the_rate_is_of_fast_exits_only():
+    records = [
+        event("inject", 0),
+        event("exit", 50, full=False, n=100, sum_ns=1_000, min_ns=1, max_ns=1, hist=[]),
+        event("exit", 90, full=True, n=1, sum_ns=10**9, min_ns=1, max_ns=1, hist=[]),
+    ]
+    assert rate_of(records) == (1e8, 0, 90)
+
+
+def test_a_leave_that_kicked_nobody_is_told_apart():
+    records = [
+        event("kick.seen", 80, was="GUEST"),
+        event("leave", 100, wait_ns=50),
+        event("leave", 300, wait_ns=50),
+    ]
+    assert kicked_leaves(records) == ([50], 1)
+
+
+@pytest.mark.live
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", NAMES)
+def test_each_benchmark_runs(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert invoke(["bench", name, "--quick", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (found,) = document["benchmarks"]
+    assert found["name"] == name
+    assert all(row["n"] > 0 and row["p50"] > 0 for row in found["rows"])
+    assert all(ratio["median"] > 0 for ratio in found["ratios"])
+    if name == "exits":
+        assert found["facts"]["gate_messages"] == 0
+        assert found["warnings"] == []
