@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fast live explore docs format clean
+.PHONY: help venv demo test fast live stress explore docs format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ fast: $(READY)  ## the tests that start no process and take no time
 
 live: $(READY)  ## the tests that start real processes
 	$(BIN)/python -m pytest -m live
+
+stress: $(READY)  ## 100,000 leaves under kills, stops, NMIs and hotplug
+	ASID_STRESS_LEAVES=100000 $(BIN)/python -m pytest tests/live/test_live_stress.py
 
 explore: $(READY)  ## every interleaving within the default bounds
 	$(BIN)/asid explore

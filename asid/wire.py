@@ -40,14 +40,23 @@ class WireFault(AsidError):
 
 def encode_report(core: int, r: Report, cause: int = 0) -> bytes:
     assert 0 <= r.ht < SIBLINGS_MAX
-    assert r.req >= 0 and r.round >= 0
-    return _pack((PROTOCOL_VERSION, core, _REPORT, *map(int, r), cause))
+    assert r.req >= 0
+    assert r.round >= 0
+    said, ht, inc, coord, round_, req, want, void, mode, vm, session, used, answered = r
+    flags = 1 if void else 0, 1 if session else 0, 1 if used else 0  # a bool would be packed as one
+    return _pack(
+        (
+            PROTOCOL_VERSION, core, _REPORT, said, ht, inc, coord, round_, req, want, flags[0], mode, vm,
+            flags[1], flags[2], answered, cause,
+        )
+    )  # fmt: skip
 
 
 def encode_order(core: int, o: Order, cause: int = 0) -> bytes:
     assert 0 <= o.ht < SIBLINGS_MAX
-    assert o.req >= 0 and o.round >= 0
-    return _pack((PROTOCOL_VERSION, core, _ORDER, *map(int, o), cause))
+    assert o.req >= 0
+    assert o.round >= 0
+    return _pack((PROTOCOL_VERSION, core, _ORDER, *o, cause))
 
 
 def decode_report(frame: bytes, core: int) -> tuple[Report, int]:

@@ -65,24 +65,27 @@ def _g1_leases(finding: Finding, number: int, ht: int, begins: list[ModeRow], he
 
 
 def _g1_siblings(finding: Finding, number: int, core: CoreHistory, kick: str) -> None:
-    # (word, vm, seq) as the gate last wrote it down; TOLD is compatible with all, for its mode is not in the record.
-    known: dict[int, tuple[str, int, int]] = {}
+    # (word, vm, its record) as the gate last wrote it down; TOLD is compatible with all, for its mode is not in there.
+    known: dict[int, tuple[str, int, GateRow]] = {}
     for row in core.gate:
         if row.kind == "gate.admit":
             finding.checked += 1
-            for ht, (word, vm, seq) in known.items():
+            for ht, (word, vm, told) in known.items():
                 if ht != row.ht and (word == "HOST" or (word == "LEASE" and vm != row.vm)):
+                    # A coordinator that comes back is born knowing who is dead, and writes nothing down about it.
+                    if any(told.ts <= death.ts <= row.ts for death in core.deaths.get(ht, ())):
+                        continue
                     beside = "was granted HOST" if word == "HOST" else f"held a lease of vm{vm}"
                     text = f"{_name(number, row.ht)} was admitted for vm{row.vm} while {_name(number, ht)} {beside}"
-                    finding.violate(row.ts, number, (row.ht, ht), (seq, row.seq), text)
-            known[row.ht] = ("LEASE", row.vm, row.seq)
+                    finding.violate(row.ts, number, (row.ht, ht), (told.seq, row.seq), text)
+            known[row.ht] = ("LEASE", row.vm, row)
         elif row.kind == "gate.grant":
-            known[row.ht] = ("HOST", 0, row.seq)
+            known[row.ht] = ("HOST", 0, row)
         elif row.kind in ("gate.done", "gate.answer", "gate.dead", "gate.idle", "gate.bye"):
-            known[row.ht] = ("OUT", 0, row.seq)
+            known[row.ht] = ("OUT", 0, row)
         elif row.kind in ("gate.resync", "gate.ready"):
             # With `send` a hyperthread leaves HOST without a word, so its report of HOST may be over by now.
-            known[row.ht] = ("HOST" if row.mode == "HOST" and kick == "ack" else "TOLD", 0, row.seq)
+            known[row.ht] = ("HOST" if row.mode == "HOST" and kick == "ack" else "TOLD", 0, row)
 
 
 def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:

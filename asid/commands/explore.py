@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from asid.explore.pool import Outcome
 
 STATES_MAX = 8_000_000  # of one model; about 300 bytes each
-DEADLINE_S = 1800
+DEADLINE_S = 3600
 
 
 @click.command(
@@ -56,7 +56,7 @@ def command(session: Session, /, schedule: Path | None, listing: bool, save: Pat
     limit was hit: then nothing is proved.
     """
     if schedule is not None:
-        _run_again(session, schedule)
+        _run_again(session, Path(schedule))
         return
     chosen = _chosen(given)
     if listing:

@@ -115,7 +115,7 @@ class Do(IntEnum):
     PEND = 11  # a: sibling; its pending bit, then its doorbell
     WIPE = 12  # a: sibling; clear pending bit, flag and depth of a dead hyperthread
     FENCE = 13  # a: sibling, b: incarnation; kill it, and report the confirmed death
-    BURIED = 14  # a: sibling, b: incarnation; its death is done with, it may be born again
+    BURIED = 14  # a: sibling, b: incarnation, 0 for any; its death is done with, it may be born again
     TIMER = 15  # a: Timer, b: key
 
 

@@ -140,8 +140,10 @@ def resumed(
     """Return the gate of a coordinator that comes back, and its first actions (I19).
 
     It believes nothing of anybody: a living hyperthread (`living[ht]` is its incarnation, 0 for a dead one) is
-    UNKNOWN until it has reported under this incarnation. The words of the dead are wiped. `kicks` is a number
-    that no kick of an earlier coordinator has reached.
+    UNKNOWN until it has reported under this incarnation. The words of the dead are wiped, and only then are they
+    BURIED (incarnation 0: whichever lies there), even those whom an earlier coordinator had buried and who were not
+    born again yet: a wipe that came after a birth would take the newborn's depth.
+    `kicks` is a number that no kick of an earlier coordinator has reached.
     """
     members = []
     actions = []
@@ -151,7 +153,7 @@ def resumed(
         if inc:
             actions.append(Action(Do.ORDER, Order(Bid.RESYNC, ht, inc, coord, 0, 0, 0)))
         else:
-            actions.append(Action(Do.WIPE, ht))
+            actions += (Action(Do.WIPE, ht), Action(Do.BURIED, ht, 0))
     return GateState(coord=coord, round=round_, members=tuple(members)), tuple(actions)
 
 
@@ -384,7 +386,10 @@ def evict(spec: Spec, g: GateState, targets: tuple[int, ...]) -> Step:
             actions.append(Action(Do.TIMER, Timer.STICKY, key_of(ht, m.granted)))
             continue
         number = m.kicks + 1
-        g = put(g, ht, kicked=number, kicks=number)
+        kicked = Member(
+            m.inc, m.belief, m.attached, m.room, m.fresh, number, m.want, m.req, m.vm, m.granted, number, m.leaving
+        )
+        g = with_member(g, ht, kicked)
         actions += (Action(Do.REQUEST, ht, number), Action(Do.PEND, ht))
         actions += (
             Action(Do.TIMER, Timer.REKICK, key_of(ht, number)),
@@ -401,7 +406,10 @@ def key_of(ht: int, number: int) -> int:
 def grant_leave(spec: Spec, g: GateState, ht: int) -> Step:
     m = g.members[ht]
     overtook = any(g.members[other].want is Want.ASK for other in g.queue[: g.queue.index(ht)])
-    g = put(g, ht, belief=Belief.HOST, want=Want.NONE, granted=m.req, fresh=False)
+    host = Member(
+        m.inc, Belief.HOST, m.attached, m.room, False, m.kicked, Want.NONE, m.req, m.vm, m.req, m.kicks, m.leaving
+    )
+    g = with_member(g, ht, host)
     overtaken = g.overtaken + 1 if overtook else g.overtaken
     g = g._replace(open=False, queue=without(g.queue, ht), overtaken=overtaken)
     return g, (order(g, ht, Bid.GRANT),)

@@ -134,9 +134,9 @@ WORK: Final = Action(Do.WORK)
 CLEAR_PENDING: Final = Action(Do.CLEAR_PENDING)
 
 
-# Made once: equal actions are the same action.
-_SET_MODE: Final = {mode: Action(Do.SET_MODE, mode) for mode in Mode}
-_SEND: Final = {said: Action(Do.SEND, said) for said in Said}
+# Made once, by number.
+_SET_MODE: Final = tuple(Action(Do.SET_MODE, mode) for mode in Mode)
+_SEND: Final = tuple(Action(Do.SEND, said) for said in Said)
 
 
 def set_mode(mode: Mode) -> Action:
@@ -198,6 +198,58 @@ ORDERS: Final[dict[Phase, tuple[str, ...]]] = {
 assert set(ORDERS) == set(Phase), "a phase without a row"
 assert all(len(row) == len(Bid) for row in ORDERS.values()), "a phase with a missing column"
 
+# The words by plain names: an attribute of an enum costs several times what a name of the module does, and these
+# functions are on the way of every leave and of every step of the explorer.
+BID_ADMIT: Final = Bid.ADMIT
+BID_ATTACH: Final = Bid.ATTACH
+BID_DETACH: Final = Bid.DETACH
+BID_RESYNC: Final = Bid.RESYNC
+BID_STOP: Final = Bid.STOP
+DO_IPI: Final = Do.IPI
+DO_LOOK: Final = Do.LOOK
+DO_SET_DEPTH: Final = Do.SET_DEPTH
+DO_SET_FLAG: Final = Do.SET_FLAG
+DO_SET_MODE: Final = Do.SET_MODE
+DO_WAKE: Final = Do.WAKE
+KICK_ACK: Final = Kick.ACK
+KICK_SEND: Final = Kick.SEND
+MODE_ENTER: Final = Mode.ENTER
+MODE_GUEST: Final = Mode.GUEST
+MODE_HOST: Final = Mode.HOST
+MODE_ISOLATED: Final = Mode.ISOLATED
+MODE_PARKED: Final = Mode.PARKED
+PHASE_ASKING: Final = Phase.ASKING
+PHASE_ENTERING: Final = Phase.ENTERING
+PHASE_GUEST: Final = Phase.GUEST
+PHASE_HALTED: Final = Phase.HALTED
+PHASE_HELD: Final = Phase.HELD
+PHASE_HOSTING: Final = Phase.HOSTING
+PHASE_IDLE: Final = Phase.IDLE
+PHASE_LEAVING: Final = Phase.LEAVING
+PHASE_STOPPED: Final = Phase.STOPPED
+SAID_ANSWER: Final = Said.ANSWER
+SAID_ASK: Final = Said.ASK
+SAID_BYE: Final = Said.BYE
+SAID_DONE: Final = Said.DONE
+SAID_ENTERED: Final = Said.ENTERED
+SAID_IDLE: Final = Said.IDLE
+SAID_LEAVE: Final = Said.LEAVE
+SAID_READY: Final = Said.READY
+WANT_ASK: Final = Want.ASK
+WANT_LEAVE: Final = Want.LEAVE
+WANT_NONE: Final = Want.NONE
+WHAT_DOORBELL: Final = What.DOORBELL
+WHAT_EXIT: Final = What.EXIT
+WHAT_INTERRUPTED: Final = What.INTERRUPTED
+WHAT_MCE: Final = What.MCE
+WHAT_NMI: Final = What.NMI
+WHAT_ORDER: Final = What.ORDER
+WHAT_PERFORMED: Final = What.PERFORMED
+WHAT_RETIRED: Final = What.RETIRED
+WHAT_RUNNABLE: Final = What.RUNNABLE
+WHAT_TIMEOUT: Final = What.TIMEOUT
+WHAT_WORKED: Final = What.WORKED
+
 
 def next_action(s: HyperthreadState) -> Action | None:
     """Return the action that comes next, or None when the hyperthread waits for an event."""
@@ -218,7 +270,7 @@ def born(inc: int, coord: int, answered: int) -> HyperthreadState:
 
     `answered` is its request word as it finds it: kicks of an earlier life are not for it.
     """
-    return HyperthreadState(inc=inc, coord=coord, answered=answered, todo=(send(Said.READY),))
+    return HyperthreadState(inc=inc, coord=coord, answered=answered, todo=(send(SAID_READY),))
 
 
 def step(spec: Spec, s: HyperthreadState, event: Event) -> HyperthreadState:
@@ -227,9 +279,9 @@ def step(spec: Spec, s: HyperthreadState, event: Event) -> HyperthreadState:
     PERFORMED is for `next_action`; NMI and MCE come at any time; all others only while `next_action` is None.
     """
     what = event.what
-    if what is What.PERFORMED:
+    if what is WHAT_PERFORMED:
         return on_performed(spec, s, event.seen)
-    if what is What.NMI or what is What.MCE:
+    if what is WHAT_NMI or what is WHAT_MCE:
         return on_interrupt(spec, s, what)
     assert next_action(s) is None, "an event while actions are to be performed"
     cell = TABLE[s.phase][what - 1]
@@ -241,12 +293,12 @@ def step(spec: Spec, s: HyperthreadState, event: Event) -> HyperthreadState:
             state=f"mode {s.mode.name}, vm {s.vm}, round {s.round}",
             hint="the engine brought an event that cannot happen here; please report it with the journal",
         )
-    if what is What.ORDER:
+    if what is WHAT_ORDER:
         assert event.order is not None
         return on_order(spec, s, event.order)
-    if what is What.EXIT:
+    if what is WHAT_EXIT:
         return on_exit(spec, s, event.full)
-    if what is What.WORKED:
+    if what is WHAT_WORKED:
         return on_worked(spec, s, event.full)
     return _PLAIN[what](spec, s)
 
@@ -262,36 +314,44 @@ def on_performed(spec: Spec, s: HyperthreadState, seen: Seen | None) -> Hyperthr
         s = s._replace(frames=(*s.frames[:-1], frame._replace(todo=rest)) if rest else s.frames[:-1])
     else:
         act, rest = s.todo[0], s.todo[1:]
-        s = s._replace(todo=rest)
-        if act.do is Do.LOOK:
+        s = moved(s, s.phase, s.mode, rest)
+        if act.do is DO_LOOK:
             assert seen is not None, "a look without what it saw"
             return on_look(spec, s, seen)
     value = act.a
-    if act.do is Do.SET_MODE:
+    if act.do is DO_SET_MODE:
         assert isinstance(value, Mode)
-        return s._replace(mode=value, phase=Phase.GUEST if value is Mode.GUEST else s.phase)
-    if act.do is Do.SET_DEPTH:
+        return moved(s, PHASE_GUEST if value is MODE_GUEST else s.phase, value, s.todo)
+    if act.do is DO_SET_DEPTH:
         assert isinstance(value, int)
         return s._replace(depth=value)
-    if act.do is Do.SET_FLAG:
+    if act.do is DO_SET_FLAG:
         return s._replace(flag=bool(value))
     return s
+
+
+def moved(s: HyperthreadState, phase: Phase, mode: Mode, todo: tuple[Action, ...]) -> HyperthreadState:
+    """Return the state with these three; without the price of `_replace`, for this is done at every action."""
+    inc, coord, _, _, vm, session, used, round_, req, want, void, answered, flag, depth, _, frames = s
+    return HyperthreadState(
+        inc, coord, phase, mode, vm, session, used, round_, req, want, void, answered, flag, depth, todo, frames
+    )
 
 
 def on_look(spec: Spec, s: HyperthreadState, seen: Seen) -> HyperthreadState:
     """Act on what the look saw: a standing request first, then siblings that keep us out, then the pending bit."""
     if seen.request != s.answered:
         return on_kick(spec, s, seen.request)
-    if s.phase is Phase.ENTERING or s.phase is Phase.HELD:
+    if s.phase is PHASE_ENTERING or s.phase is PHASE_HELD:
         if seen.holders and spec.guarded:
-            back = () if s.mode is Mode.ISOLATED else (set_mode(Mode.ISOLATED),)
-            return s._replace(phase=Phase.HELD, todo=back)
+            back = () if s.mode is MODE_ISOLATED else (set_mode(MODE_ISOLATED),)
+            return s._replace(phase=PHASE_HELD, todo=back)
         if seen.pending:
             # Clear, then look again: whoever set it wrote its request before, so the second look sees that.
-            return s._replace(phase=Phase.ENTERING, todo=(CLEAR_PENDING, LOOK))
-        if s.mode is Mode.ENTER:
-            return s._replace(todo=(set_mode(Mode.GUEST),))
-        return s._replace(phase=Phase.ENTERING, todo=ENTRY)
+            return s._replace(phase=PHASE_ENTERING, todo=(CLEAR_PENDING, LOOK))
+        if s.mode is MODE_ENTER:
+            return s._replace(todo=(set_mode(MODE_GUEST),))
+        return s._replace(phase=PHASE_ENTERING, todo=ENTRY)
     if seen.pending:
         return s._replace(todo=(CLEAR_PENDING, LOOK))
     return s
@@ -299,17 +359,19 @@ def on_look(spec: Spec, s: HyperthreadState, seen: Seen) -> HyperthreadState:
 
 def on_kick(spec: Spec, s: HyperthreadState, number: int) -> HyperthreadState:
     """Hand the lease back: PARKED first, then the answer, which carries what is wanted next (R7, R8, R9)."""
-    if s.phase is Phase.ASKING:
+    if s.phase is PHASE_ASKING:
         # The gate kicks lease holders only: a grant is under way. Wait for it, drop it, ask again.
-        return s._replace(answered=number, void=s.want is Want.ASK, todo=(send(Said.ANSWER),))
-    if s.phase is Phase.ENTERING or s.phase is Phase.HELD:
-        s = s._replace(answered=number, session=False, used=False, round=0, phase=Phase.ASKING, void=False)
-        return s._replace(want=Want.ASK, req=s.req + 1, todo=(set_mode(Mode.PARKED), send(Said.ANSWER)))
-    if s.phase is Phase.LEAVING and s.session:
+        return s._replace(answered=number, void=s.want is WANT_ASK, todo=(send(SAID_ANSWER),))
+    if s.phase is PHASE_ENTERING or s.phase is PHASE_HELD:
+        return s._replace(
+            answered=number, session=False, used=False, round=0, phase=PHASE_ASKING, void=False, want=WANT_ASK,
+            req=s.req + 1, todo=(set_mode(MODE_PARKED), send(SAID_ANSWER)),
+        )  # fmt: skip
+    if s.phase is PHASE_LEAVING and s.session:
         s = s._replace(answered=number, session=False, used=False, round=0)
-        return s._replace(todo=(set_mode(Mode.PARKED), send(Said.ANSWER)))
+        return s._replace(todo=(set_mode(MODE_PARKED), send(SAID_ANSWER)))
     # In HOST after a `send` leave the lease goes back at once; the flag keeps the siblings out until the end.
-    return s._replace(answered=number, session=False, used=False, round=0, todo=(send(Said.ANSWER),))
+    return s._replace(answered=number, session=False, used=False, round=0, todo=(send(SAID_ANSWER),))
 
 
 # --- guest and host ---------------------------------------------------------------------------------------
@@ -323,53 +385,53 @@ def on_retired(spec: Spec, s: HyperthreadState) -> HyperthreadState:
     """The first instruction under a lease is reported, so that the lease is no longer sticky (R13)."""
     if s.used:
         return s
-    return s._replace(used=True, todo=(send(Said.ENTERED),))
+    return s._replace(used=True, todo=(send(SAID_ENTERED),))
 
 
 def on_interrupted(spec: Spec, s: HyperthreadState) -> HyperthreadState:
     """EXTERNAL_INTERRUPT: out of guest, clear the doorbell, then look who rang."""
-    return s._replace(phase=Phase.ENTERING, todo=(set_mode(Mode.ISOLATED), CLEAR_PENDING, LOOK))
+    return s._replace(phase=PHASE_ENTERING, todo=(set_mode(MODE_ISOLATED), CLEAR_PENDING, LOOK))
 
 
 def on_exit(spec: Spec, s: HyperthreadState, full: bool) -> HyperthreadState:
     """A VM exit. Fast: handled in ISOLATED and back, no message. Full: a leave, in the policy's way."""
     if not full:
-        return s._replace(phase=Phase.ENTERING, todo=FAST)
-    if spec.kick is Kick.ACK:
-        s = s._replace(phase=Phase.LEAVING, want=Want.LEAVE, req=s.req + 1, void=False)
-        return s._replace(todo=(set_mode(Mode.ISOLATED), send(Said.LEAVE)))
-    if spec.kick is Kick.SEND:
-        kicks = tuple(Action(Do.IPI, other) for other in spec.siblings)
-        todo = (set_mode(Mode.ISOLATED), Action(Do.SET_FLAG, 1), *kicks, set_mode(Mode.HOST))
-        return s._replace(phase=Phase.HOSTING, todo=todo)
-    return s._replace(phase=Phase.HOSTING, todo=(set_mode(Mode.HOST),))
+        return s._replace(phase=PHASE_ENTERING, todo=FAST)
+    if spec.kick is KICK_ACK:
+        leave = (set_mode(MODE_ISOLATED), send(SAID_LEAVE))
+        return s._replace(phase=PHASE_LEAVING, want=WANT_LEAVE, req=s.req + 1, void=False, todo=leave)
+    if spec.kick is KICK_SEND:
+        kicks = tuple(Action(DO_IPI, other) for other in spec.siblings)
+        todo = (set_mode(MODE_ISOLATED), Action(DO_SET_FLAG, 1), *kicks, set_mode(MODE_HOST))
+        return s._replace(phase=PHASE_HOSTING, todo=todo)
+    return s._replace(phase=PHASE_HOSTING, todo=(set_mode(MODE_HOST),))
 
 
 def on_worked(spec: Spec, s: HyperthreadState, halted: bool) -> HyperthreadState:
     """Back from HOST. With the lease: ISOLATED and in again. Without: PARKED, done, and the next ask."""
     lower: tuple[Action, ...] = ()
     if s.flag:
-        lower = (Action(Do.SET_FLAG, 0), *(Action(Do.WAKE, other) for other in spec.siblings))
+        lower = (Action(DO_SET_FLAG, 0), *(Action(DO_WAKE, other) for other in spec.siblings))
     if s.session and not halted:
-        return s._replace(phase=Phase.ENTERING, todo=(set_mode(Mode.ISOLATED), *lower, *ENTRY))
-    s = s._replace(session=False, used=False, round=0, todo=(set_mode(Mode.PARKED), *lower, send(Said.DONE)))
+        return s._replace(phase=PHASE_ENTERING, todo=(set_mode(MODE_ISOLATED), *lower, *ENTRY))
+    s = s._replace(session=False, used=False, round=0, todo=(set_mode(MODE_PARKED), *lower, send(SAID_DONE)))
     if halted:
-        return s._replace(phase=Phase.HALTED)
-    return s._replace(phase=Phase.ASKING, want=Want.ASK, req=s.req + 1, void=False)
+        return s._replace(phase=PHASE_HALTED)
+    return s._replace(phase=PHASE_ASKING, want=WANT_ASK, req=s.req + 1, void=False)
 
 
 def on_runnable(spec: Spec, s: HyperthreadState) -> HyperthreadState:
-    s = s._replace(phase=Phase.ASKING, want=Want.ASK, req=s.req + 1, void=False)
-    return s._replace(todo=(send(Said.ASK),))
+    s = s._replace(phase=PHASE_ASKING, want=WANT_ASK, req=s.req + 1, void=False)
+    return s._replace(todo=(send(SAID_ASK),))
 
 
 def on_timeout(spec: Spec, s: HyperthreadState) -> HyperthreadState:
     """Ask again under a new number (R16); the state that goes with it tells all the gate may believe."""
-    if s.phase is Phase.ASKING:
-        return s._replace(req=s.req + 1, void=False, todo=(send(Said.ASK),))
-    if s.phase is Phase.LEAVING:
-        return s._replace(req=s.req + 1, void=False, todo=(send(Said.LEAVE),))
-    return s._replace(todo=(send(Said.READY),))
+    if s.phase is PHASE_ASKING:
+        return s._replace(req=s.req + 1, void=False, todo=(send(SAID_ASK),))
+    if s.phase is PHASE_LEAVING:
+        return s._replace(req=s.req + 1, void=False, todo=(send(SAID_LEAVE),))
+    return s._replace(todo=(send(SAID_READY),))
 
 
 # --- orders -----------------------------------------------------------------------------------------------
@@ -382,11 +444,11 @@ def of_this_life(s: HyperthreadState, order: Order) -> bool:
 
 def on_order(spec: Spec, s: HyperthreadState, order: Order) -> HyperthreadState:
     assert order.ht == spec.ht, "routed to the wrong process"
-    if order.bid is Bid.RESYNC:
+    if order.bid is BID_RESYNC:
         if order.inc != s.inc or order.coord <= s.coord:
             return s
         # A grant of the old coordinator can no longer match, so nothing is void; the report says what we want.
-        todo = () if s.phase is Phase.STOPPED else (send(Said.READY),)
+        todo = () if s.phase is PHASE_STOPPED else (send(SAID_READY),)
         return s._replace(coord=order.coord, void=False, todo=todo)
     if not of_this_life(s, order):
         return s
@@ -399,26 +461,26 @@ def on_order(spec: Spec, s: HyperthreadState, order: Order) -> HyperthreadState:
             state=f"mode {s.mode.name}, session {s.session}, round {s.round}",
             hint="the gate believes what cannot be; please report it with the journal",
         )
-    if order.bid is Bid.ATTACH:
-        s = s._replace(vm=order.vm, phase=Phase.ASKING, want=Want.ASK, req=s.req + 1, void=False)
-        return s._replace(todo=(send(Said.ASK),))
-    if order.bid is Bid.DETACH:
-        return s._replace(vm=0, phase=Phase.IDLE, want=Want.NONE, void=False, todo=(send(Said.IDLE),))
-    if order.bid is Bid.STOP:
-        return s._replace(phase=Phase.STOPPED, want=Want.NONE, void=False, todo=(send(Said.BYE),))
+    if order.bid is BID_ATTACH:
+        s = s._replace(vm=order.vm, phase=PHASE_ASKING, want=WANT_ASK, req=s.req + 1, void=False)
+        return s._replace(todo=(send(SAID_ASK),))
+    if order.bid is BID_DETACH:
+        return s._replace(vm=0, phase=PHASE_IDLE, want=WANT_NONE, void=False, todo=(send(SAID_IDLE),))
+    if order.bid is BID_STOP:
+        return s._replace(phase=PHASE_STOPPED, want=WANT_NONE, void=False, todo=(send(SAID_BYE),))
     if order.req != s.req:
         return s  # an answer to an older request
-    if order.bid is Bid.ADMIT:
+    if order.bid is BID_ADMIT:
         return on_admit(spec, s, order)
-    s = s._replace(phase=Phase.HOSTING, want=Want.NONE, session=False, used=False, round=0)
-    return s._replace(todo=(set_mode(Mode.HOST),))
+    todo = (set_mode(MODE_HOST),)
+    return s._replace(phase=PHASE_HOSTING, want=WANT_NONE, session=False, used=False, round=0, todo=todo)
 
 
 def on_admit(spec: Spec, s: HyperthreadState, order: Order) -> HyperthreadState:
     if s.void:
-        return s._replace(req=s.req + 1, void=False, todo=(send(Said.ASK),))
-    s = s._replace(phase=Phase.ENTERING, session=True, used=False, want=Want.NONE, round=order.round)
-    return s._replace(todo=(set_mode(Mode.ISOLATED), *ENTRY))
+        return s._replace(req=s.req + 1, void=False, todo=(send(SAID_ASK),))
+    todo = (set_mode(MODE_ISOLATED), *ENTRY)
+    return s._replace(phase=PHASE_ENTERING, session=True, used=False, want=WANT_NONE, round=order.round, todo=todo)
 
 
 # --- NMI and #MC ------------------------------------------------------------------------------------------
@@ -426,19 +488,19 @@ def on_admit(spec: Spec, s: HyperthreadState, order: Order) -> HyperthreadState:
 
 def may_interrupt(s: HyperthreadState, what: What) -> bool:
     """Say whether an NMI or #MC is delivered now. A second of the same kind is held by the hardware until IRET."""
-    return s.phase is not Phase.STOPPED and all(frame.what is not what for frame in s.frames)
+    return s.phase is not PHASE_STOPPED and all(frame.what is not what for frame in s.frames)
 
 
 def on_interrupt(spec: Spec, s: HyperthreadState, what: What) -> HyperthreadState:
     """Put a handler on top of whatever was going on (R10, I12, I15)."""
     assert may_interrupt(s, what), f"{what.name} while one is under way is latched by the engine"
     assert len(s.frames) < INTERRUPT_DEPTH_MAX
-    if s.mode is Mode.GUEST:
-        out: tuple[Action, ...] = (set_mode(Mode.ISOLATED),)
-        saved = Mode.ISOLATED
-        if s.phase is Phase.GUEST:
+    if s.mode is MODE_GUEST:
+        out: tuple[Action, ...] = (set_mode(MODE_ISOLATED),)
+        saved = MODE_ISOLATED
+        if s.phase is PHASE_GUEST:
             # The interrupted guest goes back in through the check, like after any other exit.
-            s = s._replace(phase=Phase.ENTERING, todo=(*s.todo, *ENTRY))
+            s = s._replace(phase=PHASE_ENTERING, todo=(*s.todo, *ENTRY))
     else:
         out = ()
         saved = s.mode
@@ -449,20 +511,20 @@ def handler(spec: Spec, s: HyperthreadState, saved: Mode) -> tuple[Action, ...]:
     """Return the handler's actions: depth, kicks, HOST, work, mode back, and only then the depth back."""
     back = set_mode(saved)
     if not spec.guarded:
-        return (WORK,) if saved is Mode.HOST else (set_mode(Mode.HOST), WORK, back)
-    up = Action(Do.SET_DEPTH, s.depth + 1)
-    down = Action(Do.SET_DEPTH, s.depth)
-    if saved is Mode.HOST:
+        return (WORK,) if saved is MODE_HOST else (set_mode(MODE_HOST), WORK, back)
+    up = Action(DO_SET_DEPTH, s.depth + 1)
+    down = Action(DO_SET_DEPTH, s.depth)
+    if saved is MODE_HOST:
         return (up, WORK, down)  # the siblings are out already, and nothing is to be restored
-    kicks = tuple(Action(Do.IPI, other) for other in spec.siblings)
-    wakes = tuple(Action(Do.WAKE, other) for other in spec.siblings)
-    return (up, *kicks, set_mode(Mode.HOST), WORK, back, down, *wakes)
+    kicks = tuple(Action(DO_IPI, other) for other in spec.siblings)
+    wakes = tuple(Action(DO_WAKE, other) for other in spec.siblings)
+    return (up, *kicks, set_mode(MODE_HOST), WORK, back, down, *wakes)
 
 
 _PLAIN = {
-    What.DOORBELL: on_doorbell,
-    What.RETIRED: on_retired,
-    What.INTERRUPTED: on_interrupted,
-    What.RUNNABLE: on_runnable,
-    What.TIMEOUT: on_timeout,
+    WHAT_DOORBELL: on_doorbell,
+    WHAT_RETIRED: on_retired,
+    WHAT_INTERRUPTED: on_interrupted,
+    WHAT_RUNNABLE: on_runnable,
+    WHAT_TIMEOUT: on_timeout,
 }

@@ -164,7 +164,7 @@ SOMETIMES: Final[dict[str, tuple[Applies, Happens]]] = {
         together_possible,
         lambda seen: all(s is not None and s.mode is Mode.GUEST for s, _ in seen),
     ),
-    "one VM is in guest and another waits": (lambda m: len(set(m.vms)) > 1, forced_idle),
+    "one VM is in guest and another waits": (lambda m: len({*m.vms} - {0}) > 1, forced_idle),
     "a sibling works in HOST": (lambda m: any(m.vms), some(lambda s: s.mode is Mode.HOST)),
     "a leave waits beside a guest": (
         lambda m: together_possible(m) and m.kick is Kick.ACK,

@@ -43,6 +43,7 @@ BUDGETS: Final[dict[str, Budget]] = {
     "nmi-kill": Budget(nmi=1, kill=1, restart=1),
     "nmi-coordinator": Budget(nmi=1, coordinator=1),
     "coordinator-kill": Budget(coordinator=1, kill=1, restart=1),
+    "nmi-coordinator-kill": Budget(nmi=1, coordinator=1, kill=1, restart=1),
     "coordinator-hotplug": Budget(coordinator=1, hotplug=2),
     "coordinator-hold": Budget(coordinator=1, hold=1),
     "coordinator-timers": Budget(coordinator=1, timer=1, restart=1),
@@ -52,6 +53,7 @@ BUDGETS: Final[dict[str, Budget]] = {
 # Which VM each sibling runs, by the first word of a model's name.
 VMS: Final[dict[str, tuple[int, ...]]] = {
     "n1": (1,),
+    "n2i1": (0, 1),  # one without a vCPU
     "n2v1": (1, 1),
     "n2v2": (1, 2),
     "n3v1": (1, 1, 1),
@@ -137,6 +139,8 @@ LARGE: Final = {
     "n2v2-coordinator2": (100_015, 252_944, 102),
     "n2v1-coordinator-kill": (4_011_318, 14_199_824, 186),
     "n2v2-coordinator-kill": (2_458_932, 7_000_780, 182),
+    "n2i1-nmi-coordinator-kill": (361_056, 1_303_856, 105),
+    "n2i1-nmi-coordinator-kill-send": (226_813, 850_644, 49),
     "n2v1-coordinator-hotplug": (610_148, 1_887_858, 113),
     "n2v2-coordinator-hotplug": (429_835, 1_299_068, 103),
     "n2v1-coordinator-hold": (124_346, 371_844, 106),

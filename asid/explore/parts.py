@@ -134,6 +134,7 @@ class Touched(IntEnum):
     KICKS = 8  # kick numbers are counted from elsewhere; number: by how much
     ROUNDS = 9  # rounds likewise
     UNSENT = 10  # its newest orders were never sent; number: how many
+    UNBURIED = 11  # the coordinator that buried it is gone
 
 
 class Touch(NamedTuple):

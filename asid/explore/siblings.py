@@ -248,12 +248,14 @@ def touched(spec: hyperthread.Spec, s: Sibling, touch: Touch) -> Sibling:
     if what is Touched.WIPED:
         return s._replace(words=Words(request=words.request))
     if not isinstance(process, Dead):
-        assert what is Touched.BURIED, f"{what.name} is for the dead"
+        assert what in (Touched.BURIED, Touched.UNBURIED), f"{what.name} is for the dead"
         return s
+    if what is Touched.UNBURIED:
+        return s._replace(process=process._replace(buried=False))
     if what is Touched.TOLD:
         return s._replace(process=process._replace(told=True))
     if what is Touched.BURIED:
-        return s._replace(process=process._replace(buried=process.buried or process.inc == touch.number))
+        return s._replace(process=process._replace(buried=process.buried or touch.number in (0, process.inc)))
     assert what is Touched.BORN
     return born(spec, process.inc + 1, touch.number, s)
 

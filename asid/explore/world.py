@@ -270,14 +270,18 @@ class World:
         return step
 
     def _coordinator_dies(self, world: int, parts: list[int], found: list[Step]) -> None:
-        """It may not have sent its newest orders: any number of those still under way (see `desk`)."""
+        """It may not have sent its newest orders: any number of those still under way (see `desk`).
+
+        Whom it has buried and who is not born again yet waits for the next one: that wipes the words of all the dead.
+        """
         hts, place, budget = self.parts(world)
         assert not isinstance(place.gate, Down)
         coord = place.gate.coord
         after = budget._replace(coordinator=budget.coordinator - 1)
         choices = [range(sum(o.coord == coord for o in s.down) + 1) for s in hts]
         for unsent in product(*choices):
-            touches = tuple(Touch(ht, Touched.UNSENT, count) for ht, count in enumerate(unsent) if count)
+            lost = tuple(Touch(ht, Touched.UNSENT, count) for ht, count in enumerate(unsent) if count)
+            touches = (*lost, *(Touch(ht, Touched.UNBURIED) for ht in range(self.n)))
             label = Label(COORDINATOR, "is killed", str(unsent))
             m = DeskMove(label, actor(Who.FAULT), desk.dies(place), after, touches)
             found.append(self._applied(world, parts, self._in_numbers(m)))

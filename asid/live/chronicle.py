@@ -15,6 +15,7 @@ from asid.core.record import bucket_of
 from asid.guest.base import Exit
 from asid.live.notebook import Notebook, Tally, exit_data
 
+_NAMES = tuple(mode.name for mode in Mode)
 _VIA = {Kick.ACK: "grant", Kick.SEND: "send", Kick.BARE: "bare"}
 _KIND = {Kick.ACK: "ack", Kick.SEND: "send", Kick.BARE: "bare"}
 
@@ -45,7 +46,7 @@ class Chronicle:
         notebook.note("ht.mode", self._change(Mode.OFFLINE, Mode.PARKED, 0))
 
     def _change(self, old: Mode, new: Mode, vm: int, via: str = "") -> dict[str, object]:
-        data: dict[str, object] = {"inc": self.inc, "old": old.name, "new": new.name, "vm": vm}
+        data: dict[str, object] = {"inc": self.inc, "old": _NAMES[old], "new": _NAMES[new], "vm": vm}
         if via:
             data["via"] = via
         return data
@@ -65,10 +66,12 @@ class Chronicle:
         via = ""
         if new is Mode.HOST:
             via = before.frames[-1].what.name.lower() if before.frames else _VIA[kick]
-        key = self.notebook.note("ht.mode", self._change(self.mode, new, before.vm, via), after.round, self.cause)
+        now = time.monotonic_ns()
+        change = self._change(self.mode, new, before.vm, via)
+        key = self.notebook.note("ht.mode", change, after.round, self.cause, ts=now)
         self.mode = new
         if new is Mode.HOST and not before.frames:
-            wait_ns = time.monotonic_ns() - self._wanted_ns
+            wait_ns = now - self._wanted_ns
             data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": wait_ns}
             self.notebook.note("leave", data, after.round, key)
 
@@ -91,7 +94,7 @@ class Chronicle:
             was = Mode.GUEST if self._was_guest else Mode.ISOLATED if before.mode is Mode.ENTER else before.mode
             data = {
                 "number": after.answered,
-                "was": was.name,
+                "was": _NAMES[was],
                 "avoidable": was is not Mode.GUEST,
                 "insns": eyes.insns_since(after.answered),
             }

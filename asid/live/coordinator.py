@@ -13,7 +13,7 @@ from typing import Any
 
 from asid import wire
 from asid.core import gate
-from asid.core.events import Action, Bid, Do, Mode, Order, Report, Said, Timer
+from asid.core.events import Action, Bid, Do, Mode, Order, Report, Said, Timer, Want
 from asid.core.gate import Belief, Ev
 from asid.core.limits import REKICK_PART, STICKY_DEADLINE_NS
 from asid.core.policy import make_policy
@@ -54,8 +54,12 @@ class Coordinator:
         self.notebook = Notebook(Ring(birth.ring.fd), birth.core, -1, birth.inc)
         self.cause = 0
         self.dropped = 0
-        self.kick_deadline_ns = birth.config.policy.kick_deadline_ns
-        self.turn_ns = birth.config.policy.turn_ns
+        kick_ns = birth.config.policy.kick_deadline_ns
+        self.after_ns = [0] * len(Timer)
+        self.after_ns[Timer.TURN] = birth.config.policy.turn_ns
+        self.after_ns[Timer.STICKY] = STICKY_DEADLINE_NS
+        self.after_ns[Timer.KICK] = kick_ns
+        self.after_ns[Timer.REKICK] = int(kick_ns * REKICK_PART)
         self.spec = gate.Spec(make_policy(birth.policy, birth.kick).rooms)
         self.state = gate.opened(self.spec, birth.inc, birth.siblings, birth.attached)
         self.quiet: list[dict[str, Any]] = []  # policy changes that wait until nobody holds a lease
@@ -95,10 +99,10 @@ class Coordinator:
         self.state, actions = gate.step(self.spec, before, event)
         if self.state.round != before.round:
             self.words[ROUND] = self.state.round  # before anybody is told: a successor must not give it out again
-        if self.state.members is not before.members:
-            self.drop_timers(before)
         self.note_step(before, event, actions)
         self.perform(actions)
+        if self.state.members is not before.members:
+            self.drop_timers(before)
 
     def on_gate(self, frames: Frames) -> None:
         """A report. An empty frame is a probe: a hyperthread is connected, again if the coordinator came back."""
@@ -256,12 +260,7 @@ class Coordinator:
 
     def set_timer(self, timer: Timer, key: int) -> None:
         ht, number = key & 0xFF, key >> 8
-        after_ns = {
-            Timer.TURN: self.turn_ns,
-            Timer.STICKY: STICKY_DEADLINE_NS,
-            Timer.KICK: self.kick_deadline_ns,
-            Timer.REKICK: int(self.kick_deadline_ns * REKICK_PART),
-        }[timer]
+        after_ns = self.after_ns[timer]
         if timer is not Timer.TURN and self.node.has_timer((timer, key)):
             return
 
@@ -325,7 +324,7 @@ class Coordinator:
             note("gate.idle", {}, round_, cause, ht=r.ht)
         elif r.said is Said.BYE:
             note("gate.bye", {}, round_, cause, ht=r.ht)
-        if r.want is r.want.ASK and (m.req != r.req or m.want is not r.want):
+        if r.want is Want.ASK and (m.req != r.req or m.want is not r.want):
             note("gate.ask", {"vm": r.vm, "req": r.req}, round_, cause, ht=r.ht)
 
 

@@ -69,6 +69,7 @@ class Hyperthread:
         self.bell = birth.doorbells[birth.ht].fd
         others = tuple(other for other in range(birth.siblings) if other != birth.ht)
         self.siblings = others
+        self.holds = tuple(base_of(other) + field for other in others for field in (FLAG, DEPTH))
         self.policy: Policy
         self.spec: core.Spec
         self.set_policy(birth.policy, birth.kick)
@@ -161,12 +162,12 @@ class Hyperthread:
         if self.trap is not None:
             self.trap(step_name(action, before.frames[-1].what.name if before.frames else ""))
         event = core.PERFORMED
-        if do is Do.SET_MODE:
+        if do is core.DO_SET_MODE:
             self.words[self.own + MODE] = int(action.a) | before.vm << 8  # type: ignore[arg-type]
-            if action.a is Mode.ENTER:
+            if action.a is core.MODE_ENTER:
                 self.page.fence()
-        elif do is Do.LOOK:
-            event = core.Event(What.PERFORMED, seen=self.look())
+        elif do is core.DO_LOOK:
+            event = core.Event(core.WHAT_PERFORMED, None, self.look())
         elif do is Do.SEND:
             self.send(action.a)  # type: ignore[arg-type]
         elif do is Do.IPI:
@@ -188,16 +189,21 @@ class Hyperthread:
         else:
             self.work(before)
         self.step(event)
-        if do is Do.SET_MODE:
+        if do is core.DO_SET_MODE:
             self.chronicle.mode_set(before, self.state, self.spec.kick)
-        elif do is Do.LOOK:
+        elif do is core.DO_LOOK:
             self.chronicle.looked(before, self.state, self)
         if before.frames and len(self.state.frames) < len(before.frames):
             self.chronicle.interrupt_ends(before, self.state)
 
     def look(self) -> Seen:
         words, own = self.words, self.own
-        return Seen(bool(words[own + PENDING]), words[own + REQUEST], self.page.holders(self.siblings))
+        holders = False
+        for at in self.holds:
+            if words[at]:
+                holders = True
+                break
+        return Seen(words[own + PENDING] != 0, words[own + REQUEST], holders)
 
     def blocker(self) -> int:
         """The first sibling whose flag or depth is raised, for the record; -1 for none."""
@@ -242,7 +248,7 @@ class Hyperthread:
         """Send what waits, oldest first. Without a coordinator it waits; a resync makes it void anyway."""
         while self.outbox:
             try:
-                self.gate.send(self.outbox[0], zmq.NOBLOCK)
+                self.gate.send(self.outbox[0], sockets.NOBLOCK)
             except zmq.Again:
                 while len(self.outbox) > MESSAGES_IN_FLIGHT_MAX:
                     self.outbox.popleft()

@@ -17,6 +17,9 @@ from asid.core.record import bucket_of
 from asid.live.ring import Ring
 
 OVERFLOW_MAX: Final = 100_000  # records kept in memory while the ring is full; then they are counted as lost
+# Part of a ring that may wait for the daemon before the guest pauses. All rings together are what a stop has to write
+# down before it can end, so it is some thousand records a ring and not all that there is room for.
+PAUSE_PART: Final = 0.125
 INC_BITS, PLACE_BITS, NUMBER_BITS = 12, 11, 40
 PLACES_A_CORE: Final = 16
 COORDINATOR_PLACE: Final = 15
@@ -74,8 +77,8 @@ class Notebook:
 
     @property
     def full(self) -> bool:
-        """Whether the guest should pause: three quarters of the ring wait for the daemon."""
-        return bool(self._overflow) or self._ring.used > 0.75
+        """Whether the guest should pause: the daemon is behind. The rest of the ring is for what cannot wait."""
+        return bool(self._overflow) or self._ring.used > PAUSE_PART
 
 
 class Tally:

@@ -121,6 +121,14 @@ def test_g1_admission_beside_a_granted_host_or_another_vm(tale):
     assert "HOST" in finding.violations[0].text and "vm1" in finding.violations[1].text
 
 
+def test_g1_a_death_that_only_the_daemon_wrote_down_ends_a_granted_host(tale):
+    """The coordinator died with it: the next one is born knowing, and has nothing to say about it."""
+    tale.gate(10, "grant", 0, req=1)
+    tale.say(20, "death", 0, 0, what="ht", pid=101, inc=1, status=-9)
+    tale.gate(30, "admit", 1, vm=1, req=1, inc=1)
+    assert tale.end(100).finding("G1").broken == 0
+
+
 def test_g1_does_not_apply_to_a_policy_without_a_gate():
     tale = Tale(policy="none", kick="send")
     tale.goes(10, 0, "GUEST")
@@ -422,6 +430,15 @@ def test_g11_nothing_opens_while_a_sibling_is_fenced(tale, kind, data):
     tale.gate(25, kind, 0, **data)
     finding = tale.end(100).finding("G11")
     assert finding.broken == 1 and finding.first.ts == 15_000
+
+
+def test_g11_an_answer_that_comes_after_the_fence_ends_the_doubt(tale):
+    tale.gate(10, "fence", 1, inc=1)
+    tale.gate(15, "answer", 1, number=1, was="PARKED")
+    tale.gate(16, "grant", 0, req=1)
+    tale.say(20, "death", 0, 1, what="ht", pid=102, inc=1, status=-9)
+    tale.gate(21, "dead", 1, inc=1)
+    assert tale.end(100).finding("G11").broken == 0
 
 
 def test_g11_a_death_the_gate_has_not_heard_of_yet_is_no_doubt(tale):

@@ -363,6 +363,7 @@ def test_the_dead_are_wiped_when_a_coordinator_comes_back(core):
     core.depth[1] = 1
     resume(core)
     assert core.depth[1] == 0
+    assert core.buried == [(1, 0)]  # after the wipe: whoever is born next keeps its own words
     assert core.belief(1) is Belief.OFFLINE
 
 

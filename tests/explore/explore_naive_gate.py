@@ -14,7 +14,7 @@ from asid.core.events import Action, Bid, Do, Mode, Report, Said, Seen, Want
 from asid.core.gate import Belief, GateState, Member
 from asid.core.hyperthread import HyperthreadState, Phase, What, send, set_mode
 from asid.explore import search, siblings
-from asid.explore.parts import Model, Sibling
+from asid.explore.parts import Model, Sibling, Touch, Touched
 
 # --- who decides, and what it believes --------------------------------------------------------------------
 
@@ -267,6 +267,16 @@ def silent_is_dead(stack: ExitStack) -> None:
         return gate.on_dead(spec, g, ht, m.inc) if m.kicked == key else (g, ())
 
     put(stack, gate, "on_timer", on_timer)
+
+
+def born_before_the_wipe(stack: ExitStack) -> None:
+    """Whom the old coordinator had buried is born again while the next one is about to wipe its words."""
+    real = siblings.touched
+
+    def touched(spec: hyperthread.Spec, s: Sibling, touch: Touch) -> Sibling:
+        return s if touch.what is Touched.UNBURIED else real(spec, s, touch)
+
+    put(stack, siblings, "touched", touched)
 
 
 def amnesia(stack: ExitStack) -> None:

@@ -31,8 +31,9 @@ def pins() -> Pins:
 
 def described(model: Model) -> str:
     """Return a model in a few words: siblings, VMs, kick, what may come from outside."""
-    vms = len(set(model.vms))
-    words = [f"N={model.siblings} V={vms}"]
+    words = [f"N={model.siblings} V={len({*model.vms} - {0})}"]
+    if 0 in model.vms:
+        words.append(f"idle={model.vms.count(0)}")
     if model.kick is not Kick.ACK:
         words.append(model.kick.name.lower())
     words += [f"{name}={count}" for name, count in model.budget._asdict().items() if count]

@@ -201,6 +201,12 @@ MUTANTS: Final = (
         "-", naive.no_epoch,
     ),
     Mutant(
+        "V26c", "a birth does not wait for the coordinator that comes back",
+        model("n2i1-nmi-coordinator-kill"), "unsafe",
+        "It was told that nobody lives there: its wipe takes the depth of a newborn that is in an NMI.",
+        "the new coordinator wipes, then buries, then births", naive.born_before_the_wipe,
+    ),
+    Mutant(
         "V27", "a leave always overtakes an ask, three siblings", replace(model("n3v1"), overtakes_max=STARVES),
         "passes", "Here a leave needs a lease and a lease needs HOST empty, so visits to HOST cannot overlap for ever.",
         "-", naive.leaves_first,

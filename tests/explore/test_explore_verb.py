@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from asid.commands import invoke
@@ -81,3 +85,19 @@ def test_a_limit_is_never_a_pass(explore):
     assert told.code == EXIT_UNKNOWN
     assert "UNKNOWN: a limit was hit" in told.out
     assert "0 of 1 models hold" in told.out
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_the_pool_ends_with_its_command(how):
+    """Killed or asked to end: no process of the pool goes on searching for nobody."""
+    command = [sys.executable, "-m", "asid", "explore", "n2v1-nmi-mce", "n2v2-nmi-mce", "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stderr is not None
+        parent.stderr.readline()  # the first figures: the pool is at work
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert len(children) >= 2
+        parent.send_signal(how)
+        parent.wait(30)
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert not alive

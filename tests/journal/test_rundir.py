@@ -147,7 +147,17 @@ def test_repro_runs_its_own_copy_of_the_configuration(root, tmp_path):
     script = run.path / "repro.sh"
     assert os.access(script, os.X_OK)
     said = subprocess.run([script, "more"], cwd="/", capture_output=True, text=True, timeout=10, check=True).stdout
-    assert said.split() == ["asid", "run", str(run.path / "config.resolved.json"), "--seed", "42", "--policy", "a", "b", "more"]
+    assert said.split() == [
+        "asid",
+        "run",
+        str(run.path / "config.resolved.json"),
+        "--seed",
+        "42",
+        "--policy",
+        "a",
+        "b",
+        "more",
+    ]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,0 +1,448 @@
+"""One hyperthread of the live engine, the test playing everybody else: what it does, when, and what it writes down."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from one_hyperthread import OneHyperthread
+
+from asid.core import hyperthread as core
+from asid.core.events import Bid, Mode, Order, Said, Want
+from asid.core.hyperthread import Phase
+from asid.core.limits import MESSAGES_IN_FLIGHT_MAX
+from asid.core.record import Record, fault_of
+from asid.guest.base import Exit
+from asid.live import hyperthread as hyperthread_
+from asid.live.node import Node
+from asid.live.page import DEPTH, FLAG, INSNS, MCE, MODE, NMI, PENDING, base_of
+
+FAST = Exit(0, "MSR_WRITE", "vmx", 0, False)
+SLOW_FAST = Exit(0, "CPUID", "vmx", 2_000, False)
+FULL = Exit(0, "IO_INSTRUCTION", "vmx", 1_000, True)
+HLT = Exit(0, "HLT", "vmx", 0, True, 1_000)
+
+
+@pytest.fixture
+def make(monkeypatch):
+    """Makes hyperthreads; their sockets' paths are short, as the kernel wants them."""
+    monkeypatch.setattr(Node, "watch_parent", lambda self: None)
+    made = []
+    with tempfile.TemporaryDirectory(prefix="asid-") as root:
+
+        def start(**options: Any) -> OneHyperthread:
+            path = Path(root) / str(len(made))
+            path.mkdir(mode=0o700)
+            made.append(OneHyperthread(path, **options))
+            return made[-1]
+
+        yield start
+        for one in made:
+            one.close()
+
+
+@pytest.fixture
+def one(make):
+    return make()
+
+
+def leaves(one: OneHyperthread, event: Exit = FULL) -> None:
+    """Guest to HOST through a granted leave."""
+    one.ht.exit = event
+    one.ht.exits(event)
+    one.settle()
+    one.order(Bid.GRANT)
+
+
+def works(one: OneHyperthread) -> None:
+    while one.ht.state.phase is Phase.HOSTING:
+        one.ht.in_host()
+        one.settle()
+
+
+# --- its life, as the coordinator sees it -----------------------------------------------------------------
+
+
+def test_a_new_hyperthread_is_parked_and_says_so(one):
+    one.settle()
+    assert one.words[one.own + MODE] & 0xFF == Mode.PARKED
+    [report] = one.reports()
+    assert (report.said, report.mode, report.session, report.want) == (Said.READY, Mode.PARKED, False, Want.NONE)
+    assert one.modes() == ["OFFLINE-PARKED"]
+
+
+def test_nothing_is_heard_of_fast_exits(one):
+    one.enter()
+    one.reports()
+    one.records()
+    for event in [FAST] * 50 + [SLOW_FAST] * 3:
+        one.ht.exit = event
+        one.ht.exits(event)
+        one.settle()
+    assert one.ht.state.phase is Phase.GUEST
+    assert one.reports() == []
+    assert one.records() == [], "and nothing is noted until the tally is"
+    one.ht.chronicle.flush(1)
+    rows = {data["reason"]: (data["n"], data["full"]) for _, data in one.records()}
+    assert rows == {"MSR_WRITE": (50, False), "CPUID": (3, False)}
+
+
+def test_a_full_exit_waits_isolated_for_its_grant(one):
+    one.enter()
+    one.ht.exit = FULL
+    one.ht.exits(FULL)
+    one.settle()
+    assert (one.ht.state.phase, one.ht.state.mode) == (Phase.LEAVING, Mode.ISOLATED)
+    one.order(Bid.GRANT, req=one.ht.state.req - 1)
+    assert one.ht.state.mode is Mode.ISOLATED, "the answer to an older request is none"
+    one.order(Bid.GRANT, coord=2)
+    assert one.ht.state.mode is Mode.ISOLATED, "nor is a coordinator's that it does not know"
+    one.order(Bid.GRANT)
+    assert one.ht.state.mode is Mode.HOST
+    works(one)
+    assert (one.ht.state.phase, one.ht.state.mode) == (Phase.ASKING, Mode.PARKED)
+    assert [report.said for report in one.reports()] == [
+        Said.READY, Said.ASK, Said.ENTERED, Said.LEAVE, Said.DONE,
+    ]  # fmt: skip
+
+
+def test_a_halted_vcpu_asks_again_when_it_wakes(one):
+    one.enter()
+    leaves(one, HLT)
+    works(one)
+    assert one.ht.state.phase is Phase.HALTED
+    while one.ht.state.phase is Phase.HALTED:
+        one.ht.waiting()
+    one.settle()
+    assert (one.ht.state.phase, one.ht.state.want) == (Phase.ASKING, Want.ASK)
+
+
+def test_a_kick_is_answered_in_guest_and_the_lease_is_gone(one):
+    one.enter()
+    one.reports()
+    one.kick(1)
+    one.ht.in_guest()
+    one.settle()
+    [report] = one.reports()
+    assert (report.said, report.answered, report.session, report.mode) == (Said.ANSWER, 1, False, Mode.PARKED)
+    assert report.want is Want.ASK
+    assert one.words[one.own + PENDING] == 0
+
+
+def test_a_kick_while_it_waits_for_a_grant_is_answered(one):
+    one.enter()
+    one.ht.exit = FULL
+    one.ht.exits(FULL)
+    one.settle()
+    one.reports()
+    one.kick(1)
+    one.ht.waiting()
+    one.settle()
+    [report] = one.reports()
+    assert (report.said, report.want, report.mode) == (Said.ANSWER, Want.LEAVE, Mode.PARKED)
+    one.order(Bid.GRANT)
+    assert one.ht.state.mode is Mode.HOST
+
+
+def test_a_grant_that_crossed_a_kick_is_dropped(one):
+    one.settle()
+    one.order(Bid.ATTACH, vm=1)
+    one.kick(1)
+    one.ht.waiting()
+    one.settle()
+    asked = one.ht.state.req
+    one.order(Bid.ADMIT, vm=1)
+    assert one.ht.state.mode is Mode.PARKED
+    assert (one.ht.state.want, one.ht.state.req) == (Want.ASK, asked + 1)
+    one.order(Bid.ADMIT, vm=1, req=asked)
+    assert one.ht.state.mode is Mode.PARKED, "the one it dropped cannot be used later"
+
+
+def test_a_new_coordinator_hears_everything_and_the_old_ones_mail_is_thrown_away(one):
+    one.enter()
+    one.reports()
+    one.ht.outbox.append(b"said to the dead")
+    one.order(Bid.RESYNC, coord=2)
+    [report] = one.reports()
+    assert (report.said, report.coord, report.session, report.round) == (Said.READY, 2, True, 1)
+    one.order(Bid.RESYNC, coord=2)
+    assert one.reports() == [], "told once"
+
+
+# --- guest instructions -----------------------------------------------------------------------------------
+
+
+def test_no_instruction_runs_behind_a_visible_bit(one):
+    one.enter()
+    before = one.insns
+    one.words[one.own + PENDING] = 1
+    assert not one.ht.retire()
+    assert one.insns == before
+    one.words[one.own + PENDING] = 0
+    assert one.ht.retire()
+    assert one.insns == before + 1
+
+
+def test_an_exit_that_is_due_behind_a_visible_bit_waits(one):
+    one.enter()
+    one.ht.exit, one.ht.until_ns = FULL, 0
+    one.ht.looked_ns = 2**62  # no look at the sockets in between
+    one.ht.node.now_ns = lambda: 2**62
+    before = one.insns
+
+    def kicked_before_it_runs() -> bool:
+        one.kick(1)
+        return False
+
+    one.ht.look_around = kicked_before_it_runs
+    one.ht.in_guest()
+    assert (one.ht.state.phase, one.insns) == (Phase.GUEST, before), "neither the instruction nor its exit happened"
+    assert one.ht.exit is FULL, "it comes with the next admission"
+
+
+def test_the_first_instruction_of_a_lease_is_reported_and_no_other(one):
+    one.enter()
+    assert [report.said for report in one.reports()] == [Said.READY, Said.ASK, Said.ENTERED]
+    for _ in range(5):
+        assert one.ht.retire()
+        one.settle()
+    assert one.reports() == []
+
+
+def test_insns_behind_a_kick_count_from_when_the_kicker_looked(one):
+    one.enter()
+    one.kick(1)
+    one.words[one.own + INSNS] += 2  # what may never happen
+    one.ht.in_guest()
+    one.settle()
+    [seen] = [data for kind, data in one.records() if kind == "kick.seen"]
+    assert seen == {"number": 1, "was": "GUEST", "avoidable": False, "insns": 2}
+
+
+def test_an_instruction_taken_back_is_not_counted_below_zero(one):
+    one.enter()
+    one.words[one.own + INSNS] += 1  # announced
+    one.kick(1)
+    one.words[one.own + INSNS] -= 1  # the boundary found the bit
+    one.ht.in_guest()
+    one.settle()
+    [seen] = [data for kind, data in one.records() if kind == "kick.seen"]
+    assert seen["insns"] == 0
+
+
+# --- patience ---------------------------------------------------------------------------------------------
+
+
+def test_an_unheard_hyperthread_repeats_itself_ever_more_seldom(one):
+    one.settle()
+    clock = [one.ht.node.now_ns()]
+    one.ht.node.now_ns = lambda: clock[0]
+    one.ht.node.turn = lambda due=None: clock.__setitem__(0, due)
+    waits = []
+    for _ in range(12):
+        begin = clock[0]
+        one.ht.waiting()  # waits
+        one.ht.waiting()  # is due
+        one.settle()
+        one.ht.asked_ns = clock[0]
+        waits.append(round((clock[0] - begin) / 1e6))
+    assert waits[0] in range(40, 52)
+    assert waits[1:5] == [100, 200, 400, 800]
+    assert waits[-1] == 10_000
+
+
+@pytest.mark.parametrize("phase", [Phase.ASKING, Phase.LEAVING])
+def test_a_request_without_an_answer_is_made_again_under_a_new_number(one, phase):
+    one.enter()
+    if phase is Phase.ASKING:
+        one.kick(1)
+        one.ht.in_guest()
+    else:
+        one.ht.exit = FULL
+        one.ht.exits(FULL)
+    one.settle()
+    one.reports()
+    asked = one.ht.state.req
+    one.ht.asked_ns -= hyperthread_.RETRY_NS
+    one.ht.waiting()
+    one.settle()
+    [report] = one.reports()
+    assert (report.req, report.want) == (asked + 1, one.ht.state.want)
+
+
+# --- what is written down ---------------------------------------------------------------------------------
+
+
+def test_a_leave_in_records(one):
+    one.enter()
+    one.records()
+    leaves(one)
+    works(one)
+    records = one.records()
+    assert [kind for kind, _ in records] == ["ht.mode", "ht.mode", "leave", "exit", "ht.mode"]
+    assert [(data["new"], data.get("via", "")) for kind, data in records if kind == "ht.mode"] == [
+        ("ISOLATED", ""), ("HOST", "grant"), ("PARKED", ""),
+    ]  # fmt: skip
+    assert records[2][1]["reason"] == "IO_INSTRUCTION" and records[2][1]["wait_ns"] > 0
+    assert records[3][1]["full"] and records[3][1]["n"] == 1
+
+
+@pytest.mark.parametrize(("policy", "kick", "via"), [("asi", "send", "send"), ("none", "ack", "bare")])
+def test_leaves_that_ask_nobody_say_so(make, policy, kick, via):
+    one = make(policy=policy, kick=kick)
+    one.enter()
+    one.records()
+    one.ht.exit = FULL
+    one.ht.exits(FULL)
+    one.settle()
+    records = one.records()
+    assert [data["via"] for kind, data in records if kind == "ht.mode" and data["new"] == "HOST"] == [via]
+    assert [data["to"] for kind, data in records if kind == "ipi"] == ([1, 2, 3] if via == "send" else [])
+    assert one.words[one.own + FLAG] == (1 if via == "send" else 0)
+
+
+@pytest.mark.parametrize("field", [FLAG, DEPTH])
+def test_a_sibling_in_host_holds_the_entry_and_is_named(one, field):
+    one.settle()
+    one.order(Bid.ATTACH, vm=1)
+    one.words[base_of(2) + field] = 1
+    one.order(Bid.ADMIT, vm=1)
+    assert one.ht.state.phase is Phase.HELD
+    one.ht.node.turn = lambda due=None: False
+    one.ht.waiting()
+    assert one.ht.state.phase is Phase.HELD
+    one.words[base_of(2) + field] = 0
+    one.ht.waiting()
+    one.settle()
+    assert one.ht.state.phase is Phase.GUEST
+    [held] = [data for kind, data in one.records() if kind == "held"]
+    assert held["by"] == 2 and held["held_ns"] > 0
+
+
+def a_life(one: OneHyperthread) -> None:
+    """Everything that can happen to a hyperthread in order, kicks included."""
+    one.enter()
+    one.ht.exit = SLOW_FAST
+    one.ht.exits(SLOW_FAST)
+    one.settle()
+    one.kick(1)
+    one.ht.in_guest()
+    one.settle()
+    one.order(Bid.ADMIT, vm=1)
+    one.ht.in_guest()
+    one.settle()
+    leaves(one)
+    works(one)
+
+
+def actions_of_a_life(make: Any) -> int:
+    count = [0]
+    one = make()
+    one.between = lambda action: count.__setitem__(0, count[0] + 1)
+    a_life(one)
+    return count[0]
+
+
+# An NMI before every action, a #MC before every action, and a #MC after an NMI so that it comes inside its handler.
+@pytest.mark.parametrize("fields", [(NMI,), (MCE,), (NMI, MCE)], ids=["nmi", "mce", "nmi+mce"])
+def test_an_interrupt_before_any_action_restores_the_mode_and_the_records_show_it(make, fields):
+    steps = actions_of_a_life(make)
+    assert steps > 25
+    for at in range(steps):
+        one = make()
+        count = [0]
+
+        def between(action: core.Action, one: OneHyperthread = one, count: list[int] = count, at: int = at) -> None:
+            if count[0] == at:
+                one.interrupt(fields[0])
+            elif count[0] > at and len(fields) > 1 and one.ht.state.frames and not one.words[one.own + fields[1]]:
+                one.interrupt(fields[1])
+            count[0] += 1
+
+        one.between = between
+        a_life(one)
+        check_records(one, expected=len(fields), at=at)
+        assert one.words[one.own + DEPTH] == 0
+        assert one.ht.state.phase is Phase.ASKING, "its life went on as without"
+
+
+def check_records(one: OneHyperthread, *, expected: int, at: int) -> None:
+    """Modes chain, none is skipped that matters, and each handler says what it interrupted and what it restored."""
+    mode, handlers = "OFFLINE", 0
+    before_host = ""
+    for number, (kind, data) in enumerate(one.records(), start=1):
+        assert fault_of(Record(number, 1, 1, kind, 0, 0, 1, 0, data)) is None, (at, kind, data)
+        if kind == "ht.mode":
+            assert data["old"] == mode, (at, data)
+            mode = data["new"]
+            if mode == "HOST":
+                before_host = data["old"]
+            elif data["old"] == "HOST" and before_host in ("GUEST", "ISOLATED", "PARKED") and handlers < expected:
+                restored = "ISOLATED" if before_host == "GUEST" else before_host
+                assert mode in (restored, "PARKED"), (at, data)
+        elif kind == "intr":
+            handlers += 1
+            assert data["merged"] == 0
+    assert handlers == expected, f"an interrupt before action {at} was not handled"
+
+
+def test_interrupts_during_a_handler_merge_into_one_more(one):
+    one.enter()
+    one.records()
+    raised = [0]
+
+    def storm(action: core.Action) -> None:
+        if one.ht.state.frames and raised[0] < 5:
+            one.interrupt()
+            raised[0] += 1
+
+    one.interrupt()
+    one.between = storm
+    one.settle()
+    handlers = [(data["id"], data["merged"]) for kind, data in one.records() if kind == "intr"]
+    assert handlers == [(1, 0), (6, 4)]
+
+
+def test_an_interrupt_raised_before_its_first_look_is_taken(one):
+    one.interrupt()
+    one.settle()
+    assert [kind for kind, _ in one.records()].count("intr") == 1, "raised between its birth and its first look"
+
+
+# --- messages that are none of its own --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames", [[b""], [b"\xc1"], [b"a", b"b"], [b"\x90" * 100], [b"x" * 5000]])
+def test_a_frame_that_is_no_order_changes_nothing(one, frames):
+    one.settle()
+    state = one.ht.state
+    one.ht.on_gate(frames)
+    assert one.ht.state is state and not one.ht.orders
+    assert one.ht.chronicle.dropped == 1
+
+
+def test_what_cannot_be_sent_is_kept_and_bounded(one):
+    one.settle()
+    one.line.down = True
+    one.enter()
+    for _ in range(30):
+        one.ht.step(core.Event(core.What.ORDER, order=one_order(one)))
+        one.settle()
+    assert 0 < len(one.ht.outbox) <= MESSAGES_IN_FLIGHT_MAX
+    one.line.down = False
+    one.ht.send_outbox()
+    last = one.reports()[-1]
+    assert (last.coord, last.session) == (one.ht.state.coord, True), "the newest is what is kept"
+
+
+def one_order(one: OneHyperthread) -> Order:
+    return Order(Bid.RESYNC, 0, 1, one.ht.state.coord + 1, 1, 0, 0)
+
+
+def test_a_request_word_found_at_birth_is_not_for_the_newborn(make):
+    one = make(request=5, inc=2)
+    one.enter()
+    assert one.ht.state.phase is Phase.GUEST
+    assert all(report.answered == 5 for report in one.reports())

@@ -1,0 +1,385 @@
+"""Injections over a machine that only remembers: each is done exactly once, and the counts add up (G8)."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asid.core.record import Record
+from asid.errors import Conflict
+from asid.live.injector import BURST_MAX, IDS_SHOWN_MAX, Batch, Injector
+from asid.live.page import MCE, NMI, base_of, interrupt_parts
+
+S = 1_000_000_000
+H0, H1 = (0, 0), (0, 1)
+
+
+class Machine:
+    """Two hyperthreads and a coordinator that remember what was done to them, and a clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 10 * S
+        self.page = [0] * 1000
+        self.children: dict[tuple[int, int], Any] = {}
+        self.vcpus = {H0: (1, 0), H1: (1, 1)}
+        self.told: list[dict[str, Any]] = []
+        self.notes: list[tuple[str, dict[str, Any]]] = []
+        self.rung: list[tuple[int, int]] = []
+        self.timers: list[tuple[int, Callable[[], None]]] = []
+        self.over: list[Batch] = []
+        for place in (H0, H1, (0, -1)):
+            self.bear(place)
+        self.injector = Injector(self)  # type: ignore[arg-type]
+
+    def bear(self, place: tuple[int, int]) -> Any:
+        signals: list[int] = []
+        kill = lambda signum=signal.SIGKILL: signals.append(signum)  # noqa: E731
+        child = self.children[place] = SimpleNamespace(up=True, place=place, signals=signals, kill=kill)
+        return child
+
+    def child(self, place: tuple[int, int]) -> Any:
+        return self.children.get(place)
+
+    def words(self, core: int) -> list[int]:
+        return self.page
+
+    def vcpu(self, place: tuple[int, int]) -> tuple[int, int]:
+        return self.vcpus[place]
+
+    def ring_bell(self, place: tuple[int, int]) -> None:
+        self.rung.append(place)
+
+    def tell(self, child: Any, message: dict[str, Any]) -> None:
+        self.told.append(message)
+
+    def note(self, kind: str, data: dict[str, Any], core: int = -1, ht: int = -1) -> None:
+        self.notes.append((kind, data))
+
+    def later(self, after_ns: int, what: Callable[[], None]) -> None:
+        self.timers.append((self.now + after_ns, what))
+
+    def completed(self, batch: Batch) -> None:
+        self.over.append(batch)
+
+    def now_ns(self) -> int:
+        return self.now
+
+    # What the test does.
+
+    def inject(self, what: str, *places: tuple[int, int], count: int = 1, interval_ns: int = 0, **more: Any) -> Batch:
+        batch = Batch(what, places or (H0,), count, interval_ns, self.now, more.pop("details", {}), **more)
+        self.injector.accept(batch)
+        return batch
+
+    def takes(self, what: str, place: tuple[int, int]) -> None:
+        """The hyperthread looks at its line, and its handler ends."""
+        word = self.page[base_of(place[1]) + (NMI if what == "nmi" else MCE)]
+        data = {"what": what, "id": interrupt_parts(word)[0], "depth": 1, "merged": 0, "host_ns": 1, "from": "GUEST"}
+        self.injector.on_record(Record(1, 1, self.now, "intr", place[0], place[1], 0, 0, data))
+
+    def dies(self, place: tuple[int, int]) -> None:
+        del self.children[place]
+        self.injector.on_death(place)
+
+    def pass_ns(self, ns: int) -> None:
+        self.now += ns
+        due, self.timers = [t for t in self.timers if t[0] <= self.now], [t for t in self.timers if t[0] > self.now]
+        for _, what in due:
+            what()
+        self.injector.tick()
+
+    def results(self) -> Counter[str]:
+        return Counter(data["result"] for kind, data in self.notes if kind == "inject.done")
+
+    def assert_each_done_once(self) -> None:
+        """G8, from the notes alone."""
+        accepted = Counter(data["id"] for kind, data in self.notes if kind == "inject")
+        done = Counter(data["id"] for kind, data in self.notes if kind == "inject.done")
+        assert accepted == done
+        assert set(accepted.values()) <= {1}
+
+
+@pytest.fixture
+def machine():
+    return Machine()
+
+
+# --- interrupts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["nmi", "mce"])
+def test_an_interrupt_is_handled_when_its_handler_has_ended(machine, what):
+    batch = machine.inject(what)
+    assert machine.rung == [H0]
+    assert (batch.accepted, batch.over, machine.over) == (1, False, [])
+    machine.takes(what, H0)
+    assert batch.counts == {"handled": 1, "merged": 0, "lost": 0, "refused": 0}
+    assert machine.over == [batch]
+    machine.assert_each_done_once()
+
+
+def test_interrupts_that_come_during_one_become_one(machine):
+    batch = machine.inject("nmi", count=5)
+    machine.takes("nmi", H0)
+    assert batch.counts["handled"] == 1
+    assert batch.counts["merged"] == 4
+    handled = [data["id"] for kind, data in machine.notes if kind == "inject.done" and data["result"] == "handled"]
+    assert handled == [5], "the last one is the one whose handler ran"
+    machine.assert_each_done_once()
+
+
+def test_the_two_lines_of_a_hyperthread_are_apart(machine):
+    nmi, mce = machine.inject("nmi"), machine.inject("mce")
+    machine.takes("mce", H0)
+    assert (nmi.over, mce.over) == (False, True)
+    machine.takes("nmi", H0)
+    assert nmi.over
+    machine.assert_each_done_once()
+
+
+def test_a_handler_that_began_before_does_not_take_what_came_after(machine):
+    first = machine.inject("nmi")
+    word = machine.page[base_of(0) + NMI]
+    second = machine.inject("nmi")
+    data = {"what": "nmi", "id": interrupt_parts(word)[0]}
+    machine.injector.on_record(Record(1, 1, 0, "intr", 0, 0, 0, 0, data))
+    assert (first.over, second.over) == (True, False)
+
+
+def test_an_interrupt_nobody_injected_changes_nothing(machine):
+    machine.takes("nmi", H1)
+    assert machine.notes == []
+
+
+def test_each_target_counts(machine):
+    batch = machine.inject("nmi", H0, H1, count=2)
+    assert batch.accepted == 4
+    machine.takes("nmi", H0)
+    assert not batch.over
+    machine.takes("nmi", H1)
+    assert (batch.over, batch.counts["handled"], batch.counts["merged"]) == (True, 2, 2)
+
+
+# --- exits ------------------------------------------------------------------------------------------------
+
+
+def test_exits_go_as_one_message_and_are_counted_one_by_one(machine):
+    batch = machine.inject("exit", count=100, details={"reason": "CPUID", "full": False, "isa": "vmx", "service_ns": 0})
+    [message] = machine.told
+    assert (message["op"], message["n"], message["reason"]) == ("exit", 100, "CPUID")
+    assert machine.injector.on_done(message["id"])
+    assert batch.counts["handled"] == 100
+    assert not machine.injector.on_done(message["id"]), "told twice, done once"
+    machine.assert_each_done_once()
+    [note] = [data for kind, data in machine.notes if kind == "inject"]
+    assert (note["n"], note["reason"], note["target"]) == (100, "CPUID", "c0h0")
+
+
+def test_a_number_that_is_no_injections_is_not_taken(machine):
+    assert not machine.injector.on_done(77)
+
+
+@pytest.mark.parametrize("what", ["exit", "irq"])
+def test_a_hyperthread_without_a_vcpu_takes_no_exits(machine, what):
+    machine.vcpus[H1] = (0, 0)
+    with pytest.raises(Conflict, match="no vCPU"):
+        machine.inject(what, H0, H1)
+    assert machine.notes == machine.told == []
+    machine.inject("nmi", H1)
+
+
+def test_a_vcpu_that_is_taken_away_refuses_what_it_had_not_done(machine):
+    batch = machine.inject("exit", count=3)
+    machine.injector.on_detach(H0)
+    assert batch.counts["refused"] == 3
+    machine.assert_each_done_once()
+
+
+# --- signals ----------------------------------------------------------------------------------------------
+
+
+def test_a_kill_is_handled_by_the_death(machine):
+    batch = machine.inject("kill", H1)
+    assert machine.children[H1].signals == [signal.SIGKILL]
+    assert not batch.over
+    machine.dies(H1)
+    assert (batch.over, batch.counts["handled"]) == (True, 1)
+    machine.assert_each_done_once()
+
+
+def test_a_coordinator_can_be_killed(machine):
+    batch = machine.inject("kill", (0, -1))
+    machine.dies((0, -1))
+    assert batch.counts["handled"] == 1
+    [note] = [data for kind, data in machine.notes if kind == "inject"]
+    assert note["target"] == "c0"
+
+
+def test_a_stall_ends_by_itself(machine):
+    child = machine.children[H0]
+    batch = machine.inject("stall", details={"for_ns": 50})
+    assert child.signals == [signal.SIGSTOP]
+    machine.pass_ns(49)
+    assert not batch.over
+    machine.pass_ns(1)
+    assert child.signals == [signal.SIGSTOP, signal.SIGCONT]
+    assert batch.counts["handled"] == 1
+
+
+def test_a_stall_that_was_fenced_is_lost_and_its_successor_is_left_alone(machine):
+    batch = machine.inject("stall", details={"for_ns": 50})
+    machine.dies(H0)
+    successor = machine.bear(H0)
+    machine.pass_ns(100)
+    assert batch.counts["lost"] == 1
+    assert successor.signals == []
+    machine.assert_each_done_once()
+
+
+def test_several_signals_to_one_process_all_count(machine):
+    batch = machine.inject("kill", count=3)
+    machine.dies(H0)
+    assert batch.counts["handled"] == 3
+    machine.assert_each_done_once()
+
+
+# --- pace -------------------------------------------------------------------------------------------------
+
+
+def test_a_rate_is_kept(machine):
+    batch = machine.inject("nmi", count=3, interval_ns=100)
+    assert batch.left == 2
+    assert machine.injector.tick() == machine.now + 100
+    machine.pass_ns(100)
+    assert batch.left == 1
+    machine.pass_ns(99)
+    assert batch.left == 1
+    machine.pass_ns(1)
+    assert batch.left == 0
+    machine.takes("nmi", H0)
+    assert sum(batch.counts.values()) == 3
+
+
+def test_a_pause_of_the_daemon_is_caught_up(machine):
+    batch = machine.inject("nmi", count=10, interval_ns=100)
+    machine.pass_ns(100_000)
+    assert batch.left == 0
+
+
+@pytest.mark.parametrize("interval_ns", [0, 1])
+def test_a_large_batch_does_not_keep_the_daemon_from_its_work(machine, interval_ns):
+    batch = machine.inject("nmi", count=10 * BURST_MAX, interval_ns=interval_ns)
+    machine.pass_ns(S)
+    assert 7 * BURST_MAX <= batch.left <= 9 * BURST_MAX
+    soonest = machine.injector.tick()
+    assert soonest is not None and soonest <= machine.now, "there is more to do at once"
+    for _ in range(12):
+        machine.pass_ns(1)
+    assert batch.left == 0
+    machine.takes("nmi", H0)
+    assert sum(batch.counts.values()) == batch.accepted == 10 * BURST_MAX
+    assert len(batch.as_ret()["ids"]) == IDS_SHOWN_MAX
+    machine.assert_each_done_once()
+
+
+def test_a_cancelled_batch_counts_what_was_delivered(machine):
+    batch = machine.inject("nmi", count=10, interval_ns=100, ticket=5)
+    machine.pass_ns(200)
+    machine.injector.cancel(5)
+    assert batch.accepted == 3
+    assert not batch.over, "what was delivered is followed to its end"
+    machine.takes("nmi", H0)
+    assert (batch.over, sum(batch.counts.values())) == (True, 3)
+    machine.pass_ns(S)
+    machine.assert_each_done_once()
+
+
+# --- deaths, refusals, the end ----------------------------------------------------------------------------
+
+
+def test_nobody_home_is_refused_before_anything_happens(machine):
+    machine.dies(H1)
+    with pytest.raises(Conflict, match="OFFLINE"):
+        machine.inject("nmi", H0, H1)
+    assert machine.notes == [] and machine.page[base_of(0) + NMI] == 0
+    machine.bear(H1).up = False
+    with pytest.raises(Conflict, match="OFFLINE"):
+        machine.inject("exit", H1)
+
+
+def test_everything_the_dead_had_not_done_is_lost(machine):
+    batches = [machine.inject(what, count=2) for what in ("nmi", "mce", "exit", "irq")]
+    machine.dies(H0)
+    assert [batch.counts["lost"] for batch in batches] == [2, 2, 2, 2]
+    assert not machine.injector.busy
+    machine.assert_each_done_once()
+
+
+def test_a_paced_batch_goes_on_over_a_death_and_says_what_was_lost(machine):
+    batch = machine.inject("nmi", count=3, interval_ns=100)
+    machine.dies(H0)
+    machine.pass_ns(100)
+    machine.bear(H0)
+    machine.pass_ns(100)
+    machine.takes("nmi", H0)
+    assert (batch.counts["lost"], batch.counts["handled"]) == (2, 1)
+    machine.assert_each_done_once()
+
+
+def test_at_the_end_nothing_is_left_open(machine):
+    child = machine.children[H0]
+    for what, details in (("nmi", {}), ("exit", {}), ("stall", {"for_ns": S}), ("mce", {})):
+        machine.inject(what, count=4, interval_ns=100, details=details)
+    machine.injector.close()
+    assert not machine.injector.busy
+    assert machine.results() == {"refused": 4}
+    assert [batch.accepted for batch in machine.over] == [1, 1, 1, 1]
+    assert child.signals[-1] == signal.SIGCONT, "nobody is left stopped"
+    machine.takes("nmi", H0)  # its handler ran all the same
+    machine.pass_ns(10 * S)
+    machine.assert_each_done_once()
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["nmi", "mce", "exit", "kill", "take", "die", "bear", "done", "pass", "cancel"]),
+        st.sampled_from([H0, H1]),
+        st.integers(1, 4),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS)
+def test_whatever_happens_each_is_done_once_and_the_counts_add_up(steps):
+    machine = Machine()
+    batches: list[Batch] = []
+    for ticket, (step, place, n) in enumerate(steps, start=1):
+        alive = place in machine.children
+        if step in ("nmi", "mce", "exit", "kill"):
+            if alive:
+                batches.append(machine.inject(step, place, count=n, interval_ns=100 * (n % 2), ticket=ticket))
+        elif step == "take" and alive:
+            machine.takes("nmi" if n % 2 else "mce", place)
+        elif step == "die" and alive:
+            machine.dies(place)
+        elif step == "bear" and not alive:
+            machine.bear(place)
+        elif step == "done" and machine.told:
+            machine.injector.on_done(machine.told[n % len(machine.told)]["id"])
+        elif step == "pass":
+            machine.pass_ns(50 * n)
+        elif step == "cancel" and batches:
+            machine.injector.cancel(batches[n % len(batches)].ticket)
+    machine.injector.close()
+    machine.assert_each_done_once()
+    assert all(sum(batch.counts.values()) == batch.accepted for batch in batches)
+    assert sorted(map(id, machine.over)) == sorted(map(id, batches)), "each batch is over once"
