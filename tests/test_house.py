@@ -209,13 +209,13 @@ def test_every_file_says_what_it_is_and_evaluates_annotations_late(path):
 
 
 def checks_something(function: ast.FunctionDef, checkers: frozenset[str] = frozenset()) -> bool:
-    """Whether an assertion is in the function, or in one of `checkers` that it calls."""
+    """Whether an assertion is in the function, or in what it calls: one of `checkers`, a wait with a deadline."""
     for node in ast.walk(function):
         if isinstance(node, ast.Assert):
             return True
         if isinstance(node, ast.Call):
             callee = ast.unparse(node.func).rpartition(".")[2]
-            if callee in checkers or callee.startswith(("raises", "assert_")):
+            if callee in checkers or callee.startswith(("raises", "assert_", "wait_", "check_")):
                 return True
     return False
 

@@ -33,6 +33,7 @@ from asid.live.node import Node
 from asid.live.operations import Operations, exit_details
 from asid.live.page import CorePage, make_page
 from asid.live.parent import Parent
+from asid.live.ring import Ring
 from asid.live.rundir import RunDir, create_run
 from asid.live.telemetry import Telemetry
 from asid.targets import resolve
@@ -207,7 +208,9 @@ class Daemon(Parent):
 
     def _tick(self) -> None:
         """Drain the rings, deliver injections, let deadlines pass, and come again."""
-        self.drain()
+        rings = self.rings()
+        self.merge.drain(rings)
+        behind = not all(ring.empty for ring in rings)
         now = self.now_ns()
         if now - self._synced_ns >= self.config.journal.flush_ns:
             self._synced_ns = now
@@ -222,7 +225,7 @@ class Daemon(Parent):
         elif self.until_exhausted and now > self._met_ns and self._all_exhausted():
             self.begin_stop("the recording has ended")
         busy = self.injector.busy or bool(self.operations._running) or self.state == "draining"
-        after = BUSY_TICK_NS if busy else TICK_NS
+        after = 0 if behind else BUSY_TICK_NS if busy else TICK_NS
         if soonest is not None:
             after = max(0, min(after, soonest - now))
         if not self._over:
@@ -231,8 +234,15 @@ class Daemon(Parent):
     def _all_exhausted(self) -> bool:
         return self.exhausted >= {place for place, (vm, _) in self.vcpus.items() if vm}
 
+    def rings(self) -> list[Ring]:
+        return [child.ring for child in self.children.by_place.values()]
+
     def drain(self) -> None:
-        self.merge.drain([child.ring for child in self.children.by_place.values()])
+        """Number everything that has been noted by now; what is noted meanwhile may come later."""
+        now, rings = self.now_ns(), self.rings()
+        self.merge.drain(rings)
+        while self.merge.horizon_ns < now:
+            self.merge.drain(rings)
 
     def _look_at_gates(self) -> None:
         for child in self.children.coordinators():

@@ -19,7 +19,7 @@ from asid.live.ring import Ring
 OVERFLOW_MAX: Final = 100_000  # records kept in memory while the ring is full; then they are counted as lost
 # Part of a ring that may wait for the daemon before the guest pauses. All rings together are what a stop has to write
 # down before it can end, so it is some thousand records a ring and not all that there is room for.
-PAUSE_PART: Final = 0.125
+PAUSE_PART: Final = 1 / 16
 INC_BITS, PLACE_BITS, NUMBER_BITS = 12, 11, 40
 PLACES_A_CORE: Final = 16
 COORDINATOR_PLACE: Final = 15
