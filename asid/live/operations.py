@@ -160,7 +160,7 @@ class Operations(Queries):
         return {"cores": cores}
 
     def do_policy_set(self, args: t.PolicySetArgs, client: str, ticket: int) -> Procedure:
-        """Change the policy one gate after the other: hold, wait until nobody holds a lease, tell all, release."""
+        """Change the policy: hold all gates, wait until nobody holds a lease, tell all, release."""
         daemon = self.daemon
         old, kick = daemon.policy, args.kick or daemon.kick
         try:
@@ -170,20 +170,22 @@ class Operations(Queries):
                 str(error), where="policy.set", allowed=f"one of {', '.join(NAMES)}; ack or send"
             ) from None
         message = {"op": "policy", "name": args.name, "kick": kick}
-        for core in range(daemon.config.machine.cores):
-            self._cleanup[ticket] = lambda core=core: self._let_go([core], "policy", client)  # type: ignore[misc]
+        cores = list(range(daemon.config.machine.cores))
+        self._cleanup[ticket] = lambda: self._let_go(cores, "policy", client)
+        for core in cores:
             yield from self._hold(core, "policy", client)
+        for core in cores:
             yield from self._gate(core, {"op": "quiet"})
-            daemon.policies[core] = (args.name, kick)  # whoever is born from now on has it from its birth
-            waits: Waits = set()
-            for child in daemon.children.hyperthreads():
-                if child.birth.core == core:
-                    waits |= self._ask(child, message)
-            yield waits
+        daemon.policy, daemon.kick = args.name, kick  # whoever is born from now on has it from its birth
+        waits: Waits = set()
+        for child in daemon.children.hyperthreads():
+            waits |= self._ask(child, message)
+        yield waits
+        for core in cores:
             yield from self._gate(core, message)
+        for core in cores:
             yield from self._release(core, "policy", client)
-            self._cleanup.pop(ticket)
-        daemon.policy, daemon.kick = args.name, kick
+        self._cleanup.pop(ticket)
         daemon.note_policy(old, args.name, kick)
         return {"old": old, "new": args.name, "kick": kick}
 

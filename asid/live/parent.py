@@ -60,7 +60,6 @@ class Parent:
     begin_stop: Callable[[str], None]
 
     def __init__(self) -> None:
-        self.policies: dict[int, tuple[str, str]] = {}  # by core: name and kick in force there
         self.holders: dict[int, dict[str, str]] = {}  # by core: what holds its gate closed, and for whom
         self.pages: dict[int, tuple[int, CorePage]] = {}  # by core: descriptor, mapping
         self.bells: dict[Place, int] = {}  # doorbells
@@ -81,13 +80,12 @@ class Parent:
     def _birth(self, core: int, ht: int, ring_fd: int, **more: Any) -> Birth:
         page_fd = self.pages[core][0]
         smt = self.config.machine.smt
-        policy, kick = self.policies.get(core, (self.policy, self.kick))
         return Birth(
             core=core, ht=ht, siblings=smt, inc=self.incs[core, ht], coord=self.incs[core, -1],
             page=Fd(page_fd), ring=Fd(ring_fd),
             doorbells=tuple(Fd(self.bells[core, other]) for other in range(smt)),
             gate_path=str(self.paths.root / f"c{core}.sock"), link_path=str(self.link_path),
-            config=self.config, base_dir=str(self.loaded.base_dir), policy=policy, kick=kick,
+            config=self.config, base_dir=str(self.loaded.base_dir), policy=self.policy, kick=self.kick,
             instance_root=str(self.paths.root), **more,
         )  # fmt: skip
 

@@ -120,8 +120,38 @@ def test_one_full_ring_does_not_keep_the_other_out(desk, monkeypatch):
         desk.ht.note("ht.mode", MODE)
     desk.gate.note("gate.done", {}, ht=0)
     taken = desk.drain()
-    assert len(taken) == 5
-    assert {record.type for record in taken} == {"ht.mode", "gate.done"}
+    assert [record.type for record in taken] == ["ht.mode"] * 4
+    assert desk.rings[1].empty, "it was taken, and waits for what is stamped before it"
+    for _ in range(5):
+        taken += desk.drain()
+    assert [record.type for record in taken] == ["ht.mode"] * 20 + ["gate.done"]
+    assert desk.drain() == []
+
+
+def test_a_cause_behind_a_full_ring_is_waited_for(desk, monkeypatch):
+    monkeypatch.setattr(merge_, "TAKE_MAX", 2)
+    for _ in range(6):
+        desk.ht.note("ht.mode", MODE)
+    cause = desk.ht.note("ht.mode", MODE)
+    desk.gate.note("gate.leave", {}, cause=cause, ht=0)
+    taken: list[Record] = []
+    while len(taken) < 8:
+        taken += desk.drain()
+    assert taken[-1].type == "gate.leave"
+    assert taken[-1].cause == taken[-2].seq == 7
+
+
+def test_the_horizon_says_up_to_when_everything_has_its_number(desk, monkeypatch):
+    monkeypatch.setattr(merge_, "TAKE_MAX", 3)
+    stamps = []
+    for number in range(10):
+        stamps.append(1_000 + number)
+        desk.ht.note("ht.mode", MODE, ts=stamps[-1])
+    desk.drain()
+    assert desk.merge.horizon_ns == 1_002
+    while desk.merge.horizon_ns < stamps[-1]:
+        desk.drain()
+    assert [record.ts for record in desk.published] == stamps
 
 
 def test_listeners_see_every_record_once(desk):
