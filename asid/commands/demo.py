@@ -120,5 +120,5 @@ def _asi_line(verdict: dict[str, Any]) -> str:
     exposure = verdict.get("exposure", {})
     return (
         f"{_broken(verdict, 'G2')} times. NMIs and MCEs do not ask: {exposure.get('count', 0)} exposure windows, "
-        f"longest {format_ns(int(exposure.get('max_ns', 0)))}, no guest instruction in them."
+        f"longest {format_ns(int(exposure.get('max_ns', 0)))}; a guest starts no instruction in one."
     )

@@ -13,9 +13,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
+from asid.errors import HostUnsuitable
 from asid.explore import schedule, story
 from asid.explore.parts import Model
 from asid.explore.search import Result, search
@@ -125,6 +127,12 @@ def explore(
                 for future in done:
                     yield future.result()
                 yield sum(counts)
+        except BrokenProcessPool as error:
+            raise HostUnsuitable(
+                "a process of the pool was killed",
+                where="asid explore",
+                hint="Was it for its memory? A world takes 200 to 400 bytes: try --jobs 1 or a smaller --states-max.",
+            ) from error
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)

@@ -14,7 +14,7 @@ import msgpack
 
 from asid.live import sockets
 from asid.live.birth import Birth, Fd
-from asid.live.children import YOUNG_DEATHS_MAX, YOUNG_NS, Child, Children, Place, Rebirth
+from asid.live.children import BACKOFF_NS_MAX, YOUNG_DEATHS_MAX, YOUNG_NS, Child, Children, Place, Rebirth
 from asid.live.node import Node, ring_doorbell
 from asid.live.page import MCE, NMI, CorePage, base_of
 from asid.live.ring import make_ring
@@ -226,9 +226,9 @@ class Parent:
         delay_ns = self.rebirths.setdefault(place, Rebirth()).after(age_ns)
         if ht < 0:
             if delay_ns is None:
-                self.problems.append(f"the coordinator of c{core} died too often; the core is out")
-                self.merge.note("warn", {"text": self.problems[-1]}, core)
-                return
+                # Never given up: a core without a coordinator serves nobody, and its gate is closed all the same.
+                delay_ns = BACKOFF_NS_MAX
+                self.merge.note("warn", {"text": f"the coordinator of c{core} dies again and again"}, core)
             self.later(delay_ns, lambda: self._again(place))
             return
         coordinator = self.coordinator(core)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from asid.commands import invoke
-from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, EXIT_USAGE
+from asid.errors import EXIT_FAIL, EXIT_HOST_UNSUITABLE, EXIT_OK, EXIT_UNKNOWN, EXIT_USAGE
 
 
 @pytest.fixture
@@ -101,3 +101,18 @@ def test_the_pool_ends_with_its_command(how):
         parent.wait(30)
     _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive
+
+
+@pytest.mark.live
+def test_a_killed_process_of_the_pool_is_told_as_such():
+    """Out of memory, most likely: no verdict, no traceback, exit code 6, and the others end."""
+    command = [sys.executable, "-m", "asid", "explore", "n2v1-nmi-mce", "n2v2-nmi-mce", "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stderr is not None
+        parent.stderr.readline()
+        children = psutil.Process(parent.pid).children()
+        max(children, key=lambda child: child.memory_info().rss).kill()
+        out, err = parent.communicate(timeout=30)
+    assert parent.returncode == EXIT_HOST_UNSUITABLE
+    assert "a process of the pool was killed" in err
+    assert not out
