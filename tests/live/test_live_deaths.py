@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -269,23 +268,6 @@ def test_no_descriptor_is_lost_with_a_death(rig):
     for place in ("c0h0", "c0h1", "c0h0", "c0h1"):
         killed(client, place)
     wait_until(lambda: psutil.Process(daemon.process.pid).num_fds() <= before, 3, "descriptors of the daemon")
-
-
-def test_a_host_without_descriptors_keeps_what_runs_and_brings_the_rest_back_later(rig):
-    daemon = rig.start(machine(2))
-    client = daemon.client()
-    wait_progress(client)
-    limits = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
-    used = psutil.Process(daemon.process.pid).num_fds()
-    before = pid_of(client, "c0h1")
-    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (used - 4, limits[1]))
-    os.kill(before, signal.SIGKILL)
-    wait_until(lambda: pid_of(client, "c0h1") == 0)
-    wait_progress(client)
-    assert client.status()["state"] == "degraded"
-    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, limits)
-    wait_ready(client)
-    wait_each_progresses(client)
 
 
 # --- coordinators -----------------------------------------------------------------------------------------
