@@ -131,6 +131,14 @@ def echo_router(path: str) -> None:
         socket.send_multipart(waiter.receive(), zmq.NOBLOCK)
 
 
+def hello(path: str) -> None:
+    """A bare child: a context, a socket, one word, and then it waits for its end."""
+    socket = sockets.daemon_link_dealer(sockets.new_context(), Path(path), str(time.monotonic_ns()).encode())
+    if socket.poll(int(DEADLINE_S * 1000), zmq.POLLOUT):
+        socket.send(HERE, zmq.NOBLOCK)
+    socket.poll(int(10 * DEADLINE_S * 1000), zmq.POLLIN)
+
+
 def child(main: Callable[..., None], title: str, *arguments: Any) -> None:
     """Entry of every bare process: ends with its parent."""
     prepare_child(f"asid bench: {title}")

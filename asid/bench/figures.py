@@ -33,7 +33,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """asid over the bare limit, once a round. `aim` is what the project holds itself to; nothing is judged by it."""
+    """The median of asid over that of the bare limit, once a round.
+
+    `aim` is what the project holds itself to; nothing is judged by it.
+    """
 
     of: str
     to: str
@@ -83,7 +86,7 @@ def percentile(samples: Sequence[float], q: float) -> float:
 def ratio_of(row: Row, bare: Row, rounds: Sequence[tuple[Sequence[float], Sequence[float]]], aim: str = "") -> Ratio:
     """Return the ratio of medians, round by round: a host that slows down slows both sides of a round."""
     each = tuple(percentile(ours, 50) / percentile(theirs, 50) for ours, theirs in rounds if ours and theirs)
-    return Ratio(f"{row.who} p50", f"{bare.who} p50", each, aim)
+    return Ratio(row.who, bare.who, each, aim)
 
 
 def host() -> dict[str, Any]:
@@ -105,16 +108,16 @@ def lines(result: Result) -> list[str]:
     """Return a benchmark's figures as text, at most 100 columns."""
     out = [f"{result.name}: {result.about}"]
     wide = max((len(row.who) for row in result.rows), default=0)
-    out.append(f"  {'':<{wide}}  {'n':>7} {'min':>10} {'p50':>10} {'p99':>10} {'max':>10}")
+    out.append(f"  {'':<{wide}}  {'n':>7} {'min':>9} {'p50':>9} {'p99':>9} {'max':>9}")
     for row in result.rows:
         told = row.as_map()
-        figures = " ".join(f"{_figure(told[key]):>10}" for key in ("min", "p50", "p99", "max"))
+        figures = " ".join(f"{_figure(told[key]):>9}" for key in ("min", "p50", "p99", "max"))
         out.append(f"  {row.who:<{wide}}  {len(row.samples):>7} {figures} {row.unit}")
     for ratio in result.ratios:
         told = ratio.as_map()
-        rounds = f", rounds {told['low']:.2f} to {told['high']:.2f}" if told["rounds"] > 1 else ""
-        aim = f"   (aim {ratio.aim})" if ratio.aim else ""
-        out.append(f"  {ratio.of} / {ratio.to}: {told['median']:.2f}{rounds}{aim}")
+        more = [f"rounds {told['low']:.2f} to {told['high']:.2f}"] if told["rounds"] > 1 else []
+        more += [f"aim {ratio.aim}"] if ratio.aim else []
+        out.append(f"  {ratio.of} = {told['median']:.2f} x {ratio.to}{'; ' if more else ''}{', '.join(more)}")
     out += [f"  {key.replace('_', ' ')}: {value}" for key, value in result.facts.items()]
     out += [f"  warning: {text}" for text in result.warnings]
     return out

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import zmq
 
-from asid.bench.bare import DEADLINE_S, HERE, Bare, pause
+from asid.bench.bare import DEADLINE_S, Bare, hello, pause
 from asid.bench.figures import Progress, Result, Row, ratio_of
 from asid.bench.machine import idle_machine
 from asid.errors import NoAnswer
@@ -61,14 +61,6 @@ def pss_mib(pid: int) -> float:
         return float(psutil.Process(pid).memory_full_info().pss) / (1 << 20)
     except psutil.NoSuchProcess:
         return 0.0
-
-
-def hello(path: str) -> None:
-    """A bare child: a context, a socket, one word, and then it waits for its end."""
-    socket = sockets.daemon_link_dealer(sockets.new_context(), Path(path), str(time.monotonic_ns()).encode())
-    if socket.poll(int(DEADLINE_S * 1000), zmq.POLLOUT):
-        socket.send(HERE, zmq.NOBLOCK)
-    socket.poll(int(10 * DEADLINE_S * 1000), zmq.POLLIN)
 
 
 class Crowd(Bare):

@@ -10,7 +10,7 @@ from asid.bench import NAMES
 from asid.bench.exits import rate_of
 from asid.bench.figures import Result, Row, lines, percentile, ratio_of
 from asid.bench.kick import kicked_leaves
-from asid.bench.machine import gate_messages
+from asid.bench.machine import gate_messages, idle_machine, records_since
 from asid.commands import invoke
 
 
@@ -41,13 +41,14 @@ def test_a_warning_is_shown():
     assert "warning: 3 gate messages" in shown
 
 
-def test_the_rate_is_of_fast_exits_only():
+def test_the_rate_is_of_fast_exits_only_and_by_the_wall():
     records = [
-        event("inject", 0),
-        event("exit", 50, full=False, n=100, sum_ns=1_000, min_ns=1, max_ns=1, hist=[]),
-        event("exit", 90, full=True, n=1, sum_ns=10**9, min_ns=1, max_ns=1, hist=[]),
+        event("inject", 1_000),
+        event("exit", 1_500, full=False, n=100, sum_ns=300, min_ns=1, max_ns=1, hist=[]),
+        event("exit", 2_000, full=False, n=100, sum_ns=300, min_ns=1, max_ns=1, hist=[]),
+        event("exit", 9_000, full=True, n=1, sum_ns=10**9, min_ns=1, max_ns=1, hist=[]),
     ]
-    assert rate_of(records) == (1e8, 0, 90)
+    assert rate_of(records) == (2e8, 1_000, 2_000)
 
 
 def test_a_leave_that_kicked_nobody_is_told_apart():
@@ -57,6 +58,41 @@ def test_a_leave_that_kicked_nobody_is_told_apart():
         event("leave", 300, wait_ns=50),
     ]
     assert kicked_leaves(records) == ([50], 1)
+
+
+def test_a_sibling_that_only_came_into_guest_is_not_what_is_measured():
+    records = [
+        event("ht.mode", 10, new="GUEST"),
+        event("kick.seen", 80, was="GUEST"),
+        event("leave", 100, wait_ns=50),
+        event("ht.mode", 260, new="GUEST"),
+        event("kick.seen", 280, was="GUEST"),
+        event("leave", 300, wait_ns=50),
+        event("kick.seen", 480, was="ISOLATED"),
+        event("leave", 500, wait_ns=50),
+    ]
+    assert kicked_leaves(records) == ([50], 2)
+
+
+@pytest.mark.live
+@pytest.mark.timeout(60)
+def test_the_coordinator_is_heard_when_an_exit_is_not_fast(tmp_path, monkeypatch):
+    """The zero of `asid bench exits` is a measurement: one full exit among the fast ones, and it is not zero."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with idle_machine() as daemon:
+        client = daemon.client(name="test")
+        for full in ("no", "yes"):
+            client.inject_exit("c0h0", reason="CPUID", full="no", count=500, wait=True)
+            begin = client.ping().seq
+            client.inject_exit("c0h0", reason="CPUID", full="no", count=500, wait=True)
+            if full == "yes":
+                client.inject_exit("c0h0", full="yes", wait=True)
+                client.inject_exit("c0h0", reason="CPUID", full="no", count=500, wait=True)
+            records = records_since(client, begin)
+            _, begin_ns, end_ns = rate_of(records)
+            heard = {found["type"] for found in gate_messages(records, 0, begin_ns, end_ns)}
+            assert ({"gate.leave", "gate.kick", "gate.grant"} <= heard) is (full == "yes")
+            assert bool(heard) is (full == "yes")
 
 
 @pytest.mark.live
