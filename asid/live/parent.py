@@ -7,6 +7,7 @@ lives and who does not. Nothing here asks how a gate stands: a child is alive, o
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -113,7 +114,11 @@ class Parent:
         self._bear(self._birth(core, ht, ring_fd, vcpu=self.vcpus[place], interrupts=lines), ring_fd)
 
     def _bear(self, birth: Birth, ring_fd: int) -> None:
-        child = self.children.bear(birth, ring_fd, self.now_ns())
+        try:
+            child = self.children.bear(birth, ring_fd, self.now_ns())
+        except OSError:
+            os.close(ring_fd)
+            raise
         what = {"what": child.kind, "pid": child.pid, "inc": birth.inc}
         self.merge.note("spawn", what, birth.core, birth.ht)
 
@@ -229,14 +234,16 @@ class Parent:
                 # Never given up: a core without a coordinator serves nobody, and its gate is closed all the same.
                 delay_ns = BACKOFF_NS_MAX
                 self.merge.note("warn", {"text": f"the coordinator of c{core} dies again and again"}, core)
+            # Whoever is dead now is wiped by the coordinator that comes back: no birth before it has said so, not
+            # even one that the old coordinator allowed. Else the wipe would take a newborn's depth (V26c).
+            smt = self.config.machine.smt
+            self.waiting_burial |= {(core, other) for other in range(smt) if self.child((core, other)) is None}
             self.later(delay_ns, lambda: self._again(place))
             return
+        self.waiting_burial.add(place)
         coordinator = self.coordinator(core)
-        if coordinator is not None:
-            self.waiting_burial.add(place)
+        if coordinator is not None:  # else the one that comes back knows it as dead from its birth
             self.tell(coordinator, {"op": "dead", "ht": ht, "inc": child.birth.inc})
-        else:
-            self.waiting_burial.add(place)  # a coordinator that comes back knows it as dead from its birth
         if delay_ns is None and place not in self.unplugged:
             self.problems.append(f"{child.birth.name} died too often; it stays OFFLINE")
             self.merge.note("warn", {"text": self.problems[-1]}, core, ht)
@@ -248,11 +255,14 @@ class Parent:
                 child.kill()
 
     def _buried(self, place: Place, inc: int) -> None:
-        """The coordinator has done with a death: now, and not before, the next incarnation may be born."""
-        if place not in self.waiting_burial or self.incs[place] != inc:
+        """The coordinator has done with a death: now, and not before, the next incarnation may be born.
+
+        inc 0 is a coordinator that came back and wiped whoever lay there.
+        """
+        if place not in self.waiting_burial or inc not in (0, self.incs[place]):
             return
         self.waiting_burial.discard(place)
-        rebirth = self.rebirths[place]
+        rebirth = self.rebirths.setdefault(place, Rebirth())
         if place in self.unplugged or rebirth.young > YOUNG_DEATHS_MAX or self.state == "draining":
             return
         delay_ns = rebirth.delay_ns
@@ -261,6 +271,8 @@ class Parent:
     def _again(self, place: Place) -> None:
         if self.state == "draining" or self.child(place) is not None or place in self.unplugged:
             return
+        if place in self.waiting_burial:
+            return  # its coordinator died meanwhile; the burial by the next one comes back here
         try:
             if place[1] >= 0:
                 self.bear_hyperthread(place)
@@ -278,12 +290,8 @@ class Parent:
         assert coordinator is not None
         for ht in range(self.config.machine.smt):
             place = (core, ht)
-            alive = self.child(place) is not None
-            if alive and place in self.unplugged:
+            if self.child(place) is not None and place in self.unplugged:
                 self.tell(coordinator, {"op": "stop", "ht": ht})  # what the dead one was told died with it
-            elif not alive and place in self.waiting_burial:
-                # A death that the old coordinator never finished: the new one was born knowing it.
-                self._buried(place, self.incs[place])
 
     def given_up(self, place: Place) -> bool:
         return self.child(place) is None and self.rebirths.get(place, Rebirth()).young > YOUNG_DEATHS_MAX
@@ -293,27 +301,35 @@ class Parent:
         self.rebirths[place] = Rebirth()
         if place not in self.waiting_burial:
             self._again(place)
-        vm = self.vcpus[place][0]
-        coordinator = self.coordinator(place[0])
-        if vm and coordinator is not None:
-            self.tell(coordinator, {"op": "attach", "ht": place[1], "vm": vm})
+        self.keep(place)
 
     def detach(self, place: Place) -> Procedure:
         """Take the vCPU off a hyperthread, in order; done when the hyperthread says it is idle."""
         told, child = None, self.child(place)
         self._idle_wanted.add(place)
-        while True:
-            coordinator = self.coordinator(place[0])
-            if coordinator is not None and coordinator is not told:
-                told = coordinator  # one that comes back in between has not heard of it
-                self.tell(coordinator, {"op": "detach", "ht": place[1]})
-            if child is None or self.child(place) is not child or place not in self._idle_wanted:
-                break
-            yield set()
-        self._idle_wanted.discard(place)
+        try:
+            while True:
+                coordinator = self.coordinator(place[0])
+                if coordinator is not None and coordinator is not told:
+                    told = coordinator  # one that comes back in between has not heard of it
+                    self.tell(coordinator, {"op": "detach", "ht": place[1]})
+                if child is None or self.child(place) is not child or place not in self._idle_wanted:
+                    break
+                yield set()
+        except GeneratorExit:
+            self.keep(place)
+            raise
+        finally:
+            self._idle_wanted.discard(place)
         self.vcpus[place] = (0, 0)
         self.injector.on_detach(place)
         return {}
+
+    def keep(self, place: Place) -> None:
+        """Take back that a hyperthread or its vCPU was to go: it did not in time, so it stays, whatever comes later."""
+        coordinator, vm = self.coordinator(place[0]), self.vcpus[place][0]
+        if vm and coordinator is not None:
+            self.tell(coordinator, {"op": "attach", "ht": place[1], "vm": vm})
 
     def on_idle(self, place: Place) -> None:
         self._idle_wanted.discard(place)
