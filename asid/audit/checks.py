@@ -81,6 +81,9 @@ def _g1_siblings(finding: Finding, number: int, core: CoreHistory, kick: str) ->
             known[row.ht] = ("LEASE", row.vm, row)
         elif row.kind == "gate.grant":
             known[row.ht] = ("HOST", 0, row)
+        elif row.kind in ("gate.leave", "gate.ask") and known.get(row.ht, ("",))[0] == "HOST":
+            # It asks again under a new number: it had not seen that grant, and will not use it.
+            known[row.ht] = ("TOLD", 0, row)
         elif row.kind in ("gate.done", "gate.answer", "gate.dead", "gate.idle", "gate.bye"):
             known[row.ht] = ("OUT", 0, row)
         elif row.kind in ("gate.resync", "gate.ready"):

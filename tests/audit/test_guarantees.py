@@ -129,6 +129,14 @@ def test_g1_a_death_that_only_the_daemon_wrote_down_ends_a_granted_host(tale):
     assert tale.end(100).finding("G1").broken == 0
 
 
+def test_g1_a_grant_that_crossed_a_repeated_leave_is_not_used(tale):
+    tale.gate(10, "leave", 0, req=1, reason="")
+    tale.gate(11, "grant", 0, req=1)
+    tale.gate(12, "leave", 0, req=2, reason="")
+    tale.gate(13, "admit", 1, vm=1, req=1, inc=1)
+    assert tale.end(100).finding("G1").broken == 0
+
+
 def test_g1_does_not_apply_to_a_policy_without_a_gate():
     tale = Tale(policy="none", kick="send")
     tale.goes(10, 0, "GUEST")
