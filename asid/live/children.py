@@ -21,6 +21,7 @@ from asid.live.hyperthread import hyperthread_main
 from asid.live.ring import Ring
 
 STATUS_WAIT_S: Final = 0.2  # between a readable pidfd and the fork server's word
+BIRTH_FDS: Final = 12  # descriptors that a birth may need at a time, with some to spare
 STATUS_UNKNOWN: Final = 255
 YOUNG_NS: Final = 2_000_000_000  # who dies younger was not well born
 YOUNG_DEATHS_MAX: Final = 5  # in a row; then the hyperthread stays OFFLINE
@@ -104,6 +105,26 @@ def without_main() -> Iterator[None]:
             setattr(main, name, value)
 
 
+def check_room(fd: int) -> None:
+    """Raise OSError without descriptors for a birth: a fork server left halfway dies, with all that it bore."""
+    taken: list[int] = []
+    try:
+        while len(taken) < BIRTH_FDS:
+            taken.append(os.dup(fd))
+    finally:
+        for each in taken:
+            os.close(each)
+
+
+def pidfd_of(process: BaseProcess) -> int:
+    """Return a descriptor that becomes readable when the process is dead. Raise OSError when the host has none."""
+    assert process.pid is not None
+    try:
+        return os.pidfd_open(process.pid)
+    except ProcessLookupError:  # dead already, and reaped by the fork server
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)  # always readable, as a dead one's would be
+
+
 class Children:
     """All children by place. `on_death(child, status)` is called once for each, after its confirmed death."""
 
@@ -122,15 +143,20 @@ class Children:
         place = (birth.core, birth.ht)
         assert place not in self.by_place, f"{birth.name} is alive"
         main = coordinator_main if birth.ht < 0 else hyperthread_main
+        check_room(ring_fd)
+        ring = Ring(ring_fd)
         process = SPAWN.Process(target=main, args=(birth,), name=birth.name, daemon=True)
-        with without_main():
-            process.start()
-        assert process.pid is not None
         try:
-            pidfd = os.pidfd_open(process.pid)
-        except ProcessLookupError:  # dead already, and reaped by the fork server
-            pidfd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)  # always readable, as a dead one's would be
-        child = Child(birth, process, process.pid, pidfd, Ring(ring_fd), ring_fd, now_ns)
+            with without_main():
+                process.start()
+            pidfd = pidfd_of(process)
+        except OSError:  # out of descriptors, of memory or of processes: whatever was begun is undone
+            ring.close()
+            if process.pid is not None:
+                process.kill()
+            raise
+        assert process.pid is not None
+        child = Child(birth, process, process.pid, pidfd, ring, ring_fd, now_ns)
         self.by_place[place] = child
         self._watch(pidfd, lambda: self.reap(child))
         return child

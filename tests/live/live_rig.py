@@ -118,6 +118,16 @@ def family(daemon: Daemon) -> dict[str, int]:
     return found
 
 
+def stopped(daemon: Daemon) -> list[int]:
+    """Processes of a daemon that are stopped (SIGSTOP)."""
+    found = []
+    for pid in family(daemon).values():
+        with contextlib.suppress(psutil.Error):
+            if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+                found.append(pid)
+    return found
+
+
 def pid_of(client: Client, place: str) -> int:
     """Process of `c0h1`, or of the coordinator `c0`; 0 when it is not there."""
     core, _, ht = place.removeprefix("c").partition("h")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -268,6 +269,26 @@ def test_no_descriptor_is_lost_with_a_death(rig):
     for place in ("c0h0", "c0h1", "c0h0", "c0h1"):
         killed(client, place)
     wait_until(lambda: psutil.Process(daemon.process.pid).num_fds() <= before, 3, "descriptors of the daemon")
+
+
+def test_a_host_without_descriptors_keeps_what_runs_and_brings_the_rest_back_later(rig):
+    """Whatever step of a birth it is that gets no descriptor: what was begun is undone, and tried again later."""
+    daemon = rig.start(machine(2))
+    client = daemon.client()
+    wait_progress(client)
+    limits = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir(f"/proc/{daemon.process.pid}/fd"))) + 1
+    for room in (0, 2, 4):
+        before = pid_of(client, "c0h1")
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (used - 5 + room, limits[1]))
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda b=before: pid_of(client, "c0h1") != b)
+        wait_progress(client, leaves=5)
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, limits)
+        wait_ready(client)
+        wait_each_progresses(client)
+    run = daemon.stop()
+    assert run.verdict.passed, story(run)
 
 
 # --- coordinators -----------------------------------------------------------------------------------------
