@@ -201,8 +201,13 @@ class Operations(Queries):
                 child.kill()
             elif coordinator is not None:  # one that is not there is told when it comes back
                 self.daemon.tell(coordinator, {"op": "stop", "ht": place[1]})
-            while self.daemon.child(place) is child:
-                yield set()
+            try:
+                while self.daemon.child(place) is child:
+                    yield set()
+            except GeneratorExit:
+                self.daemon.unplugged.discard(place)
+                self.daemon.keep(place)
+                raise
             changed.append(f"c{place[0]}h{place[1]}")
         return {"changed": changed}
 
