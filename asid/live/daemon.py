@@ -6,7 +6,6 @@ clients, and ends everything in order. `asid.live.serve` runs it.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import secrets
@@ -349,10 +348,16 @@ class Daemon(Parent):
                 for child in left:
                     child.kill()
             return
+        self._vanish()  # while there are coordinators, who would do it if this process were killed now
         for child in self.children.coordinators():
             child.kill()
         if not self.children.by_place:
             self._over = True
+
+    def _vanish(self) -> None:
+        """Remove what a new client would look for. Whoever is connected stays so."""
+        for path in (self.paths.endpoints, *self.paths.root.glob("*.sock")):
+            path.unlink(missing_ok=True)
 
     def end(self) -> dict[str, Any]:
         """Write the end of the run: the last record, the statistics, the verdict. Return the verdict."""
@@ -384,11 +389,8 @@ class Daemon(Parent):
         deadline_ns = self.now_ns() + DEATH_DEADLINE_NS
         while self.children.by_place and self.now_ns() < deadline_ns:
             self.node.turn(deadline_ns)
-        with contextlib.suppress(FileNotFoundError):
-            self.paths.endpoints.unlink()
+        self._vanish()
         sockets.close(self.context, self.ctl, self.urgent, self.tel, self.link)
-        for path in self.paths.root.glob("*.sock"):
-            path.unlink(missing_ok=True)
         self.reader.close()
         for fd, page in self.pages.values():
             page.close()
