@@ -137,7 +137,7 @@ LARGE: Final = {
     "n2v2-nmi-coordinator": (188_198, 514_944, 114),
     "n2v1-coordinator2": (124_516, 366_824, 105),
     "n2v2-coordinator2": (100_015, 252_944, 102),
-    "n2v1-coordinator-kill": (4_011_318, 14_199_824, 186),
+    "n2v1-coordinator-kill": (4_005_698, 14_185_033, 186),
     "n2v2-coordinator-kill": (2_454_218, 6_988_263, 182),
     "n2i1-nmi-coordinator-kill": (361_056, 1_303_856, 105),
     "n2i1-nmi-coordinator-kill-send": (226_813, 850_644, 49),
