@@ -40,7 +40,7 @@ live: $(READY)  ## the tests that start real processes
 	$(BIN)/python -m pytest -m live
 
 stress: $(READY)  ## 100,000 leaves under kills, stops, NMIs and hotplug
-	ASID_STRESS_LEAVES=100000 $(BIN)/python -m pytest tests/live/test_live_stress.py
+	ASID_STRESS_LEAVES=100000 $(BIN)/python -m pytest -s tests/live/test_live_stress.py
 
 explore: $(READY)  ## every interleaving within the default bounds
 	$(BIN)/asid explore
