@@ -22,12 +22,15 @@ from zmq.backend import zmq_poll
 Frames = list[bytes]
 PR_SET_PDEATHSIG = 1
 # A wait never sleeps longer than this before it looks at everything again.
-SLEEP_MAX_NS = 20_000_000
+SLEEP_MAX_NS = 100_000_000
 NEVER_NS = 1 << 63
 # As plain integers: pyzmq's flags are enums, and an enum costs a microsecond where an integer costs nothing.
 POLLIN = int(zmq.POLLIN)
 NOBLOCK = int(zmq.NOBLOCK)
 RCVMORE = int(zmq.RCVMORE)
+
+
+FD_SETSIZE = 1024
 
 
 class ParentGone(Exception):
@@ -44,6 +47,7 @@ class Node:
         self._next_ns = NEVER_NS  # no timer is due before; it may be too early, never too late
         self._items: list[tuple[zmq.Socket[bytes] | int, int]] = []  # everything to wait for, as zmq_poll takes it
         self._fds: list[int] = []  # the same, as select takes it
+        self._selectable = True  # it takes no higher numbers; a daemon of many cores has them
         self.now_ns = time.monotonic_ns
 
     def add_socket(self, socket: zmq.Socket[bytes], on_message: Callable[[Frames], None]) -> None:
@@ -62,6 +66,7 @@ class Node:
         everything: list[zmq.Socket[bytes] | int] = [*self._sockets, *self._readers]
         self._items = [(what, POLLIN) for what in everything]
         self._fds = [int(socket.getsockopt(zmq.FD)) for socket in self._sockets] + list(self._readers)
+        self._selectable = max(self._fds, default=0) < FD_SETSIZE
 
     def watch_parent(self) -> None:
         """Raise ParentGone from `turn` when the process that started this one is dead."""
@@ -117,6 +122,8 @@ class Node:
             return zmq_poll(self._items, ns // 1_000_000)
         ready = zmq_poll(self._items, 0)
         if not ready and ns > 0:  # zmq_poll counts in milliseconds
+            if not self._selectable:
+                return zmq_poll(self._items, 1)
             select.select(self._fds, (), (), ns / 1e9)
             ready = zmq_poll(self._items, 0)
         return ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import threading
@@ -193,6 +194,20 @@ def test_ringing_never_blocks_and_hushing_a_silent_bell_is_nothing(bell):
     os.eventfd_write(bell, 2**64 - 2)  # as full as it gets: one more would block
     ring_doorbell(bell)
     assert os.eventfd_read(bell) == 2**64 - 2
+
+
+def test_a_descriptor_that_select_cannot_take_is_served_too(node, clock, bell):
+    """A daemon of 64 cores has more than a thousand."""
+    high = fcntl.fcntl(bell, fcntl.F_DUPFD_CLOEXEC, node_.FD_SETSIZE)
+    rung = []
+    node.add_reader(high, lambda: (hush_doorbell(high), rung.append(1)))
+    try:
+        assert not node.turn(clock.now + 300_000)
+        ring_doorbell(bell)
+        assert node.turn(clock.now + 300_000)
+    finally:
+        os.close(high)
+    assert rung == [1]
 
 
 def test_a_dropped_reader_is_not_called(node, clock, bell):
