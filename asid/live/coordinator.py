@@ -13,12 +13,14 @@ from typing import Any
 
 from asid import wire
 from asid.core import gate
-from asid.core.events import Action, Bid, Do, Mode, Order, Report, Said, Timer, Want
+from asid.core.events import Action, Bid, Do, Mode, Order, Timer
 from asid.core.gate import Belief, Ev
 from asid.core.limits import REKICK_PART, STICKY_DEADLINE_NS
 from asid.core.policy import make_policy
 from asid.live import sockets
+from asid.live.ahead import QUIET_NS, Ahead, likely_of_gate
 from asid.live.birth import Birth
+from asid.live.gate_chronicle import Note, notes_of
 from asid.live.link import Link
 from asid.live.node import Frames, Node, ParentGone, prepare_child, ring_doorbell
 from asid.live.notebook import Notebook
@@ -42,6 +44,10 @@ from asid.live.traps import RECEIVE, step_name, trap_of
 LATE_NS = 10_000_000  # a timer that fires this much too late says that the process was not running
 KICKS_A_LIFE = 1 << 32  # kick numbers of one coordinator; the next begins above
 
+Decision = tuple[gate.GateState, tuple[Action, ...], list[Note]]
+
+DO_ORDER = Do.ORDER  # an attribute of an enum costs several times what a name of the module does
+
 
 class Coordinator:
     """The gate of one core."""
@@ -64,6 +70,7 @@ class Coordinator:
         self.state = gate.opened(self.spec, birth.inc, birth.siblings, birth.attached)
         self.quiet: list[dict[str, Any]] = []  # policy changes that wait until nobody holds a lease
         self.holders: set[str] = set()  # what holds the gate closed
+        self.ahead = Ahead(self.decide, lambda state: likely_of_gate(self.spec, state), lambda decision: decision[0])
         self.trap = trap_of(f"{birth.name}.{birth.inc}")
         self.context = sockets.new_context()
         self.router = sockets.gate_router(self.context, Path(birth.gate_path))
@@ -87,7 +94,11 @@ class Coordinator:
 
     def run(self) -> None:
         while True:
-            self.node.turn()
+            if self.ahead.ready(self.state):
+                self.node.turn()
+            elif not self.node.turn(self.node.now_ns() + QUIET_NS):
+                while self.ahead.think(self.state) and not self.node.turn(0):
+                    pass  # between two thoughts it looks whether there is something to do
             self.notebook.flush()
             if self.quiet:
                 self.try_quiet()
@@ -96,13 +107,18 @@ class Coordinator:
 
     def step(self, event: gate.Event) -> None:
         before = self.state
-        self.state, actions = gate.step(self.spec, before, event)
+        self.state, actions, notes = self.ahead.step(before, event)
         if self.state.round != before.round:
             self.words[ROUND] = self.state.round  # before anybody is told: a successor must not give it out again
-        self.note_step(before, event, actions)
+        for kind, data, round_, ht in notes:
+            self.notebook.note(kind, data, round_, self.cause, ht=ht)
         self.perform(actions)
         if self.state.members is not before.members:
             self.drop_timers(before)
+
+    def decide(self, state: gate.GateState, event: gate.Event) -> Decision:
+        after, actions = gate.step(self.spec, state, event)
+        return after, actions, notes_of(state, event, after, actions)
 
     def on_gate(self, frames: Frames) -> None:
         """A report. An empty frame is a probe: a hyperthread is connected, again if the coordinator came back."""
@@ -161,6 +177,7 @@ class Coordinator:
         elif op == "policy":
             self.spec = gate.Spec(make_policy(message["name"], message["kick"]).rooms)
             self.state = self.state._replace(turn=0)
+            self.ahead.forget()
         if op == "gate":
             self.link.tell({"op": "done", "id": message["id"], "gate": self.describe()})
         elif "id" in message:
@@ -207,7 +224,7 @@ class Coordinator:
             do = action.do
             if self.trap is not None:
                 self.trap(step_name(action))
-            if do is Do.ORDER:
+            if do is DO_ORDER:
                 order = action.a
                 assert isinstance(order, Order)
                 frame = wire.encode_order(self.birth.core, order, self.notebook.last)
@@ -275,57 +292,6 @@ class Coordinator:
             self.step(gate.Event(Ev.TIMER, timer=timer, ht=ht, key=number))
 
         self.node.set_timer((timer, key), after_ns, fire)
-
-    # --- records ------------------------------------------------------------------------------------------
-
-    def note_step(self, before: gate.GateState, event: gate.Event, actions: tuple[Action, ...]) -> None:
-        """Note what was told and what is granted, stamped before any of it is sent."""
-        after, note = self.state, self.notebook.note
-        if event.ev is Ev.REPORT:
-            assert event.report is not None
-            self.note_report(before, event.report)
-        elif event.ev is Ev.DEAD and actions:
-            note("gate.dead", {"inc": event.inc}, after.round, ht=event.ht)
-        if before.open and not after.open:
-            note("gate.close", {}, after.round, self.cause)
-        elif after.open and after.round != before.round:
-            note("gate.open", {}, after.round, self.cause)
-        if after.turn != before.turn:
-            note("gate.turn", {"vm": after.turn}, after.round)
-        for action in actions:
-            if action.do is Do.ORDER:
-                order = action.a
-                assert isinstance(order, Order)
-                if order.bid is Bid.ADMIT:
-                    data = {"vm": order.vm, "req": order.req, "inc": order.inc}
-                    note("gate.admit", data, order.round, self.cause, ht=order.ht)
-                elif order.bid is Bid.GRANT:
-                    note("gate.grant", {"req": order.req}, order.round, self.cause, ht=order.ht)
-
-    def note_report(self, before: gate.GateState, r: Report) -> None:
-        note, cause, round_ = self.notebook.note, self.cause, self.state.round
-        m = before.members[r.ht]
-        if r.said is Said.READY:
-            if m.belief is Belief.UNKNOWN:
-                note("gate.resync", {"inc": r.inc}, round_, cause, ht=r.ht)
-            elif m.inc != r.inc or m.belief is Belief.OFFLINE:  # the first time: it repeats itself until it is needed
-                mode = Mode.ISOLATED if r.mode is Mode.ENTER else r.mode
-                note("gate.ready", {"inc": r.inc, "mode": mode.name}, round_, cause, ht=r.ht)
-        elif r.said is Said.ANSWER:
-            mode = Mode.ISOLATED if r.mode is Mode.ENTER else r.mode
-            note("gate.answer", {"number": r.answered, "was": mode.name}, round_, cause, ht=r.ht)
-        elif r.said is Said.LEAVE:
-            note("gate.leave", {"req": r.req, "reason": ""}, round_, cause, ht=r.ht)
-        elif r.said is Said.DONE:
-            note("gate.done", {}, round_, cause, ht=r.ht)
-        elif r.said is Said.ENTERED:
-            note("gate.entered", {}, round_, cause, ht=r.ht)
-        elif r.said is Said.IDLE:
-            note("gate.idle", {}, round_, cause, ht=r.ht)
-        elif r.said is Said.BYE:
-            note("gate.bye", {}, round_, cause, ht=r.ht)
-        if r.want is Want.ASK and (m.req != r.req or m.want is not r.want):
-            note("gate.ask", {"vm": r.vm, "req": r.req}, round_, cause, ht=r.ht)
 
 
 def identity(ht: int, inc: int) -> bytes:

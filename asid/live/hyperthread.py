@@ -22,6 +22,7 @@ from asid.core.limits import INTERRUPT_DEPTH_MAX, MESSAGES_IN_FLIGHT_MAX, RETRY_
 from asid.core.policy import Policy, make_policy
 from asid.guest.base import Exit, Source
 from asid.live import sockets
+from asid.live.ahead import QUIET_NS, Ahead, likely_of_hyperthread
 from asid.live.birth import Birth
 from asid.live.chronicle import Chronicle
 from asid.live.fast import Left, run_fast
@@ -72,6 +73,11 @@ class Hyperthread:
         self.holds = tuple(base_of(other) + field for other in others for field in (FLAG, DEPTH))
         self.policy: Policy
         self.spec: core.Spec
+        self.ahead = Ahead(
+            lambda state, event: core.step(self.spec, state, event),
+            lambda state: likely_of_hyperthread(birth.ht, state),
+            lambda state: state,
+        )
         self.set_policy(birth.policy, birth.kick)
         self.state = core.born(birth.inc, birth.coord, self.words[self.own + REQUEST])
         self.notebook = Notebook(Ring(birth.ring.fd), birth.core, birth.ht, birth.inc)
@@ -106,6 +112,7 @@ class Hyperthread:
 
     def set_policy(self, name: str, kick: str) -> None:
         self.policy = make_policy(name, kick)
+        self.ahead.forget()
         self.spec = core.Spec(self.birth.ht, self.siblings, self.policy.kick, self.policy.guarded)
 
     # --- the loop -----------------------------------------------------------------------------------------
@@ -134,7 +141,7 @@ class Hyperthread:
             self.send_outbox()
 
     def step(self, event: core.Event) -> None:
-        self.state = core.step(self.spec, self.state, event)
+        self.state = self.ahead.step(self.state, event)
 
     def take_interrupts(self) -> None:
         """Let an injected NMI or #MC in, between any two actions. What comes during one is latched: one more."""
@@ -291,8 +298,17 @@ class Hyperthread:
             if self.retire():
                 self.exits(self.exit)
             return
-        self.node.turn(self.until_ns if self.exit is not None else None)
-        self.retire()
+        until = self.until_ns if self.exit is not None else None
+        quiet = self.node.now_ns() + QUIET_NS
+        if self.ahead.ready(self.state) or (until is not None and until <= quiet):
+            self.node.turn(until)
+        elif not self.node.turn(quiet):
+            while not words[own + PENDING] and self.ahead.think(self.state):
+                pass
+        if words[own + PENDING]:
+            self.step(core.INTERRUPTED)
+        else:
+            self.retire()
 
     def look_around(self) -> bool:
         """What a guest that never pauses must still do, once in a while: sockets, timers, the parent's life.

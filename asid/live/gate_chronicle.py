@@ -1,0 +1,75 @@
+"""What a coordinator tells the journal: a decision of its gate becomes records. It decides nothing, and is pure.
+
+The records of a decision are stamped and written before any of it is performed, in the order given here: what was told,
+the gate's own change, what is granted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from asid.core.events import Action, Bid, Do, Mode, Order, Report, Said, Want
+from asid.core.gate import Belief, Ev, Event, GateState
+
+
+class Note(NamedTuple):
+    """A record to be written. ht: the hyperthread spoken of, -1 for the core as a whole."""
+
+    kind: str
+    data: dict[str, Any]
+    round: int
+    ht: int = -1
+
+
+_PLAIN = {
+    Said.DONE: "gate.done",
+    Said.ENTERED: "gate.entered",
+    Said.IDLE: "gate.idle",
+    Said.BYE: "gate.bye",
+}
+
+
+def notes_of(before: GateState, event: Event, after: GateState, actions: tuple[Action, ...]) -> list[Note]:
+    """Return the records of one step of the gate."""
+    notes: list[Note] = []
+    if event.ev is Ev.REPORT:
+        assert event.report is not None
+        notes += _told(before, event.report, after.round)
+    elif event.ev is Ev.DEAD and actions:
+        notes.append(Note("gate.dead", {"inc": event.inc}, after.round, event.ht))
+    if before.open and not after.open:
+        notes.append(Note("gate.close", {}, after.round))
+    elif after.open and after.round != before.round:
+        notes.append(Note("gate.open", {}, after.round))
+    if after.turn != before.turn:
+        notes.append(Note("gate.turn", {"vm": after.turn}, after.round))
+    for action in actions:
+        if action.do is Do.ORDER:
+            order = action.a
+            assert isinstance(order, Order)
+            if order.bid is Bid.ADMIT:
+                data = {"vm": order.vm, "req": order.req, "inc": order.inc}
+                notes.append(Note("gate.admit", data, order.round, order.ht))
+            elif order.bid is Bid.GRANT:
+                notes.append(Note("gate.grant", {"req": order.req}, order.round, order.ht))
+    return notes
+
+
+def _told(before: GateState, r: Report, round_: int) -> list[Note]:
+    m = before.members[r.ht]
+    mode = Mode.ISOLATED if r.mode is Mode.ENTER else r.mode
+    notes: list[Note] = []
+    if r.said is Said.READY:
+        if m.belief is Belief.UNKNOWN:
+            notes.append(Note("gate.resync", {"inc": r.inc}, round_, r.ht))
+        elif m.inc != r.inc or m.belief is Belief.OFFLINE:  # the first time: it repeats itself until it is needed
+            notes.append(Note("gate.ready", {"inc": r.inc, "mode": mode.name}, round_, r.ht))
+    elif r.said is Said.ANSWER:
+        notes.append(Note("gate.answer", {"number": r.answered, "was": mode.name}, round_, r.ht))
+    elif r.said is Said.LEAVE:
+        notes.append(Note("gate.leave", {"req": r.req, "reason": ""}, round_, r.ht))
+    elif r.said in _PLAIN:
+        notes.append(Note(_PLAIN[r.said], {}, round_, r.ht))
+    if r.want is Want.ASK and (m.req != r.req or m.want is not r.want):
+        notes.append(Note("gate.ask", {"vm": r.vm, "req": r.req}, round_, r.ht))
+    return notes

@@ -1,0 +1,87 @@
+"""What a coordinator tells the journal: each decision of a gate by hand, and records that the catalogue knows."""
+
+from __future__ import annotations
+
+import pytest
+
+from asid.core import gate
+from asid.core.events import Bid, Mode, Report, Said, Want
+from asid.core.gate import Belief, Ev, Event, GateState, Member, Spec
+from asid.core.record import Record, fault_of
+from asid.live.gate_chronicle import Note, notes_of
+
+SPEC = Spec()
+LEASE = Member(inc=1, belief=Belief.SESSION, attached=1, room=1, req=2, vm=1, granted=-1, kicks=7)
+OPEN = GateState(coord=1, round=4, open=True, members=(LEASE, LEASE), turn=1)
+
+
+def report(
+    said: Said, ht: int, want: Want, mode: Mode, *, req: int = 3, answered: int = 7, lease: bool = False
+) -> Report:
+    return Report(said, ht, 1, 1, 4 if lease else 0, req, want, False, mode, 1, lease, lease, answered)
+
+
+def told(state: GateState, event: Event) -> tuple[GateState, list[Note]]:
+    after, actions = gate.step(SPEC, state, event)
+    return after, notes_of(state, event, after, actions)
+
+
+def test_a_leave_from_its_report_to_the_next_round():
+    state, notes = told(OPEN, Event(Ev.REPORT, report(Said.LEAVE, 0, Want.LEAVE, Mode.ISOLATED, lease=True)))
+    assert notes == [Note("gate.leave", {"req": 3, "reason": ""}, 4, 0), Note("gate.close", {}, 4)]
+    state, notes = told(state, Event(Ev.REPORT, report(Said.ANSWER, 1, Want.ASK, Mode.PARKED, answered=8)))
+    assert notes == [
+        Note("gate.answer", {"number": 8, "was": "PARKED"}, 4, 1),
+        Note("gate.ask", {"vm": 1, "req": 3}, 4, 1),
+        Note("gate.grant", {"req": 3}, 4, 0),
+    ]
+    state, notes = told(state, Event(Ev.REPORT, report(Said.DONE, 0, Want.ASK, Mode.PARKED, req=4)))
+    assert notes == [
+        Note("gate.done", {}, 5, 0),
+        Note("gate.ask", {"vm": 1, "req": 4}, 5, 0),
+        Note("gate.open", {}, 5),
+        Note("gate.admit", {"vm": 1, "req": 3, "inc": 1}, 5, 1),
+        Note("gate.admit", {"vm": 1, "req": 4, "inc": 1}, 5, 0),
+    ]
+
+
+def test_an_ask_that_is_repeated_is_told_once():
+    first = report(Said.ASK, 0, Want.ASK, Mode.PARKED)
+    held, _ = told(OPEN._replace(held=True), Event(Ev.REPORT, first))
+    _, notes = told(held, Event(Ev.REPORT, first))
+    assert [note.kind for note in notes] == []
+
+
+def test_ready_is_told_once_and_after_a_restart_it_is_a_resync():
+    ready = report(Said.READY, 0, Want.NONE, Mode.PARKED)
+    new = OPEN._replace(members=(Member(attached=1), LEASE))
+    after, notes = told(new, Event(Ev.REPORT, ready))
+    assert notes[0] == Note("gate.ready", {"inc": 1, "mode": "PARKED"}, 4, 0)
+    assert told(after, Event(Ev.REPORT, ready))[1] == []
+    unknown = OPEN._replace(members=(LEASE._replace(belief=Belief.UNKNOWN), LEASE))
+    assert told(unknown, Event(Ev.REPORT, ready))[1][0].kind == "gate.resync"
+
+
+def test_a_death_is_told_once():
+    after, notes = told(OPEN, Event(Ev.DEAD, ht=1, inc=1))
+    assert notes[0] == Note("gate.dead", {"inc": 1}, 4, 1)
+    assert told(after, Event(Ev.DEAD, ht=1, inc=1))[1] == []
+
+
+def test_the_core_going_to_another_vm_is_a_turn():
+    parked = Member(inc=1, belief=Belief.PARKED, attached=2)
+    state = OPEN._replace(open=False, turn=1, members=(parked, parked._replace(attached=0)))
+    ask = report(Said.ASK, 0, Want.ASK, Mode.PARKED)._replace(vm=2)
+    _, notes = told(state, Event(Ev.REPORT, ask))
+    assert Note("gate.turn", {"vm": 2}, 5) in notes
+    assert [note.kind for note in notes] == ["gate.ask", "gate.open", "gate.turn", "gate.admit"]
+
+
+@pytest.mark.parametrize("said", [said for said in Said if said is not Said.READY])
+@pytest.mark.parametrize("mode", list(Mode))
+def test_every_note_is_a_record_of_the_catalogue(said, mode):
+    event = Event(Ev.REPORT, report(said, 0, Want.ASK, mode))
+    notes = notes_of(OPEN, event, OPEN._replace(open=False, turn=2), (gate.order(OPEN, 1, Bid.ADMIT, vm=1),))
+    assert len(notes) >= 3
+    for kind, data, round_, ht in notes:
+        assert fault_of(Record(1, 1, 1, kind, 0, ht, round_, 0, data)) is None
