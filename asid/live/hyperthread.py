@@ -1,8 +1,7 @@
 """The hyperthread process: performs what `asid.core.hyperthread` decides, on the page, the sockets and the clock.
 
 One loop. While an action is to be done, do it, and between any two let an NMI or #MC in. Else bring the next event:
-a guest's exit, the end of the work in HOST, an order, a doorbell, a time-out. This file decides nothing of the
-protocol; what it chooses is when the guest exits, and that the guest's source says.
+what the vCPU is up to (`asid.live.vcpu`), an order, a doorbell, a time-out. This file decides nothing of the protocol.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -20,12 +20,11 @@ from asid.core.events import Action, Do, Mode, Order, Said, Seen
 from asid.core.hyperthread import HyperthreadState, Phase, What
 from asid.core.limits import INTERRUPT_DEPTH_MAX, MESSAGES_IN_FLIGHT_MAX, RETRY_NS
 from asid.core.policy import Policy, make_policy
-from asid.guest.base import Exit, Source
+from asid.guest.base import Exit
 from asid.live import sockets
-from asid.live.ahead import QUIET_NS, Ahead, likely_of_hyperthread
+from asid.live.ahead import Ahead, likely_of_hyperthread
 from asid.live.birth import Birth
 from asid.live.chronicle import Chronicle
-from asid.live.fast import Left, run_fast
 from asid.live.link import Link
 from asid.live.node import Frames, Node, ParentGone, hush_doorbell, prepare_child, ring_doorbell
 from asid.live.notebook import Notebook
@@ -47,15 +46,13 @@ from asid.live.page import (
 )
 from asid.live.ring import Ring
 from asid.live.traps import step_name, trap_of
+from asid.live.vcpu import Vcpu
+from asid.targets import resolve
 
-FAST_BATCH = 256  # fast exits between two looks at the clock
-LOOK_NS = 1_000_000  # a busy guest looks at its sockets at least this often
 TALLY_NS = 100_000_000  # fast exits are noted at least this often
-SPIN_NS_MAX = 30_000  # a wait shorter than this is spun: a sleep costs more
 READY_NS = 50_000_000  # a new hyperthread that hears nothing says again that it is there, ever more seldom
 READY_NS_MAX = 10_000_000_000
 HANDLER_NS = 2_000  # own work of an NMI or #MC handler
-HOST_BEGINS = -1  # until_ns of work in HOST whose clock has not started
 
 
 class Hyperthread:
@@ -85,23 +82,17 @@ class Hyperthread:
         self.nmis, self.mces = birth.interrupts  # the interrupt lines as last taken
         self.orders: deque[tuple[Order, int]] = deque()
         self.outbox: deque[bytes] = deque()
-        self.vcpu = birth.vcpu
-        self.source: Source | None = None
-        self.exit: Exit | None = None  # the next exit of the source, or the one being handled
-        self.exhausted = False  # the source has no more exits
-        self.injected: deque[list[Any]] = deque()  # [id, Exit, left]
-        self.from_injection = False
-        self.until_ns = 0  # when what the phase waits for is due
         self.asked_ns = time.monotonic_ns()
         self.ready_ns = READY_NS
-        self.looked_ns = 0  # when the sockets were last looked at from a busy guest
         self.trap = trap_of(f"{birth.name}.{birth.inc}")
+        place, topology = (birth.core, birth.ht), birth.config.topology
         self.slow_ns = sum(
-            slow.delay_ns for slow in birth.config.faults.slow if (birth.core, birth.ht) in _places(birth, slow.target)
+            slow.delay_ns for slow in birth.config.faults.slow if place in resolve(slow.target, topology)
         )
+        self.vcpu = Vcpu(self)
         context = sockets.new_context()
         name = f"ht{birth.ht}.{birth.inc}".encode()
-        self.gate = sockets.gate_dealer(context, _path(birth.gate_path), name)
+        self.gate = sockets.gate_dealer(context, Path(birth.gate_path), name)
         self.node.watch_parent()
         self.node.add_socket(self.gate, self.on_gate)
         self.link = Link(self.node, context, birth.link_path, f"{birth.name}.{birth.inc}", self.on_link)
@@ -227,8 +218,8 @@ class Hyperthread:
         """A handler's own time: an NMI's, a #MC's, or that of a fast exit."""
         if state.frames:
             self.spin(HANDLER_NS)
-        elif self.exit is not None:
-            self.fast_exit_done(self.exit)
+        else:
+            self.vcpu.fast_exit()
 
     def spin(self, ns: int) -> None:
         until = time.monotonic_ns() + ns
@@ -267,189 +258,15 @@ class Hyperthread:
     def bring_event(self) -> None:
         phase = self.state.phase
         if phase is Phase.GUEST:
-            self.in_guest()
+            self.vcpu.in_guest()
         elif phase is Phase.HOSTING:
-            self.in_host()
+            self.vcpu.in_host()
         else:
             self.waiting()
-
-    def in_guest(self) -> None:
-        """Guest instructions, until something ends them."""
-        words, own = self.words, self.own
-        if words[own + PENDING]:
-            self.step(core.INTERRUPTED)
-            return
-        if not self.state.used:
-            if self.retire():
-                self.step(core.RETIRED)
-            return
-        if self.injected:
-            self.injected_exit()
-            return
-        if self.exit is None:
-            self.next_exit()
-        if self.notebook.full:
-            self.notebook.flush()
-            self.node.turn(self.node.now_ns() + 1_000_000)
-            return
-        if self.exit is not None and self.node.now_ns() >= self.until_ns:
-            if self.exit.after_ns == 0 and self.look_around():
-                return
-            if self.retire():
-                self.exits(self.exit)
-            return
-        until = self.until_ns if self.exit is not None else None
-        quiet = self.node.now_ns() + QUIET_NS
-        if self.ahead.ready(self.state) or (until is not None and until <= quiet):
-            self.node.turn(until)
-        elif not self.node.turn(quiet):
-            while not words[own + PENDING] and self.ahead.think(self.state):
-                pass
-        if words[own + PENDING]:
-            self.step(core.INTERRUPTED)
-        else:
-            self.retire()
-
-    def look_around(self) -> bool:
-        """What a guest that never pauses must still do, once in a while: sockets, timers, the parent's life.
-
-        Return whether an order waits. A kick needs none of this: it is on the page.
-        """
-        now = self.node.now_ns()
-        if now - self.looked_ns >= LOOK_NS:
-            self.looked_ns = now
-            self.node.turn(now)
-        return bool(self.orders)
-
-    def retire(self) -> bool:
-        """Run one guest instruction, unless its boundary finds the pending bit set.
-
-        It is announced before the look, and taken back if it may not run: whoever sets the bit and then reads the
-        count has counted the one in flight, so what is counted after that ran behind a visible bit.
-        """
-        words, own = self.words, self.own
-        words[own + INSNS] += 1
-        self.page.fence()
-        if words[own + PENDING]:
-            words[own + INSNS] -= 1
-            return False
-        return True
-
-    def next_exit(self) -> None:
-        """Take the source's next exit. A recording that has ended is told once; its guest spins on."""
-        if self.source is None or self.exhausted:
-            return
-        self.exit = self.source.next()
-        if self.exit is not None:
-            self.until_ns = self.node.now_ns() + self.exit.after_ns
-            return
-        self.exhausted = True
-        if self.birth.config.vm[self.state.vm - 1].guest.source == "trace":
-            self.chronicle.flush(self.state.round)
-            self.link.tell({"op": "exhausted"})
-
-    def exits(self, event: Exit) -> None:
-        """One VM exit. A fast one that needs no time is done here; the step functions see all others."""
-        if self.policy.needs_full(event.full):
-            self.chronicle.wants_host(event.reason)
-            self.until_ns = HOST_BEGINS
-            self.step(core.FULL_EXIT)
-            return
-        if event.service_ns:
-            self.step(core.FAST_EXIT)
-            return
-        self.fast(event, 1)
-
-    def fast(self, event: Exit, n: int) -> int:
-        """Up to n fast exits in the hot loop; return how many."""
-        begin_ns = self.node.now_ns()
-        done, left = run_fast(
-            self.words,
-            self.own,
-            self.siblings,
-            self.page.fence,
-            vm=self.state.vm,
-            answered=self.state.answered,
-            interrupts=(self.nmis, self.mces),
-            n=n,
-        )
-        if done:
-            self.chronicle.tally.add(event.reason, event.isa, done, self.node.now_ns() - begin_ns)
-        if left is Left.LOOKING:
-            # The page is where the step functions are after publishing ENTER: bring the state there, and look.
-            self.step(core.FAST_EXIT)
-            for _ in range(3):
-                self.step(core.PERFORMED)
-        if self.exit is event and done:
-            self.exit = None
-        return done
-
-    def fast_exit_done(self, event: Exit) -> None:
-        """The handler of a fast exit ran: its service time passes here, in the isolated address space."""
-        begin_ns = self.node.now_ns()
-        until = begin_ns + event.service_ns
-        if event.service_ns <= SPIN_NS_MAX:
-            self.spin(event.service_ns)
-        else:
-            while self.node.now_ns() < until and not self.interrupted():
-                self.node.turn(until)
-        self.chronicle.tally.add(event.reason, event.isa, 1, max(1, self.node.now_ns() - begin_ns))
-        self.exit_over()
-
-    def exit_over(self) -> None:
-        if self.from_injection:
-            self.from_injection = False
-            self.injection_done(1)
-        self.exit = None
 
     def interrupted(self) -> bool:
         """Whether an NMI or #MC waits to be taken."""
         return self.words[self.own + NMI] != self.nmis or self.words[self.own + MCE] != self.mces
-
-    def injected_exit(self) -> None:
-        """Exits that a client asked for come before those of the source."""
-        _, event, left = self.injected[0]
-        if self.policy.needs_full(event.full) or event.service_ns:
-            if self.retire():
-                self.exit = event
-                self.from_injection = True
-                self.exits(event)
-            return
-        if self.look_around():
-            return
-        if self.notebook.full:
-            self.notebook.flush()
-        done = self.fast(event, min(left, FAST_BATCH))
-        if done:
-            self.injection_done(done)
-
-    def injection_done(self, n: int) -> None:
-        self.injected[0][2] -= n
-        if self.injected[0][2] <= 0:
-            done = self.injected.popleft()
-            self.chronicle.flush(self.state.round)
-            self.link.tell({"op": "done", "id": done[0]})
-
-    def in_host(self) -> None:
-        """Work in the full address space. A kick is answered meanwhile; the lease is not needed here."""
-        if self.words[self.own + REQUEST] != self.state.answered:
-            self.step(core.DOORBELL)
-            return
-        event = self.exit
-        if self.until_ns == HOST_BEGINS:
-            self.until_ns = self.node.now_ns() + (event.service_ns if event is not None else 0)
-        left_ns = self.until_ns - self.node.now_ns()
-        if left_ns > SPIN_NS_MAX:
-            self.node.turn(self.until_ns)
-            return
-        if left_ns > 0:
-            self.spin(left_ns)
-        halts = event is not None and event.wake_ns > 0
-        if event is not None:
-            self.chronicle.full_exit(event, self.state.round)
-            self.until_ns = self.node.now_ns() + event.wake_ns
-            self.exit_over()
-        self.step(core.HALT if halts else core.WORKED)
 
     def waiting(self) -> None:
         """Nothing to do but to be told: orders, doorbells, time-outs."""
@@ -465,10 +282,10 @@ class Hyperthread:
         now = self.node.now_ns()
         due = None
         if phase is Phase.HALTED:
-            if now >= self.until_ns or self.injected:
+            if self.vcpu.wakes(now):
                 self.step(core.RUNNABLE)
                 return
-            due = self.until_ns
+            due = self.vcpu.until_ns
         elif phase in (Phase.ASKING, Phase.LEAVING, Phase.IDLE):
             due = self.asked_ns + (self.ready_ns if phase is Phase.IDLE else RETRY_NS)
             if now >= due:
@@ -501,34 +318,16 @@ class Hyperthread:
         self.step(core.Event(What.ORDER, order=order))
         after = self.state
         if after.vm != before.vm:
-            self.source = self.make_source(after.vm)
-            self.exit = None
-            self.exhausted = False
+            self.vcpu.attach(after.vm)
         self.chronicle.ordered(before, after, order, cause)
-
-    def make_source(self, vm: int) -> Source | None:
-        if vm == 0:
-            return None
-        from asid.guest import make_source
-
-        config = self.birth.config
-        return make_source(
-            config.vm[vm - 1].guest,
-            vm=vm,
-            vcpu=self.vcpu[1],
-            seed=config.seed,
-            base_dir=_path(self.birth.base_dir),
-            pace=config.pace.mode,
-            scale=1.0 / config.pace.scale,  # a speed-up here, a factor of durations there
-        )
 
     def on_link(self, message: dict[str, Any]) -> None:
         op = message["op"]
         if op == "exit":
             event = Exit(0, message["reason"], message["isa"], message["service_ns"], message["full"], 0)
-            self.injected.append([message["id"], event, message["n"]])
+            self.vcpu.inject(message["id"], event, message["n"])
         elif op == "vcpu":
-            self.vcpu = (message["vm"], message["vcpu"])
+            self.vcpu.number = message["vcpu"]
             self.link.tell({"op": "done", "id": message["id"]})
         elif op == "policy":
             self.set_policy(message["name"], message["kick"])
@@ -541,18 +340,6 @@ class Hyperthread:
         self.chronicle.flush(self.state.round)
         self.notebook.flush()
         self.node.set_timer("tally", TALLY_NS, self.on_tally)
-
-
-def _places(birth: Birth, target: str) -> tuple[tuple[int, int], ...]:
-    from asid.targets import resolve
-
-    return resolve(target, birth.config.topology)
-
-
-def _path(text: str) -> Any:
-    from pathlib import Path
-
-    return Path(text)
 
 
 def hyperthread_main(birth: Birth) -> None:

@@ -115,7 +115,7 @@ class OneHyperthread:
         self.settle()
         self.order(Bid.ATTACH, vm=1)
         self.order(Bid.ADMIT, vm=1)
-        self.ht.in_guest()
+        self.ht.vcpu.in_guest()
         self.settle()
 
     def kick(self, number: int) -> None:

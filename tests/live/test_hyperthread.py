@@ -50,15 +50,15 @@ def one(make):
 
 def leaves(one: OneHyperthread, event: Exit = FULL) -> None:
     """Guest to HOST through a granted leave."""
-    one.ht.exit = event
-    one.ht.exits(event)
+    one.ht.vcpu.exit = event
+    one.ht.vcpu.exits(event)
     one.settle()
     one.order(Bid.GRANT)
 
 
 def works(one: OneHyperthread) -> None:
     while one.ht.state.phase is Phase.HOSTING:
-        one.ht.in_host()
+        one.ht.vcpu.in_host()
         one.settle()
 
 
@@ -78,8 +78,8 @@ def test_nothing_is_heard_of_fast_exits(one):
     one.reports()
     one.records()
     for event in [FAST] * 50 + [SLOW_FAST] * 3:
-        one.ht.exit = event
-        one.ht.exits(event)
+        one.ht.vcpu.exit = event
+        one.ht.vcpu.exits(event)
         one.settle()
     assert one.ht.state.phase is Phase.GUEST
     assert one.reports() == []
@@ -91,8 +91,8 @@ def test_nothing_is_heard_of_fast_exits(one):
 
 def test_a_full_exit_waits_isolated_for_its_grant(one):
     one.enter()
-    one.ht.exit = FULL
-    one.ht.exits(FULL)
+    one.ht.vcpu.exit = FULL
+    one.ht.vcpu.exits(FULL)
     one.settle()
     assert (one.ht.state.phase, one.ht.state.mode) == (Phase.LEAVING, Mode.ISOLATED)
     one.order(Bid.GRANT, req=one.ht.state.req - 1)
@@ -123,7 +123,7 @@ def test_a_kick_is_answered_in_guest_and_the_lease_is_gone(one):
     one.enter()
     one.reports()
     one.kick(1)
-    one.ht.in_guest()
+    one.ht.vcpu.in_guest()
     one.settle()
     [report] = one.reports()
     assert (report.said, report.answered, report.session, report.mode) == (Said.ANSWER, 1, False, Mode.PARKED)
@@ -133,8 +133,8 @@ def test_a_kick_is_answered_in_guest_and_the_lease_is_gone(one):
 
 def test_a_kick_while_it_waits_for_a_grant_is_answered(one):
     one.enter()
-    one.ht.exit = FULL
-    one.ht.exits(FULL)
+    one.ht.vcpu.exit = FULL
+    one.ht.vcpu.exits(FULL)
     one.settle()
     one.reports()
     one.kick(1)
@@ -178,17 +178,17 @@ def test_no_instruction_runs_behind_a_visible_bit(one):
     one.enter()
     before = one.insns
     one.words[one.own + PENDING] = 1
-    assert not one.ht.retire()
+    assert not one.ht.vcpu.retire()
     assert one.insns == before
     one.words[one.own + PENDING] = 0
-    assert one.ht.retire()
+    assert one.ht.vcpu.retire()
     assert one.insns == before + 1
 
 
 def test_an_exit_that_is_due_behind_a_visible_bit_waits(one):
     one.enter()
-    one.ht.exit, one.ht.until_ns = FULL, 0
-    one.ht.looked_ns = 2**62  # no look at the sockets in between
+    one.ht.vcpu.exit, one.ht.vcpu.until_ns = FULL, 0
+    one.ht.vcpu.looked_ns = 2**62  # no look at the sockets in between
     one.ht.node.now_ns = lambda: 2**62
     before = one.insns
 
@@ -196,17 +196,17 @@ def test_an_exit_that_is_due_behind_a_visible_bit_waits(one):
         one.kick(1)
         return False
 
-    one.ht.look_around = kicked_before_it_runs
-    one.ht.in_guest()
+    one.ht.vcpu.look_around = kicked_before_it_runs
+    one.ht.vcpu.in_guest()
     assert (one.ht.state.phase, one.insns) == (Phase.GUEST, before), "neither the instruction nor its exit happened"
-    assert one.ht.exit is FULL, "it comes with the next admission"
+    assert one.ht.vcpu.exit is FULL, "it comes with the next admission"
 
 
 def test_the_first_instruction_of_a_lease_is_reported_and_no_other(one):
     one.enter()
     assert [report.said for report in one.reports()] == [Said.READY, Said.ASK, Said.ENTERED]
     for _ in range(5):
-        assert one.ht.retire()
+        assert one.ht.vcpu.retire()
         one.settle()
     assert one.reports() == []
 
@@ -215,7 +215,7 @@ def test_insns_behind_a_kick_count_from_when_the_kicker_looked(one):
     one.enter()
     one.kick(1)
     one.words[one.own + INSNS] += 2  # what may never happen
-    one.ht.in_guest()
+    one.ht.vcpu.in_guest()
     one.settle()
     [seen] = [data for kind, data in one.records() if kind == "kick.seen"]
     assert seen == {"number": 1, "was": "GUEST", "avoidable": False, "insns": 2}
@@ -226,7 +226,7 @@ def test_an_instruction_taken_back_is_not_counted_below_zero(one):
     one.words[one.own + INSNS] += 1  # announced
     one.kick(1)
     one.words[one.own + INSNS] -= 1  # the boundary found the bit
-    one.ht.in_guest()
+    one.ht.vcpu.in_guest()
     one.settle()
     [seen] = [data for kind, data in one.records() if kind == "kick.seen"]
     assert seen["insns"] == 0
@@ -258,10 +258,10 @@ def test_a_request_without_an_answer_is_made_again_under_a_new_number(one, phase
     one.enter()
     if phase is Phase.ASKING:
         one.kick(1)
-        one.ht.in_guest()
+        one.ht.vcpu.in_guest()
     else:
-        one.ht.exit = FULL
-        one.ht.exits(FULL)
+        one.ht.vcpu.exit = FULL
+        one.ht.vcpu.exits(FULL)
     one.settle()
     one.reports()
     asked = one.ht.state.req
@@ -294,8 +294,8 @@ def test_leaves_that_ask_nobody_say_so(make, policy, kick, via):
     one = make(policy=policy, kick=kick)
     one.enter()
     one.records()
-    one.ht.exit = FULL
-    one.ht.exits(FULL)
+    one.ht.vcpu.exit = FULL
+    one.ht.vcpu.exits(FULL)
     one.settle()
     records = one.records()
     assert [data["via"] for kind, data in records if kind == "ht.mode" and data["new"] == "HOST"] == [via]
@@ -324,14 +324,14 @@ def test_a_sibling_in_host_holds_the_entry_and_is_named(one, field):
 def a_life(one: OneHyperthread) -> None:
     """Everything that can happen to a hyperthread in order, kicks included."""
     one.enter()
-    one.ht.exit = SLOW_FAST
-    one.ht.exits(SLOW_FAST)
+    one.ht.vcpu.exit = SLOW_FAST
+    one.ht.vcpu.exits(SLOW_FAST)
     one.settle()
     one.kick(1)
-    one.ht.in_guest()
+    one.ht.vcpu.in_guest()
     one.settle()
     one.order(Bid.ADMIT, vm=1)
-    one.ht.in_guest()
+    one.ht.vcpu.in_guest()
     one.settle()
     leaves(one)
     works(one)

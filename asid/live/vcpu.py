@@ -1,0 +1,261 @@
+"""The vCPU on a hyperthread: its guest's exits, one after another, and the work that each of them causes.
+
+The exits come from the guest's source and from clients who inject some. When a guest exits and for how long the host
+works is decided here; what an exit means for the core is decided by `asid.core.hyperthread`, which hears of each.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from asid.core import hyperthread as core
+from asid.guest.base import Exit, Source
+from asid.live.ahead import QUIET_NS
+from asid.live.fast import Left, run_fast
+from asid.live.page import INSNS, PENDING, REQUEST
+
+if TYPE_CHECKING:
+    from asid.live.hyperthread import Hyperthread
+
+FAST_BATCH: Final = 256  # fast exits between two looks at the clock
+LOOK_NS: Final = 1_000_000  # a busy guest looks at its sockets at least this often
+SPIN_NS_MAX: Final = 30_000  # a wait shorter than this is spun: a sleep costs more
+HOST_BEGINS: Final = -1  # until_ns of work in HOST whose clock has not started
+
+
+class Vcpu:
+    """What runs on hyperthread `ht`, whoever is attached."""
+
+    def __init__(self, ht: Hyperthread) -> None:
+        self.ht = ht
+        self.words = ht.words
+        self.own = ht.own
+        self.now_ns = ht.node.now_ns
+        self.number = ht.birth.vcpu[1]  # among the vCPUs of its VM
+        self.source: Source | None = None
+        self.exit: Exit | None = None  # the next exit of the source, or the one being handled
+        self.exhausted = False  # the source has no more exits
+        self.injected: deque[list[Any]] = deque()  # [id, Exit, left]
+        self.from_injection = False
+        self.until_ns = 0  # when the guest's next exit, the work in HOST or a halt's wake-up is due
+        self.looked_ns = 0  # when the sockets were last looked at from a busy guest
+
+    def attach(self, vm: int) -> None:
+        """Begin with another VM's guest; 0 for none."""
+        self.source = self.make_source(vm) if vm else None
+        self.exit = None
+        self.exhausted = False
+
+    def make_source(self, vm: int) -> Source:
+        from asid.guest import make_source
+
+        config = self.ht.birth.config
+        return make_source(
+            config.vm[vm - 1].guest,
+            vm=vm,
+            vcpu=self.number,
+            seed=config.seed,
+            base_dir=Path(self.ht.birth.base_dir),
+            pace=config.pace.mode,
+            scale=1.0 / config.pace.scale,  # a speed-up here, a factor of durations there
+        )
+
+    # --- in guest -----------------------------------------------------------------------------------------
+
+    def in_guest(self) -> None:
+        """Guest instructions, until something ends them."""
+        ht = self.ht
+        if self.words[self.own + PENDING]:
+            ht.step(core.INTERRUPTED)
+        elif not ht.state.used:
+            if self.retire():
+                ht.step(core.RETIRED)
+        elif self.injected:
+            self.injected_exit()
+        else:
+            if self.exit is None:
+                self.next_exit()
+            if ht.notebook.full:
+                ht.notebook.flush()
+                ht.node.turn(self.now_ns() + 1_000_000)
+            elif self.exit is not None and self.now_ns() >= self.until_ns:
+                if self.exit.after_ns == 0 and self.look_around():
+                    return
+                if self.retire():
+                    self.exits(self.exit)
+            else:
+                self.run_on()
+
+    def run_on(self) -> None:
+        """Guest instructions that need nothing, until the next exit is due or something comes."""
+        ht, words, own = self.ht, self.words, self.own
+        until = self.until_ns if self.exit is not None else None
+        quiet = self.now_ns() + QUIET_NS
+        if ht.ahead.ready(ht.state) or (until is not None and until <= quiet):
+            ht.node.turn(until)
+        elif not ht.node.turn(quiet):
+            while not words[own + PENDING] and ht.ahead.think(ht.state):
+                pass
+        if words[own + PENDING]:
+            ht.step(core.INTERRUPTED)
+        else:
+            self.retire()
+
+    def look_around(self) -> bool:
+        """What a guest that never pauses must still do, once in a while: sockets, timers, the parent's life.
+
+        Return whether an order waits. A kick needs none of this: it is on the page.
+        """
+        now = self.now_ns()
+        if now - self.looked_ns >= LOOK_NS:
+            self.looked_ns = now
+            self.ht.node.turn(now)
+        return bool(self.ht.orders)
+
+    def retire(self) -> bool:
+        """Run one guest instruction, unless its boundary finds the pending bit set.
+
+        It is announced before the look, and taken back if it may not run: whoever sets the bit and then reads the
+        count has counted the one in flight, so what is counted after that ran behind a visible bit.
+        """
+        words, own = self.words, self.own
+        words[own + INSNS] += 1
+        self.ht.page.fence()
+        if words[own + PENDING]:
+            words[own + INSNS] -= 1
+            return False
+        return True
+
+    def next_exit(self) -> None:
+        """Take the source's next exit. A recording that has ended is told once; its guest spins on."""
+        if self.source is None or self.exhausted:
+            return
+        self.exit = self.source.next()
+        if self.exit is not None:
+            self.until_ns = self.now_ns() + self.exit.after_ns
+            return
+        self.exhausted = True
+        ht = self.ht
+        if ht.birth.config.vm[ht.state.vm - 1].guest.source == "trace":
+            ht.chronicle.flush(ht.state.round)
+            ht.link.tell({"op": "exhausted"})
+
+    # --- exits --------------------------------------------------------------------------------------------
+
+    def exits(self, event: Exit) -> None:
+        """One VM exit. A fast one that needs no time is done here; the step functions see all others."""
+        ht = self.ht
+        if ht.policy.needs_full(event.full):
+            ht.chronicle.wants_host(event.reason)
+            self.until_ns = HOST_BEGINS
+            ht.step(core.FULL_EXIT)
+        elif event.service_ns:
+            ht.step(core.FAST_EXIT)
+        else:
+            self.fast(event, 1)
+
+    def fast(self, event: Exit, n: int) -> int:
+        """Up to n fast exits in the hot loop; return how many."""
+        ht = self.ht
+        begin_ns = self.now_ns()
+        done, left = run_fast(
+            self.words,
+            self.own,
+            ht.siblings,
+            ht.page.fence,
+            vm=ht.state.vm,
+            answered=ht.state.answered,
+            interrupts=(ht.nmis, ht.mces),
+            n=n,
+        )
+        if done:
+            ht.chronicle.tally.add(event.reason, event.isa, done, self.now_ns() - begin_ns)
+        if left is Left.LOOKING:
+            # The page is where the step functions are after publishing ENTER: bring the state there, and look.
+            ht.step(core.FAST_EXIT)
+            for _ in range(3):
+                ht.step(core.PERFORMED)
+        if self.exit is event and done:
+            self.exit = None
+        return done
+
+    def fast_exit(self) -> None:
+        """The handler of a fast exit: its service time passes here, in the isolated address space."""
+        event = self.exit
+        if event is None:
+            return
+        ht = self.ht
+        begin_ns = self.now_ns()
+        until = begin_ns + event.service_ns
+        if event.service_ns <= SPIN_NS_MAX:
+            ht.spin(event.service_ns)
+        else:
+            while self.now_ns() < until and not ht.interrupted():
+                ht.node.turn(until)
+        ht.chronicle.tally.add(event.reason, event.isa, 1, max(1, self.now_ns() - begin_ns))
+        self.exit_over()
+
+    def exit_over(self) -> None:
+        if self.from_injection:
+            self.from_injection = False
+            self.injection_done(1)
+        self.exit = None
+
+    # --- injected exits -----------------------------------------------------------------------------------
+
+    def inject(self, id_: int, event: Exit, n: int) -> None:
+        """n exits that a client asked for; they come before those of the source."""
+        self.injected.append([id_, event, n])
+
+    def injected_exit(self) -> None:
+        _, event, left = self.injected[0]
+        ht = self.ht
+        if ht.policy.needs_full(event.full) or event.service_ns:
+            if self.retire():
+                self.exit = event
+                self.from_injection = True
+                self.exits(event)
+            return
+        if self.look_around():
+            return
+        if ht.notebook.full:
+            ht.notebook.flush()
+        done = self.fast(event, min(left, FAST_BATCH))
+        if done:
+            self.injection_done(done)
+
+    def injection_done(self, n: int) -> None:
+        self.injected[0][2] -= n
+        if self.injected[0][2] <= 0:
+            done = self.injected.popleft()
+            self.ht.chronicle.flush(self.ht.state.round)
+            self.ht.link.tell({"op": "done", "id": done[0]})
+
+    # --- in HOST, and halted ------------------------------------------------------------------------------
+
+    def in_host(self) -> None:
+        """Work in the full address space. A kick is answered meanwhile; the lease is not needed here."""
+        ht, event = self.ht, self.exit
+        if self.words[self.own + REQUEST] != ht.state.answered:
+            ht.step(core.DOORBELL)
+            return
+        if self.until_ns == HOST_BEGINS:
+            self.until_ns = self.now_ns() + (event.service_ns if event is not None else 0)
+        left_ns = self.until_ns - self.now_ns()
+        if left_ns > SPIN_NS_MAX:
+            ht.node.turn(self.until_ns)
+            return
+        if left_ns > 0:
+            ht.spin(left_ns)
+        halts = event is not None and event.wake_ns > 0
+        if event is not None:
+            ht.chronicle.full_exit(event, ht.state.round)
+            self.until_ns = self.now_ns() + event.wake_ns
+            self.exit_over()
+        ht.step(core.HALT if halts else core.WORKED)
+
+    def wakes(self, now_ns: int) -> bool:
+        """Whether a halted vCPU is runnable again: its time has come, or somebody wants an exit of it."""
+        return now_ns >= self.until_ns or bool(self.injected)
