@@ -98,6 +98,12 @@ _CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
         "id:int result:handled|merged|lost|refused why?:str",
         "what became of an injection; exactly one for each id",
     ),
+    (
+        "policy",
+        "daemon",
+        "old:str new:str kick:str",
+        "the policy changed: stamped while every gate is held and nobody has a lease, before any gate opens under it",
+    ),
     ("mark", "daemon", "text:str", "a client's remark"),
     (
         "loss",

@@ -292,7 +292,7 @@ class Daemon(Parent):
         self.merge.note(kind, data, core, ht)
 
     def note_policy(self, old: str, new: str, kick: str) -> None:
-        self.merge.note("mark", {"text": f"policy {old} -> {new}, kick {kick}"})
+        self.merge.note("policy", {"old": old, "new": new, "kick": kick})
 
     def later(self, after_ns: int, what: Callable[[], None]) -> None:
         self._messages += 1
