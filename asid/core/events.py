@@ -126,6 +126,7 @@ class Timer(IntEnum):
     REKICK = 1  # key: (sibling, kick number)
     STICKY = 2  # key: (sibling, request number of its admission)
     TURN = 3  # key: (0, 0)
+    RESYNC = 4  # key: (sibling, incarnation)
 
 
 class Action(NamedTuple):

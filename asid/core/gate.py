@@ -140,9 +140,10 @@ def resumed(
     """Return the gate of a coordinator that comes back, and its first actions (I19).
 
     It believes nothing of anybody: a living hyperthread (`living[ht]` is its incarnation, 0 for a dead one) is
-    UNKNOWN until it has reported under this incarnation. The words of the dead are wiped, and only then are they
-    BURIED (incarnation 0: whichever lies there), even those whom an earlier coordinator had buried and who were not
-    born again yet: a wipe that came after a birth would take the newborn's depth.
+    UNKNOWN until it has reported under this incarnation; whoever does not in time is fenced. The words of the dead
+    are wiped, and only then are they BURIED (incarnation 0: whichever lies there), even those whom an earlier
+    coordinator had buried and who were not born again yet: a wipe that came after a birth would take the newborn's
+    depth.
     `kicks` is a number that no kick of an earlier coordinator has reached.
     """
     members = []
@@ -152,6 +153,7 @@ def resumed(
         members.append(Member(inc=inc, belief=belief, attached=attached[ht], kicks=kicks))
         if inc:
             actions.append(Action(Do.ORDER, Order(Bid.RESYNC, ht, inc, coord, 0, 0, 0)))
+            actions.append(Action(Do.TIMER, Timer.RESYNC, key_of(ht, inc)))
         else:
             actions += (Action(Do.WIPE, ht), Action(Do.BURIED, ht, 0))
     return GateState(coord=coord, round=round_, members=tuple(members)), tuple(actions)
@@ -204,9 +206,17 @@ def of_this_life(g: GateState, r: Report) -> bool:
     return r.inc > m.inc and m.belief is Belief.OFFLINE and r.said is Said.READY
 
 
+def resync_again(g: GateState, ht: int, inc: int) -> tuple[Action, ...]:
+    """Return RESYNC once more, to one that does not know this coordinator yet: the first may have been lost."""
+    m = g.members[ht]
+    if m.belief is not Belief.UNKNOWN or m.inc != inc:
+        return ()
+    return (Action(Do.ORDER, Order(Bid.RESYNC, ht, inc, g.coord, 0, 0, 0)),)
+
+
 def on_report(spec: Spec, g: GateState, r: Report) -> Step:
     if not of_this_life(g, r):
-        return g, ()
+        return g, resync_again(g, r.ht, r.inc) if r.coord < g.coord else ()
     m = g.members[r.ht]
     if r.inc != m.inc:
         m = Member(inc=r.inc, attached=m.attached, leaving=m.leaving, kicks=m.kicks)
@@ -277,6 +287,8 @@ def on_timer(spec: Spec, g: GateState, timer: Timer, ht: int, key: int) -> Step:
     m = g.members[ht]
     if timer is Timer.STICKY:
         return (put(g, ht, fresh=False) if m.fresh and m.granted == key else g), ()
+    if timer is Timer.RESYNC:
+        return g, (Action(Do.FENCE, ht, key),) if m.belief is Belief.UNKNOWN and m.inc == key else ()
     if m.kicked != key:
         return g, ()
     if timer is Timer.REKICK:

@@ -1,8 +1,9 @@
 """The guarantees as functions of one core, seen from outside and all at once.
 
-Only the explorer and the simulator see a core that way; the live machine asserts what each of its processes can
-see, and the audit checks the same sentences from the journal by code of its own. Each function returns None when
-the guarantee holds and a sentence when it is broken. I-numbers are the formal invariants behind them.
+Only the explorer and the simulator see a core that way; the live machine asserts what each of its processes can see
+(`of_gate`, `of_hyperthread`), and the audit checks the same sentences from the journal by code of its own. Each
+function returns None when the guarantee holds and a sentence when it is broken. I-numbers are the formal invariants
+behind them.
 """
 
 from __future__ import annotations
@@ -120,14 +121,6 @@ def g11_closed(core: CoreView) -> str | None:
     return None
 
 
-def g8_injections(accepted: int, handled: int, merged: int, lost: int, refused: int, under_way: int) -> str | None:
-    """G8. Every accepted injection has exactly one end, or is still under way. Counts of one batch."""
-    ended = handled + merged + lost + refused
-    if ended + under_way == accepted:
-        return None
-    return f"{accepted} injections were accepted, {ended} ended and {under_way} are under way"
-
-
 def l1_leave_waits(s: HyperthreadState) -> bool:
     """L1. Waits to be let into HOST. Every cycle of states in which this holds for ever must be unfair."""
     return s.phase is Phase.LEAVING
@@ -143,9 +136,29 @@ def l2_has_not_run(s: HyperthreadState) -> bool:
     return s.phase in (Phase.ASKING, Phase.ENTERING, Phase.HELD, Phase.GUEST) and not s.used
 
 
-def l3_is_final(core: CoreView) -> bool:
-    """L3. May rest for ever: nobody alive has a vCPU. Any other state without a next step is a deadlock."""
-    return all(s is None or s.phase in (Phase.IDLE, Phase.STOPPED) for s in core.hyperthreads)
+def of_gate(g: GateState) -> str | None:
+    """G1, G2, G3, G11 in what a gate that excludes believes by itself: true after every step of it."""
+    leases = [ht for ht, m in enumerate(g.members) if m.belief is Belief.SESSION]
+    rooms = {g.members[ht].room for ht in leases}
+    if len(rooms) > 1:
+        return f"leases of rooms {sorted(rooms)} side by side"
+    if not leases:
+        return None
+    for ht, m in enumerate(g.members):
+        if m.belief is Belief.HOST and m.granted >= 0:
+            return f"h{ht} was granted HOST while h{leases[0]} holds a lease"
+        if m.belief is Belief.UNKNOWN and any(g.members[o].fresh and g.members[o].granted >= 0 for o in leases):
+            return f"somebody was admitted while h{ht} was unknown"
+    return None
+
+
+def of_hyperthread(s: HyperthreadState) -> str | None:
+    """G4 and G10 in a hyperthread's own state: true after every step of it."""
+    if s.mode is Mode.GUEST and not s.session:
+        return "in guest without a lease"
+    if not 0 <= s.depth <= len(s.frames):
+        return f"depth {s.depth} with {len(s.frames)} handlers under way"
+    return None
 
 
 GUARANTEES: Final[dict[str, Callable[[CoreView], str | None]]] = {

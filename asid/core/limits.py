@@ -34,6 +34,8 @@ STICKY_DEADLINE_NS: Final = 50_000_000
 TURN_NS: Final = 2_000_000
 # A request without an answer is asked again under a new number.
 RETRY_NS: Final = 500_000_000
+# A coordinator that comes back waits this long for a sibling to be connected again and to report, then fences it.
+RESYNC_DEADLINE_NS: Final = 1_000_000_000
 # SIGKILL to a readable pidfd takes up to tens of milliseconds for a large process.
 DEATH_DEADLINE_NS: Final = 2_000_000_000
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from asid.core import gate
-from asid.core.events import Action, Do, Order, Report, Timer, Want
+from asid.core import gate, hyperthread
+from asid.core.events import Action, Do, Order, Report, Said, Timer, Want
 from asid.explore import numbers
 from asid.explore.parts import (
     COORDINATOR,
@@ -86,8 +86,12 @@ def decides(
     """One event at the gate, and what follows from it."""
     assert isinstance(d.gate, gate.GateState)
     g, actions = gate.step(spec, d.gate, event)
-    todo = tuple(a for a in actions if a.do is not Do.TIMER)  # a timer may go off at any moment, set or not
-    return rebased(Desk(g, todo), label, who, budget, before)
+    return rebased(Desk(g, to_perform(actions)), label, who, budget, before)
+
+
+def to_perform(actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    """Return the actions without timers: one may go off at any moment, set or not."""
+    return tuple(a for a in actions if a.do is not Do.TIMER)
 
 
 def rebased(d: Desk, label: Label, who: int, budget: Budget, before: tuple[Touch, ...]) -> DeskMove:
@@ -164,6 +168,8 @@ def timers(spec: gate.Spec, d: Desk, budget: Budget, who: int) -> Iterator[DeskM
     """Yield every time-out of the gate that may change anything."""
     assert isinstance(d.gate, gate.GateState)
     for ht, m in enumerate(d.gate.members):
+        if m.belief is gate.Belief.UNKNOWN:
+            yield timer(spec, d, Timer.RESYNC, ht, budget, who)
         if m.fresh:
             yield timer(spec, d, Timer.STICKY, ht, budget, who)
         if m.kicked:
@@ -174,15 +180,19 @@ def timers(spec: gate.Spec, d: Desk, budget: Budget, who: int) -> Iterator[DeskM
 def timer(spec: gate.Spec, d: Desk, which: Timer, ht: int, budget: Budget, who: int) -> DeskMove:
     assert isinstance(d.gate, gate.GateState)
     m = d.gate.members[ht]
-    event = gate.Event(gate.Ev.TIMER, timer=which, ht=ht, key=m.granted if which is Timer.STICKY else m.kicked)
+    key = {Timer.STICKY: m.granted, Timer.RESYNC: m.inc}.get(which, m.kicked)
+    event = gate.Event(gate.Ev.TIMER, timer=which, ht=ht, key=key)
     return decides(spec, d, event, Label(COORDINATOR, f"{which.name.lower()} time-out", ht), who, budget)
 
 
-def overdue(s: Sibling, m: gate.Member) -> Timer | None:
+def overdue(s: Sibling, g: gate.GateState, ht: int) -> Timer | None:
     """Return the time-out that strikes in the end, because what would have stopped it was lost on the way."""
-    h = s.process
+    h, m = s.process, g.members[ht]
     if isinstance(h, Dead) or h.inc != m.inc or s.up:
         return None
+    if m.belief is gate.Belief.UNKNOWN:
+        under_way = any(o.coord == g.coord for o in s.down) or hyperthread.send(Said.READY) in h.todo
+        return None if under_way else Timer.RESYNC
     if m.fresh and (h.used or not (h.session or s.down)):
         return Timer.STICKY
     if m.kicked and s.words.request == m.kicked == h.answered:
@@ -202,6 +212,6 @@ def comes_back(spec: gate.Spec, d: Desk, living: tuple[int, ...], budget: Budget
     """A new coordinator: told by the daemon who lives, and nothing else."""
     down = d.gate
     assert isinstance(down, Down)
-    g, todo = gate.resumed(spec, down.coord + 1, down.round, living, down.attached, down.kicks + 1)
+    g, actions = gate.resumed(spec, down.coord + 1, down.round, living, down.attached, down.kicks + 1)
     told = tuple(Touch(ht, Touched.TOLD) for ht, inc in enumerate(living) if not inc)
-    return rebased(Desk(g, todo), Label(COORDINATOR, "comes back"), actor(Who.DAEMON), budget, told)
+    return rebased(Desk(g, to_perform(actions)), Label(COORDINATOR, "comes back"), actor(Who.DAEMON), budget, told)

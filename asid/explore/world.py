@@ -319,7 +319,7 @@ class World:
         g = place.gate
         if budget.loss < self.model.budget.loss and not isinstance(g, Down):
             for ht, (s, m) in enumerate(zip(hts, g.members, strict=True)):
-                yield ht, siblings.overdue(s, m), desk.overdue(s, m)
+                yield ht, siblings.overdue(s, m), desk.overdue(s, g, ht)
 
     # --- who could move -----------------------------------------------------------------------------------
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from asid import wire
 from asid.core import gate
-from asid.core.events import Action, Bid, Do, Mode, Order, Timer
+from asid.core.events import Action, Do, Mode, Order, Timer
 from asid.core.gate import Belief, Ev
-from asid.core.limits import REKICK_PART, STICKY_DEADLINE_NS
+from asid.core.guarantees import of_gate
+from asid.core.limits import REKICK_PART, RESYNC_DEADLINE_NS, STICKY_DEADLINE_NS
 from asid.core.policy import make_policy
 from asid.live import sockets
 from asid.live.ahead import QUIET_NS, Ahead, likely_of_gate
@@ -66,6 +67,7 @@ class Coordinator:
         self.after_ns[Timer.STICKY] = STICKY_DEADLINE_NS
         self.after_ns[Timer.KICK] = kick_ns
         self.after_ns[Timer.REKICK] = int(kick_ns * REKICK_PART)
+        self.after_ns[Timer.RESYNC] = RESYNC_DEADLINE_NS
         self.spec = gate.Spec(make_policy(birth.policy, birth.kick).rooms)
         self.state = gate.opened(self.spec, birth.inc, birth.siblings, birth.attached)
         self.quiet: list[dict[str, Any]] = []  # policy changes that wait until nobody holds a lease
@@ -118,6 +120,8 @@ class Coordinator:
 
     def decide(self, state: gate.GateState, event: gate.Event) -> Decision:
         after, actions = gate.step(self.spec, state, event)
+        broken = of_gate(after) if self.spec.exclusive else None
+        assert broken is None, f"{self.birth.name}: {broken}, after {event}"
         return after, actions, notes_of(state, event, after, actions)
 
     def on_gate(self, frames: Frames) -> None:
@@ -139,7 +143,7 @@ class Coordinator:
         if not gate.of_this_life(self.state, report):
             self.drop("of another life")
             if report.coord < self.birth.inc:
-                self.ask_again(frames[0])
+                self.perform(gate.resync_again(self.state, report.ht, report.inc))
             return
         if self.trap is not None:
             self.trap(RECEIVE)
@@ -148,9 +152,8 @@ class Coordinator:
     def ask_again(self, sender: bytes) -> None:
         """Repeat RESYNC to a hyperthread that is connected again and has not been heard."""
         for ht, m in enumerate(self.state.members):
-            if m.belief is Belief.UNKNOWN and sender == identity(ht, m.inc):
-                order = Order(Bid.RESYNC, ht, m.inc, self.birth.inc, self.state.round, 0, 0)
-                sockets.send_nonblocking(self.router, [sender, wire.encode_order(self.birth.core, order)])
+            if sender == identity(ht, m.inc):
+                self.perform(gate.resync_again(self.state, ht, m.inc))
 
     def drop(self, why: str) -> None:
         self.dropped += 1
@@ -272,6 +275,8 @@ class Coordinator:
             if old.kicked and old.kicked != new.kicked:
                 self.node.drop_timer((Timer.KICK, gate.key_of(ht, old.kicked)))
                 self.node.drop_timer((Timer.REKICK, gate.key_of(ht, old.kicked)))
+            if old.belief is Belief.UNKNOWN and new.belief is not Belief.UNKNOWN:
+                self.node.drop_timer((Timer.RESYNC, gate.key_of(ht, old.inc)))
             if old.fresh and not new.fresh:
                 self.node.drop_timer((Timer.STICKY, gate.key_of(ht, old.granted)))
 
@@ -284,7 +289,7 @@ class Coordinator:
         due_ns = self.node.now_ns() + after_ns
 
         def fire() -> None:
-            if timer is Timer.KICK and self.node.now_ns() - due_ns > LATE_NS:
+            if timer in (Timer.KICK, Timer.RESYNC) and self.node.now_ns() - due_ns > LATE_NS:
                 # It was this process that did not run (stopped, suspended, starved): it judges nobody's silence.
                 self.set_timer(timer, key)
                 return

@@ -17,6 +17,7 @@ import zmq
 from asid import wire
 from asid.core import hyperthread as core
 from asid.core.events import Action, Do, Mode, Order, Said, Seen
+from asid.core.guarantees import of_hyperthread
 from asid.core.hyperthread import HyperthreadState, Phase, What
 from asid.core.limits import INTERRUPT_DEPTH_MAX, MESSAGES_IN_FLIGHT_MAX, RETRY_NS
 from asid.core.policy import Policy, make_policy
@@ -71,7 +72,7 @@ class Hyperthread:
         self.policy: Policy
         self.spec: core.Spec
         self.ahead = Ahead(
-            lambda state, event: core.step(self.spec, state, event),
+            self.decide,
             lambda state: likely_of_hyperthread(birth.ht, state),
             lambda state: state,
         )
@@ -133,6 +134,12 @@ class Hyperthread:
 
     def step(self, event: core.Event) -> None:
         self.state = self.ahead.step(self.state, event)
+
+    def decide(self, state: HyperthreadState, event: core.Event) -> HyperthreadState:
+        after = core.step(self.spec, state, event)
+        broken = of_hyperthread(after)
+        assert broken is None, f"{self.birth.name}: {broken}, after {event}"
+        return after
 
     def take_interrupts(self) -> None:
         """Let an injected NMI or #MC in, between any two actions. What comes during one is latched: one more."""

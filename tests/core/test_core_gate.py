@@ -357,6 +357,40 @@ def test_a_report_meant_for_the_dead_coordinator_is_dropped(core):
     assert core.g == before
 
 
+def test_who_stays_silent_when_a_coordinator_comes_back_is_fenced(core):
+    """I17: nobody waits for ever for one that is unknown, and nobody takes its silence for an answer."""
+    core.enter(0, 1)
+    resume(core)
+    core.takes(0, Bid.RESYNC)
+    core.hear(0, Said.READY)
+    core.leaves(0)
+    core.step_gate(gate.Event(Ev.TIMER, timer=Timer.RESYNC, ht=0, key=1))
+    assert core.fenced == [], "it has reported"
+    core.step_gate(gate.Event(Ev.TIMER, timer=Timer.RESYNC, ht=1, key=7))
+    assert core.fenced == [], "another incarnation"
+    core.step_gate(gate.Event(Ev.TIMER, timer=Timer.RESYNC, ht=1, key=1))
+    assert core.fenced == [(1, 1)]
+    assert not core.down[0], "a time-out opens nothing"
+    core.hear_of_death(1, core.kill(1))
+    core.takes(0, Bid.GRANT)
+
+
+def test_who_does_not_know_the_new_coordinator_is_told_again(core):
+    """Found by the explorer (model n2v1-coordinator-loss, 20 steps): RESYNC was lost, and what its receiver asked for
+    again and again was meant for the dead coordinator.
+    """
+    core.attach(0)
+    late = core.up[0][-1]
+    resume(core)
+    core.down[0].clear()
+    core.step_gate(gate.Event(Ev.REPORT, report=late))
+    core.takes(0, Bid.RESYNC)
+    core.hear(0, Said.READY)
+    assert core.belief(0) is Belief.PARKED
+    core.step_gate(gate.Event(Ev.REPORT, report=late))
+    assert not core.down[0], "it knows by now"
+
+
 def test_the_dead_are_wiped_when_a_coordinator_comes_back(core):
     core.enter(0, 1)
     core.kill(1)

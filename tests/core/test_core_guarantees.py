@@ -115,11 +115,6 @@ def test_the_dead_break_nothing():
         assert holds(core(None, leased(), None, beliefs=(Belief.OFFLINE, SESSION, Belief.OFFLINE))) is None
 
 
-def test_an_injection_has_exactly_one_end():
-    assert guarantees.g8_injections(5, 2, 1, 1, 0, 1) is None
-    assert guarantees.g8_injections(5, 2, 1, 1, 0, 0) == "5 injections were accepted, 4 ended and 0 are under way"
-
-
 @pytest.mark.parametrize(
     ("phase", "used", "waits"),
     [
@@ -136,6 +131,39 @@ def test_who_waits_for_what(phase, used, waits):
     assert {name for name, test in tests.items() if test(s)} == waits
 
 
-def test_a_core_may_rest_when_nobody_alive_has_a_vcpu():
-    assert guarantees.l3_is_final(core(HyperthreadState(), None, HyperthreadState(phase=Phase.STOPPED)))
-    assert not guarantees.l3_is_final(core(HyperthreadState(), PARKED))
+def gate_of(*members, **fields):
+    return GateState(members=members, **fields)
+
+
+LEASE = Member(inc=1, belief=Belief.SESSION, attached=1, room=1, granted=3)
+
+
+@pytest.mark.parametrize(
+    ("members", "broken"),
+    [
+        ((LEASE, LEASE), ""),
+        ((LEASE, LEASE._replace(room=2)), "leases of rooms [1, 2] side by side"),
+        ((LEASE, Member(inc=1, belief=Belief.HOST, granted=4)), "h1 was granted HOST while h0 holds a lease"),
+        ((LEASE, Member(inc=1, belief=Belief.HOST)), ""),  # by a `send` kick or an NMI: nobody granted it
+        ((LEASE._replace(fresh=True), Member(inc=1, belief=Belief.UNKNOWN)), "somebody was admitted while h1"),
+        ((LEASE._replace(granted=-1, fresh=True), Member(inc=1, belief=Belief.UNKNOWN)), ""),  # it was so when told
+        ((Member(inc=1, belief=Belief.HOST, granted=4), Member()), ""),
+    ],
+)
+def test_what_a_gate_may_believe(members, broken):
+    found = guarantees.of_gate(gate_of(*members))
+    assert (found or "").startswith(broken) and bool(found) is bool(broken)
+
+
+@pytest.mark.parametrize(
+    ("state", "broken"),
+    [
+        (HyperthreadState(mode=Mode.GUEST, session=True), False),
+        (HyperthreadState(mode=Mode.GUEST), True),
+        (HyperthreadState(mode=Mode.HOST), False),
+        (HyperthreadState(depth=1), True),
+        (HyperthreadState(depth=-1), True),
+    ],
+)
+def test_what_a_hyperthread_may_be_in(state, broken):
+    assert (guarantees.of_hyperthread(state) is not None) is broken

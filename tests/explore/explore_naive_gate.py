@@ -10,10 +10,10 @@ from unittest.mock import patch
 from explore_planting import plain, put, put_item
 
 from asid.core import gate, guarantees, hyperthread
-from asid.core.events import Action, Bid, Do, Mode, Report, Said, Seen, Want
+from asid.core.events import Action, Bid, Do, Mode, Report, Said, Seen, Timer, Want
 from asid.core.gate import Belief, GateState, Member
 from asid.core.hyperthread import HyperthreadState, Phase, What, send, set_mode
-from asid.explore import search, siblings
+from asid.explore import desk, search, siblings
 from asid.explore.parts import Model, Sibling, Touch, Touched
 
 # --- who decides, and what it believes --------------------------------------------------------------------
@@ -288,6 +288,19 @@ def amnesia(stack: ExitStack) -> None:
         return g._replace(members=members), actions
 
     put(stack, gate, "resumed", resumed)
+
+
+def resync_said_once(stack: ExitStack) -> None:
+    put(stack, gate, "resync_again", lambda g, ht, inc: ())
+
+
+def resync_waits_for_ever(stack: ExitStack) -> None:
+    def overdue(*args: Any) -> Timer | None:
+        timer = real(*args)
+        return None if timer is Timer.RESYNC else timer
+
+    real = desk.overdue
+    put(stack, desk, "overdue", overdue)
 
 
 def no_epoch(stack: ExitStack) -> None:

@@ -191,6 +191,16 @@ MUTANTS: Final = (
         "it believes nothing until it is told (I19)", naive.amnesia,
     ),
     Mutant(
+        "V25b", "a coordinator that comes back says so once", model("n2v1-coordinator-loss"), "starvation",
+        "That was lost: what the hyperthread asks for again and again is meant for the dead one.",
+        "whoever does not know the new coordinator is told again", naive.resync_said_once,
+    ),
+    Mutant(
+        "V25c", "a coordinator that comes back waits without a time-out", model("n2v1-coordinator-loss"), "starvation",
+        "A guest that asks for nothing never hears of it, and stays unknown.",
+        "the silent are fenced (I17)", naive.resync_waits_for_ever,
+    ),
+    Mutant(
         "V26", "no incarnation of the coordinator, which dies twice", model("n2v1", coordinator=2), "unsafe",
         "A lease that the first one gave is used when the third believes its holder parked.",
         "incarnations in every message (I11)", naive.no_epoch,

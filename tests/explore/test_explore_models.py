@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from asid.core.events import Kick
-from asid.core.gate import Rooms
+from asid.core.gate import GateState, Rooms
+from asid.core.guarantees import of_gate, of_hyperthread
+from asid.core.hyperthread import HyperthreadState
 from asid.explore import models
 from asid.explore.models import DEFAULT, MODELS, Named, build
 from asid.explore.parts import Budget, Model
@@ -26,6 +28,15 @@ def holds(named: Named) -> None:
     assert result.sometimes
     assert all(result.sometimes.values()), result.sometimes
     assert (result.states, result.transitions, result.depth) == (named.states, named.transitions, named.depth)
+    what_a_process_asserts_holds(result)
+
+
+def what_a_process_asserts_holds(result: Result) -> None:
+    """What the live machine's processes assert of themselves, in everything that they were found in."""
+    gates = [desk.gate for desk in result.world.desks.things if isinstance(desk.gate, GateState)]
+    assert gates and {of_gate(g) for g in gates} == {None}
+    alive = [s.process for s in result.world.siblings.things if isinstance(s.process, HyperthreadState)]
+    assert alive and {of_hyperthread(s) for s in alive} == {None}
 
 
 def named_by(named: Named) -> str:

@@ -308,6 +308,20 @@ def test_a_killed_coordinator_comes_back_hears_everybody_and_serves_again(rig, s
     assert counts["gate.resync"] >= smt
 
 
+def test_who_stays_silent_when_a_coordinator_comes_back_is_fenced(rig):
+    daemon = rig.start(machine(2, table=""))
+    client = daemon.client()
+    wait_each_progresses(client)
+    silent = pid_of(client, "c0h1")
+    os.kill(silent, signal.SIGSTOP)
+    os.kill(pid_of(client, "c0"), signal.SIGKILL)
+    assert client.inject_exit("c0h0", reason="IO_INSTRUCTION", full="yes", wait=True, timeout_s=10.0)["handled"] == 1
+    wait_ready(client)
+    assert pid_of(client, "c0h1") != silent
+    counts = check_passes(daemon.stop(), "G1", "G11", "L1")
+    assert counts["gate.fence"] == 1
+
+
 def test_leases_go_on_while_there_is_no_coordinator(rig):
     daemon = rig.start(machine(2, table=""))
     client = daemon.client()
