@@ -317,7 +317,9 @@ class Client:
         wanted, fetched from the journal when it has passed already; by default what comes from now on.
         """
         wait_s = self.timeout_s if timeout_s is None else timeout_s
-        events = Events(self._context, self.endpoints.tel, topics, self.fetch, since=since, timeout_s=wait_s)
+        events = Events(
+            self._context, self.endpoints.tel, topics, self.fetch, since=since, timeout_s=wait_s, pidfd=self._pidfd
+        )
         self._subscriptions.append(events)
         return events
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, AsidError
+from asid.judging import judge_run
 from asid.running import Daemon, Run
 
 POLL_NS = 100_000_000
-STOP_S = 60.0  # the end of a run audits its journal, and a long journal takes a while
+STOP_S = 60.0  # for the processes to end; the verdict comes after that
 EXIT_OF = {"PASS": EXIT_OK, "FAIL": EXIT_FAIL, "UNKNOWN": EXIT_UNKNOWN}
 
 
@@ -55,13 +56,9 @@ def wait_for_end(daemon: Daemon, deadline_ns: int, on_wait: Callable[[], None]) 
     return False
 
 
-def judge(run: Run) -> Outcome:
-    """Return the verdict of a run: the daemon's, or, when it did not get to it, one made here from the journal."""
-    with contextlib.suppress(AsidError):
-        return Outcome(run, run.verdict.document)
-    from asid.audit import audit
-
-    return Outcome(run, audit(run.root).as_map())
+def judge(run: Run, on_wait: Callable[[float], None] | None = None) -> Outcome:
+    """Return the verdict of a run, made now when there is none yet. on_wait: see `judge_run`."""
+    return Outcome(run, judge_run(run.root, on_wait))
 
 
 @contextlib.contextmanager

@@ -127,6 +127,25 @@ class ProtocolFault(AsidError):
     exit_code = EXIT_INTERNAL
 
 
+class Crash(AsidError):
+    """A fault of ours, of which nothing more is known than where it showed."""
+
+    exit_code = EXIT_INTERNAL
+    applied = "unknown"
+
+
+def crash_of(fault: BaseException) -> Crash:
+    """Return what a user is told of an exception that nobody foresaw: its kind, its text and its place."""
+    place = ""
+    trace = fault.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        place = f"{code.co_filename.rpartition('/')[2]}:{trace.tb_lineno} in {code.co_name}"
+        trace = trace.tb_next
+    text = f"{type(fault).__name__}: {fault}"
+    return Crash(f"a fault of asid's own at {place}: {text[:300]}", hint="Set ASID_DEBUG=1 to see where it comes from.")
+
+
 class ControlError(AsidError):
     """Base of the errors that travel over the control socket."""
 

@@ -133,7 +133,8 @@ _TABLE = (
          machine=False),
     _read("events.fetch", t.EventsFetchArgs, t.EventsFetchRet, "Records out of the journal, to close a gap."),
     _act("mark", t.MarkArgs, t.MarkRet, "Write a remark into the journal.", targets=()),
-    _act("stop", t.StopArgs, t.StopRet, "Drain, audit and end the daemon.", urgent=True, role="admin", targets=()),
+    _act("stop", t.StopArgs, t.StopRet, "Drain and end the daemon; answered when its run is complete. The caller audits it.",
+         urgent=True, role="admin", targets=()),
 )  # fmt: skip
 
 OPS: dict[str, Op] = {op.name: op for op in _TABLE}

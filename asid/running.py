@@ -23,10 +23,23 @@ from typing import Any
 import msgspec
 
 from asid import client as client_
-from asid.errors import AsidError, Busy, ConfigError, InputError, NotRunning
+from asid.errors import (
+    AsidError,
+    Busy,
+    ConfigError,
+    Crash,
+    HostUnsuitable,
+    InputError,
+    NoAnswer,
+    NotRunning,
+    PermissionRefused,
+)
+from asid.judging import judge_run
 from asid.live import instance as instances_
 
 POLL_SLICE_S = 0.02
+DRAIN_S = 30.0  # from the request to stop to the end of the process; the verdict comes after it
+LAST_S = 5.0  # a process that has said its last word, or was killed
 LOG_TAIL_LINES = 12
 OWN_PREFIX = "p"  # instances nobody named; their directories go with them
 OWN_NAME = re.compile(OWN_PREFIX + r"\d+-[0-9a-f]{6}")
@@ -133,6 +146,7 @@ class Daemon:
         ):
             command += [option, value] if value else []
         command += ["--until-exhausted"] if until_exhausted else []
+        command += ["--no-verdict"] if until_exhausted or duration_ns is not None else []  # its end is waited for
         with paths.log.open("wb") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
@@ -157,8 +171,8 @@ class Daemon:
                 continue
             return daemon
         process.kill()
-        process.wait(5)
-        raise _failed_to_start(paths, f"was not ready after {timeout_s:g} s, and was killed", 8)
+        process.wait(LAST_S)
+        raise _failed_to_start(paths, f"was not ready after {timeout_s:g} s, and was killed", NoAnswer.exit_code)
 
     def client(self, *, name: str = "", timeout_s: float = client_.TIMEOUT_S) -> client_.Client:
         """Return a client of this daemon, closed with it."""
@@ -171,15 +185,29 @@ class Daemon:
     def run_dir(self) -> Path:
         return Path(self.endpoints.run_dir)
 
-    def stop(self, *, timeout_s: float = 30.0, force: bool = False) -> Run:
-        """Stop in order and return the run. Raise NoAnswer when it does not end in time; it then still runs."""
-        if self.process.poll() is None:
+    def stop(self, *, timeout_s: float = DRAIN_S, force: bool = False) -> Run:
+        """Stop in order, judge, and return the run. Raise NoAnswer when it does not end in time; it then still runs.
+
+        The verdict is made here, in this process, and takes what a journal of that length takes.
+        """
+        run = self.end(timeout_s=timeout_s, force=force)
+        with contextlib.suppress(InputError):  # no journal to judge by: `Run.verdict` will say so
+            judge_run(run.root)
+        return run
+
+    def end(self, *, timeout_s: float = DRAIN_S, force: bool = False) -> Run:
+        """Stop in order and return the run, which has no verdict yet. Raise NoAnswer as `stop` does."""
+        if self.process.poll() is None and instances_.is_locked(self.paths):
             with client_.Client(self.endpoints, name="stop", timeout_s=timeout_s) as stopper:
                 with contextlib.suppress(NotRunning):
                     stopper.stop(force=force)
                 stopper.wait_ended(timeout_s)
         self._close_clients()
-        self.process.wait(5)
+        try:
+            self.process.wait(LAST_S)
+        except subprocess.TimeoutExpired:  # a signal had stopped it, and it judges: nothing of its work is lost
+            self.process.kill()
+            self.process.wait(LAST_S)
         self._clear()
         return Run(self.run_dir)
 
@@ -192,7 +220,7 @@ class Daemon:
         """SIGKILL the daemon; its children end with it."""
         self._close_clients()
         self.process.kill()
-        self.process.wait(5)
+        self.process.wait(LAST_S)
 
     def _clear(self) -> None:
         """Remove the directory of an instance that nobody named and nobody uses any more."""
@@ -208,10 +236,10 @@ class Daemon:
     def __enter__(self) -> Daemon:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         try:
             if self.process.poll() is None:
-                self.stop()
+                self.stop() if kind is None else self.end()  # who leaves in a hurry waits for no verdict
         finally:
             if self.process.poll() is None:
                 self.kill()
@@ -262,12 +290,15 @@ def _failed_to_start(paths: instances_.InstancePaths, what: str, code: int) -> A
     said = "\n".join(lines)
     if OWN_NAME.fullmatch(paths.name) and not instances_.is_locked(paths):
         shutil.rmtree(paths.root, ignore_errors=True)  # what its log said is in the error
-    error = NotRunning(
+    kind = _START_FAILURES.get(code, NotRunning if code < 0 else Crash)  # 1 is a FAIL, which no start can be
+    return kind(
         f"the daemon {what}",
         where=f"instance {paths.name}",
-        state=f"it said:\n{said}" if said else "",
-        hint="asid doctor",
+        state=f"it said:\n{said}" if said else "it said nothing",
+        hint=next((line.partition("hint: ")[2] for line in reversed(lines) if "hint: " in line), "asid doctor"),
     )
-    if code not in (0, 7) and 0 < code < 100:
-        vars(error)["exit_code"] = code  # the daemon's own reason counts: 2 for a bad configuration
-    return error
+
+
+_START_FAILURES: Mapping[int, type[AsidError]] = {
+    kind.exit_code: kind for kind in (ConfigError, PermissionRefused, HostUnsuitable, NotRunning, NoAnswer, Busy)
+} | {0: NotRunning}

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 import click
 
 from asid import __version__
-from asid.commands.session import Crash, Session, Usage, json_option
-from asid.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_USAGE, AsidError
+from asid.commands.session import Session, Usage, json_option
+from asid.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_USAGE, AsidError, crash_of
 
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output went away
 
@@ -34,7 +34,7 @@ VERBS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "Daemon",
         (
             ("up", "start the daemon (--detach returns when it is ready)"),
-            ("down", "drain, audit, stop"),
+            ("down", "drain, stop, audit"),
             ("status", "one screen; --expect ready|healthy for health checks"),
             ("ls", "instances of this user"),
         ),
@@ -175,7 +175,7 @@ def invoke(args: list[str]) -> int:
     except Exception as fault:
         if os.environ.get("ASID_DEBUG"):
             raise
-        return session.report(_crash(fault))
+        return session.report(crash_of(fault))
 
 
 def _usage(error: click.UsageError) -> Usage:
@@ -185,17 +185,6 @@ def _usage(error: click.UsageError) -> Usage:
     message = message[:1].lower() + message[1:]
     usage = context.command.get_usage(context).removeprefix("Usage: ") if context is not None else ""
     return Usage(message, where=path, allowed=" ".join(usage.split()), hint=f"{path} --help")
-
-
-def _crash(fault: Exception) -> Crash:
-    place = ""
-    trace = fault.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        place = f"{os.path.basename(code.co_filename)}:{trace.tb_lineno} in {code.co_name}"
-        trace = trace.tb_next
-    text = f"{type(fault).__name__}: {fault}"
-    return Crash(f"a fault of asid's own at {place}: {text[:300]}", hint="Set ASID_DEBUG=1 to see where it comes from.")
 
 
 def _on_sigterm(_signal: int, _frame: object) -> NoReturn:

@@ -14,21 +14,23 @@ declared: the command tree adds it to every verb.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from asid import __version__
-from asid.errors import EXIT_INTERNAL, EXIT_USAGE, AsidError
+from asid.errors import EXIT_USAGE, AsidError
 
 if TYPE_CHECKING:
     from asid.client import Client
 
 INSTANCE_DEFAULT = "default"
+QUIET_S = 3.0  # what takes longer says so, even where nobody may be watching
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,6 +73,26 @@ class Session:
     def note(self, text: str) -> None:
         """Talk to the person: never part of the answer."""
         click.echo(text, err=True)
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[Callable[[float], None]]:
+        """Give a function that, told the seconds so far, says so: on a terminal again and again, else once."""
+        drawn = said = False
+
+        def tell(seconds: float) -> None:
+            nonlocal drawn, said
+            if sys.stderr.isatty():
+                drawn = True
+                click.echo(f"\r{what}: {seconds:.0f} s so far ", nl=False, err=True)
+            elif seconds > QUIET_S and not said:
+                said = True
+                self.note(f"asid: {what} takes a while")
+
+        try:
+            yield tell
+        finally:
+            if drawn:
+                click.echo("\r" + " " * 78 + "\r", nl=False, err=True)
 
     def finish(self, code: int) -> NoReturn:
         """End the command with `code`. Partial answers already shown stay shown."""
@@ -119,13 +141,6 @@ class Usage(AsidError):
     """The command line itself cannot be understood."""
 
     exit_code = EXIT_USAGE
-
-
-class Crash(AsidError):
-    """A fault of ours."""
-
-    exit_code = EXIT_INTERNAL
-    applied = "unknown"
 
 
 def instance_option(command: F) -> F:

@@ -37,9 +37,11 @@ def command(
     until_ns = time.monotonic_ns() + parse_duration_ns(duration) if duration else None
     with session.client() as client, client.events(*topics, since=since) as events:
         started_ns = client.endpoints.started_ns
-        left = follow(events, until_ns, count, lambda event: _print(session, event, started_ns))
-    if events.lost:
-        session.note(f"asid: {events.lost:,} records were lost on the way and not in the journal")
+        try:
+            left = follow(events, until_ns, count, lambda event: _print(session, event, started_ns))
+        finally:
+            if events.lost:
+                session.note(f"asid: {events.lost:,} records were lost on the way and not in the journal")
     if events.ended and left != 0:
         session.note("asid: the daemon has ended")
 

@@ -22,7 +22,7 @@ from asid.config import Config, Loaded, resolved
 from asid.core.limits import DEATH_DEADLINE_NS
 from asid.core.record import Record
 from asid.errors import AsidError, HostUnsuitable
-from asid.live import instance, sockets
+from asid.live import instance, room, sockets
 from asid.live.children import Children, Place
 from asid.live.control import Control, Identity, Reply
 from asid.live.injector import Batch, Injector, batch_of_config
@@ -43,7 +43,6 @@ TICK_NS: Final = 10_000_000
 BUSY_TICK_NS: Final = 1_000_000  # while somebody waits for what the rings will say
 MEET_NS: Final = 500_000_000  # a daemon lives at least this long after READY, so that its starter meets it
 GATES_NS: Final = 100_000_000
-COUNTERS_NS: Final = 100_000_000
 
 log = logging.getLogger("asid.daemon")
 
@@ -71,17 +70,20 @@ class Daemon(Parent):
                 self.vcpus[core, ht] = self.config.vcpu_at(core, ht) or (0, 0)
         self._ready_seen: dict[Place, int] = {}  # last incarnation that its gate knows
         self._stop_tickets: list[int] = []
-        self._signal = ""  # the last one caught; acted upon by the loop, never from within its handler
+        self.signalled = ""  # the last one caught; acted upon by the loop, never from within its handler
         self._stop_reason = ""
         self._stop_deadline_ns = 0
         self._over = False
         self._synced_ns = self.started_ns
         self._met_ns = 0
+        self.verdict_wanted = True  # by this process, when it has ended: nobody who stops it will see to it
+        room.check_descriptors(self.config)
         self.paths = instance.make_instance_dir(name)
         self.lock_fd = instance.take_lock(self.paths)
         try:
             self._open(run_dir)
         except BaseException:
+            self._vanish()
             os.close(self.lock_fd)
             raise
 
@@ -143,7 +145,7 @@ class Daemon(Parent):
                 self.bear_hyperthread((core, ht))
         deadline_ns = time.monotonic_ns() + START_NS
         while not (all(child.up for child in self.children.by_place.values()) and self._gates_ready()):
-            if self._signal:
+            if self.signalled:
                 return  # to be stopped before it was ready
             if time.monotonic_ns() > deadline_ns:
                 late = [child.birth.name for child in self.children.by_place.values() if not child.up]
@@ -192,14 +194,14 @@ class Daemon(Parent):
         if duration_ns:
             self.later(duration_ns, lambda: self.begin_stop("duration"))
         while not self._over:
-            if self._signal:
-                name, self._signal = self._signal, ""
+            if self.signalled:
+                name, self.signalled = self.signalled, ""
                 self.begin_stop(name, force=self.state == "draining")
             self.node.turn()
 
     def on_signal(self, number: int, _frame: object) -> None:
         """Remember it. The loop looks at least every few milliseconds; a second one forces the stop."""
-        self._signal = signal.Signals(number).name
+        self.signalled = signal.Signals(number).name
 
     def hasten(self) -> None:
         """Somebody waits for what the rings will say: look soon, and often."""
@@ -323,6 +325,7 @@ class Daemon(Parent):
         """Close in order: no new work, every hyperthread out through its gate, then the coordinators, then the run."""
         if ticket:
             self._stop_tickets.append(ticket)
+            self.verdict_wanted = False  # who asks for the end sees to the verdict
         if self.state == "draining":
             if force:
                 self._stop_deadline_ns = self.now_ns()
@@ -359,8 +362,8 @@ class Daemon(Parent):
         for path in (self.paths.endpoints, *self.paths.root.glob("*.sock")):
             path.unlink(missing_ok=True)
 
-    def end(self) -> dict[str, Any]:
-        """Write the end of the run: the last record, the statistics, the verdict. Return the verdict."""
+    def end(self) -> None:
+        """Write the end of the run: the last record and the statistics. The verdict is made from these, later."""
         self.merge.note("run.end", {"reason": self._stop_reason})
         self.drain()
         self.journal.sync()
@@ -368,15 +371,11 @@ class Daemon(Parent):
         document = {"schema": "stats/1", **self.merge.stats.as_map(), "exposure": self.merge.exposure.as_map()}
         document["counters"] = self.counters
         self.run_dir.write_json("stats.json", document)
-        from asid.audit import audit
-
-        verdict = audit(self.run_dir.path).as_map()
-        self.run_dir.write_json("verdict.json", verdict)
-        self.run_dir.end(self._stop_reason, verdict=verdict.get("verdict", ""))
-        return verdict
+        self.run_dir.end(self._stop_reason)
 
     def farewell(self) -> None:
-        """The last answers and the last telemetry, once the verdict is on disk."""
+        """The last answers and the last telemetry, once the run is on disk."""
+        self.node.drain()  # who asked for the end a moment ago is answered too
         for ticket in self._stop_tickets:
             self._reply(self.control.complete(ticket, {}, self.merge.seq))
         self.telemetry.bye(self._stop_reason)
@@ -390,6 +389,7 @@ class Daemon(Parent):
         while self.children.by_place and self.now_ns() < deadline_ns:
             self.node.turn(deadline_ns)
         self._vanish()
+        self.journal.close()
         sockets.close(self.context, self.ctl, self.urgent, self.tel, self.link)
         self.reader.close()
         for fd, page in self.pages.values():

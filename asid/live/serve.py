@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from asid.config import Loaded, load
-from asid.errors import EXIT_OK, AsidError
+from asid.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
+from asid.judging import judge_run
 from asid.live import instance
 from asid.live.daemon import Daemon
+from asid.live.room import start_failure
 
 log = logging.getLogger("asid.daemon")
 
@@ -27,6 +30,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--duration", type=int, default=0, help="ns; 0: until stopped")
     parser.add_argument("--until-exhausted", action="store_true", help="stop when every recording has ended")
+    parser.add_argument("--no-verdict", action="store_true", help="whoever started it will judge the run")
     return parser.parse_args(arguments)
 
 
@@ -47,11 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="asid: %(message)s")
     assert __debug__, "the assertions are part of the protocol; never run with -O"
     try:
-        daemon = Daemon(
-            load_for(options), options.instance, run_dir=options.run_dir, until_exhausted=options.until_exhausted
-        )
-    except AsidError as error:
-        return report(error)
+        loaded = load_for(options)
+        daemon = Daemon(loaded, options.instance, run_dir=options.run_dir, until_exhausted=options.until_exhausted)
+    except Exception as fault:
+        return report(fault)
     import setproctitle
 
     setproctitle.setproctitle(f"asid: daemon {options.instance}")
@@ -62,14 +65,46 @@ def main(arguments: list[str] | None = None) -> int:
         daemon.run_loop(options.duration)
         daemon.end()
         daemon.farewell()
-    except AsidError as error:
-        return report(error)
+    except Exception as fault:
+        return report(fault)
     finally:
         daemon.close()
+    return judge(daemon) if daemon.verdict_wanted and not options.no_verdict else EXIT_OK
+
+
+class GivenUp(BaseException):
+    """A signal, while there is nothing left but the verdict."""
+
+
+def judge(daemon: Daemon) -> int:
+    """Make the verdict of a run that nobody asked to end: children, sockets and lock are gone by now, so however long
+    it takes, it is in nobody's way. A signal ends it at once; the run stays as it is, for `asid audit`.
+    """
+    run = daemon.run_dir
+
+    def give_up(number: int, _frame: object) -> None:
+        raise GivenUp(number)
+
+    try:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, give_up)
+        if daemon.signalled:  # after its loop had ended
+            raise GivenUp(signal.Signals[daemon.signalled])
+        document = judge_run(run.path)
+    except GivenUp as signalled:
+        log.info("no verdict: interrupted; asid audit %s makes it", run.name)
+        return EXIT_INTERRUPTED if signalled.args[0] == signal.SIGINT else EXIT_TERMINATED
+    except Exception as fault:
+        return report(fault)
+    log.info("%s: run %s", document.get("verdict", "UNKNOWN"), run.path)
     return EXIT_OK
 
 
-def report(error: AsidError) -> int:
+def report(fault: Exception) -> int:
+    """Say in the log why a daemon ends; return its exit code."""
+    error = start_failure(fault)
+    if error is not fault and os.environ.get("ASID_DEBUG"):
+        log.error("where it comes from", exc_info=fault)
     log.error("%s: %s", type(error).__name__, error)
     if error.hint:
         log.error("hint: %s", error.hint)

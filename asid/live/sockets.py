@@ -17,6 +17,7 @@ first. Contexts are made in the process that uses them, never before a fork, nev
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -101,6 +102,8 @@ def bind_ipc(socket: zmq.Socket[bytes], path: Path) -> str:
             socket.bind(endpoint)
     except zmq.ZMQError as error:
         socket.close()
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # no question of rights: see room.start_failure
         raise PermissionRefused(f"cannot bind: {error}", where=str(path), hint="asid doctor") from None
     return endpoint
 

@@ -8,6 +8,9 @@ on nothing is missed for want of one. `y.bye.` with a reason is the daemon's las
 
 Telemetry may be dropped. Each event has a number in its topic (`tseq`): a jump is a gap, and what is missing is fetched
 from the journal, in order. What cannot be fetched becomes one event of type `gap`.
+
+A daemon that is killed says no bye. Its death is seen by a descriptor of its process: what it had sent is read first,
+then whoever waits is told with NotRunning.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import msgpack
 import zmq
 
 from asid import ops
-from asid.errors import AsidError, NoAnswer
+from asid.errors import AsidError, NoAnswer, NotRunning
 from asid.live import sockets
 
 POLL_SLICE_MS = 20  # a poll starts anew at every signal, so no single poll is trusted with a deadline
@@ -98,11 +101,14 @@ class Events:
         *,
         since: int | None = None,
         timeout_s: float = 5.0,
+        pidfd: int = -1,
     ) -> None:
+        """pidfd: of the daemon's process, which its owner closes after this; -1: its death cannot be seen."""
         self._filter = Filter.of(topics)
         self._fetch = fetch
         self._since = since
         self._timeout_s = timeout_s
+        self._pidfd = pidfd
         self._ready: deque[Event] = deque()
         self._tseqs: dict[str, int] = {}
         self._syncs: dict[bytes, int] = {}
@@ -158,7 +164,10 @@ class Events:
         return len(self._ready)
 
     def next(self, timeout_s: float) -> Event | None:
-        """Return the next event, None when none came in time or the daemon has ended."""
+        """Return the next event, None when none came in time or the daemon has said bye.
+
+        Raise NotRunning when the daemon was killed and all that it had sent is read.
+        """
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         while not self._ready and not self.ended:
             if not self._take() and not self._poll(deadline_ns):
@@ -166,7 +175,7 @@ class Events:
         return self._ready.popleft() if self._ready else None
 
     def __iter__(self) -> Iterator[Event]:
-        """Yield events until the daemon says bye."""
+        """Yield events until the daemon says bye. Raise NotRunning when it ends without."""
         while self._ready or not self.ended:
             event = self.next(1.0)
             if event is not None:
@@ -180,7 +189,7 @@ class Events:
         return events
 
     def wait_seq(self, seq: int, timeout_s: float = 5.0) -> None:
-        """Wait until every event up to `seq` is here to be read (see `drain`). Raise NoAnswer."""
+        """Wait until every event up to `seq` is here to be read (see `drain`). Raise NoAnswer, NotRunning."""
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         while self._seq < seq and not self.ended:
             if self._sync(deadline_ns) >= seq:
@@ -195,7 +204,20 @@ class Events:
         left_ms = (deadline_ns - time.monotonic_ns()) // 1_000_000
         if left_ms <= 0 or self.ended:
             return False
-        self._socket.poll(min(left_ms, POLL_SLICE_MS))
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        if self._pidfd >= 0:
+            poller.register(self._pidfd, zmq.POLLIN)
+        ready = dict(poller.poll(min(left_ms, POLL_SLICE_MS)))
+        # Its last words may still be on the way: its death counts only when nothing else comes.
+        if self._pidfd in ready and self._socket not in ready and not self._socket.poll(POLL_SLICE_MS):
+            raise NotRunning(
+                "the daemon has ended without goodbye",
+                where="events",
+                state=f"the last record seen is {self._seq}",
+                allowed="a bye before its end",
+                hint="It was killed, or crashed: asid ls has its run, asid audit RUN what can be said of it.",
+            )
         return True
 
     def _take(self) -> bool:

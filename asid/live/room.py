@@ -1,0 +1,59 @@
+"""What the host lets a daemon have: checked before the first process, and named when it runs out all the same."""
+
+from __future__ import annotations
+
+import errno
+import resource
+from typing import Final
+
+from asid.config import Config
+from asid.errors import AsidError, HostUnsuitable, crash_of
+
+# Descriptors that a daemon holds, as counted in running ones: for itself and a first client, for each core (its
+# coordinator's pidfd, ring and pipe, the core page, a peer of the link), for each hyperthread the same and a doorbell.
+FDS_OWN: Final = 24
+FDS_CORE: Final = 8
+FDS_HYPERTHREAD: Final = 7
+
+_LIMITS: Final = {
+    errno.EMFILE: "open files of a process: ulimit -n",
+    errno.ENFILE: "open files of the host: sysctl fs.file-max",
+    errno.ENOMEM: "memory",
+    errno.EAGAIN: "processes of this user: ulimit -u",
+}
+
+
+def check_descriptors(config: Config) -> None:
+    """Raise HostUnsuitable when a machine of this size certainly does not fit under the limit of open files."""
+    machine = config.machine
+    hyperthreads = machine.cores * machine.smt
+    needed = FDS_OWN + FDS_CORE * machine.cores + FDS_HYPERTHREAD * hyperthreads
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return
+    raise HostUnsuitable(
+        "too few open files are allowed (ulimit -n)",
+        where="start",
+        state=f"the limit is {limit}, the machine has {hyperthreads} hyperthreads on {machine.cores} cores",
+        allowed=f"{needed} or more",
+        hint=f"ulimit -n {needed}, then start again."
+        if most == resource.RLIM_INFINITY or most >= needed
+        else "Raise the hard limit of open files (ulimit -Hn), or start a smaller machine; asid doctor.",
+    )
+
+
+def start_failure(fault: Exception) -> AsidError:
+    """Return what a user is told when a daemon ends by `fault`: a limit of the host by name, or a fault of ours."""
+    if isinstance(fault, AsidError):
+        return fault
+    limit = _LIMITS.get(getattr(fault, "errno", None) or 0)
+    if limit is None:
+        return crash_of(fault)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return HostUnsuitable(
+        f"the host gives no more {limit}",
+        where="daemon",
+        state=f"{fault}; open files: {soft}",
+        allowed="what a machine of this size needs",
+        hint="Raise that limit, or start a smaller machine; asid doctor shows the limits.",
+    )
