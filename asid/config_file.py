@@ -38,6 +38,19 @@ MSGSPEC_WORDS = {"int": TYPE_WORDS[int], "str": TYPE_WORDS[str], "bool": TYPE_WO
 
 def load_checked(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]) -> Loaded:
     """The whole of `asid.config.load`."""
+    try:
+        return _load(source, overrides)
+    except RecursionError:  # of tomllib, of json or of the checks below: no configuration is as deep as that
+        raise InputError(
+            "nested too deeply",
+            where="a mapping" if isinstance(source, Mapping) else str(source),
+            state="tables or lists in one another, beyond what Python reads",
+            allowed="at most four levels, as in [[vm]] guest = { ... }",
+            hint="asid schema config lists every key.",
+        ) from None
+
+
+def _load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]) -> Loaded:
     path = None if isinstance(source, Mapping) else Path(source)
     text = "" if path is None else _read(path)
     plain, lines = (_copy(source), dict[str, int]()) if path is None else _parse(path, text)

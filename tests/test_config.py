@@ -29,6 +29,24 @@ def refusal(tmp_path: Path, text: str) -> ConfigError:
     return caught.value
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("deep.toml", "a = " + "[" * 5_000), ("deep.toml", "a = " + "{a=" * 5_000), ("deep.json", "[" * 100_000),
+     ("deep.toml", "[" + ".".join("a" * 5_000) + "]"), ("deep.json", '{"vm":' + "[" * 900 + "]" * 900 + "}")],
+    ids=["lists", "tables", "json", "dots", "read and too deep"],
+)  # fmt: skip
+def test_a_file_too_deep_to_read_is_refused_in_five_parts(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises((InputError, ConfigError)) as caught:
+        load(path)
+    error = caught.value
+    assert error.exit_code == EXIT_USAGE
+    assert error.what and str(path) in error.where and error.hint
+    if isinstance(error, InputError):
+        assert error.state and error.allowed
+
+
 def test_every_key_has_a_default(tmp_path):
     assert load_config(write(tmp_path, "")) == Config()
     config = load_config({})
