@@ -91,7 +91,7 @@ class Control:
             if not over and not entry.refusals.take(now_ns):
                 counts["dropped"] += 1
                 return []
-            return self._refuse(waiter, error, now_ns)
+            return self._refuse(waiter, requests.complete(error), now_ns)
         waiter.deadline_ns = request.deadline_ns
         try:
             if over:
@@ -138,11 +138,6 @@ class Control:
             replies += self._release_overdue(core, now_ns)
         return replies
 
-    def next_deadline_ns(self) -> int | None:
-        """Return when expire() has work again, None for never."""
-        times = (self._pending.next_ns(), self._holds.next_ns())
-        return min((time_ns for time_ns in times if time_ns is not None), default=None)
-
     def gone(self, client: bytes) -> None:
         """The client cannot be reached any more: forget its requests. What they began goes on, its holds run out."""
         self._pending.forget_client(client)
@@ -184,7 +179,10 @@ class Control:
             raise BadArgument("missing", where="idem", allowed=f"a fresh key, which {op.name} needs")
         if request.deadline_ns <= now_ns:
             self._pending.counts["expired"] += 1
-            raise Expired("the deadline had passed on arrival", where=op.name, hint="Ask again, with a longer one.")
+            raise Expired(
+                "the deadline had passed on arrival", where=op.name, allowed="one that lies ahead",
+                hint="Ask again, with a longer one.",
+            )  # fmt: skip
         if not op.machine:
             return self._own(op, args, waiter, now_ns)
         if op.mutating:
@@ -279,7 +277,10 @@ class Control:
         assert isinstance(args, optypes.JobArgs | optypes.JobWaitArgs), "an operation that nobody answers"
         job = self._pending.jobs.find(args.job)
         if job is None:
-            raise NoSuchObject(f"no job {args.job!r}", where=f"{op.name}: args.job", hint="Only the last are kept.")
+            raise NoSuchObject(
+                f"no job {args.job!r}", where=f"{op.name}: args.job", allowed="a job of this daemon",
+                hint="Only the last are kept.",
+            )  # fmt: skip
         if op.name == "job.get" or job.state != "running":
             return self._answer(waiter, job.as_ret(), max(seq, job.seq), now_ns)
         self._pending.check_room(waiter, op.name)

@@ -110,10 +110,6 @@ class Pending:
             if waiter.client == client:
                 self.stop_waiting(waiter)
 
-    def next_ns(self) -> int | None:
-        """Return the next deadline (perhaps of a request answered since), None for never."""
-        return self._due[0][0] if self._due else None
-
     def expire(self, seq: int, now_ns: int) -> list[Reply]:
         """Answer the requests whose deadline has passed. What they began goes on; its result is kept for their key."""
         replies: list[Reply] = []
@@ -161,6 +157,8 @@ class Pending:
     def explain(self, error: Exception) -> ControlError:
         """Return what to tell; a fault of ours is kept for the daemon's log."""
         told = requests.as_control_error(error)
+        if told.applied == "no" and isinstance(told, requests.UNFIT):
+            return requests.complete(told)
         if isinstance(told, Internal):
             self.counts["internal"] += 1
             if len(self._faults) < FAULTS_KEPT_MAX:

@@ -22,12 +22,17 @@ from asid.errors import (
     Internal,
     LimitExceeded,
     NoAnswer,
+    NoSuchObject,
+    UnknownOp,
     WireVersion,
 )
 from asid.optypes import NAME_LENGTH_MAX
 
 NS_PER_MS = 1_000_000
-FRAMES_MAX = 3  # delimiter, magic, body
+OWN_FRAMES = 2  # magic and body, without a delimiter
+HINT = "asid schema ops; docs/protocol.md has the form of a message."
+STATE = "nothing of it was done"
+UNFIT = (BadArgument, UnknownOp, NoSuchObject, WireVersion, LimitExceeded, Expired)  # faults of a request itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +53,9 @@ def split_frames(frames: list[bytes]) -> tuple[list[bytes], list[bytes]]:
 
 def open_body(frames: list[bytes]) -> dict[str, Any]:
     """Return the map of a request's frames (without delimiter). Raise ControlError when it is not one."""
-    if len(frames) != 2:
-        raise BadArgument(f"{min(len(frames), 10_000)} frames", where="message", allowed="2 frames: magic and body")
+    if len(frames) != OWN_FRAMES:
+        what = f"{min(len(frames), 10_000)} frames"
+        raise BadArgument(what, where="message", allowed=f"{OWN_FRAMES} frames: magic and body")
     magic, body = frames
     if len(body) > ops.REQUEST_BYTES_MAX or len(magic) > ops.REQUEST_BYTES_MAX:
         raise LimitExceeded(
@@ -70,7 +76,9 @@ def open_body(frames: list[bytes]) -> dict[str, Any]:
     # Encoding what was decoded must give the same bytes, else a key came twice (the decoder keeps the last,
     # silently) or something is not in its shortest form.
     if msgpack.packb(value) != body:
-        raise BadArgument("a key that comes twice, or a value not in its shortest form", where="body")
+        raise BadArgument(
+            "a key that comes twice, or a value not in its shortest form", where="body", allowed="as msgpack packs it"
+        )
     return value
 
 
@@ -166,6 +174,14 @@ def _kind(value: object) -> str:
     if type(value) is int:
         return str(value)
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, str | bytes | list | dict) else "")
+
+
+def complete(error: ControlError) -> ControlError:
+    """Fill in what a malformed request's error has in common with all of them: the state it left, and the way out."""
+    error.state = error.state or STATE
+    error.allowed = error.allowed or ("as the operation declares it" if isinstance(error, BadArgument) else "")
+    error.hint = error.hint or HINT
+    return error
 
 
 def error_map(error: ControlError) -> dict[str, Any]:

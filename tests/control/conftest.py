@@ -67,7 +67,7 @@ class FakeMachine:
         places = {"c0": ((0, 0), (0, 1)), "c1": ((1, 0), (1, 1)), "c0h1": ((0, 1),), "c1h0": ((1, 0),)}
         places["c*"] = places["c0"] + places["c1"]
         if target not in places:
-            raise NoSuchObject(f"no {target}", where="target")
+            raise NoSuchObject(f"no {target}", where="target", allowed="c0 or c1", hint="asid status")
         return places[target]
 
     def seq(self) -> int:

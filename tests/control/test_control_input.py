@@ -105,8 +105,11 @@ def test_malformed_input_gets_its_class_and_changes_nothing(desk, frames, expect
     before = desk.control.counters()
     (answer,) = desk.raw(frames)
     assert desk.error(answer) == expected
-    assert answer["err"]["applied"] == "no"
-    assert answer["err"]["msg"]
+    err = answer["err"]
+    assert err["applied"] == "no"
+    parts = {name: err["data"].get(name) for name in ("where", "what", "state", "allowed")} | {"hint": err["hint"]}
+    assert all(parts.values()), f"an error has five parts: {parts}"
+    assert all(parts[name] in err["msg"] for name in ("where", "what", "state", "allowed"))
     after = desk.control.counters()
     moved = {"requests", "replies", "refused", "malformed", "expired", "clients"}
     assert {name: after[name] for name in after if name not in moved} == {
