@@ -73,24 +73,6 @@ def resolve(text: str, topology: Topology, where: str = "") -> tuple[Place, ...]
     return tuple(sorted(found))
 
 
-def resolve_one(text: str, topology: Topology, where: str = "") -> Place:
-    """Like resolve, for operations that take exactly one hyperthread."""
-    places = resolve(text, topology, where)
-    if len(places) != 1:
-        raise ConfigError(
-            f"{where or 'target'} = {_shown(text)}",
-            state=f"selects {len(places)} hyperthreads: {format_places(places[:4])}{',...' if len(places) > 4 else ''}",
-            allowed="one hyperthread",
-            hint=f"Try {format_place(*places[0])}.",
-        )
-    return places[0]
-
-
-def resolve_cores(text: str, topology: Topology, where: str = "") -> tuple[int, ...]:
-    """Return the cores that `text` touches, sorted: for operations on the gate of a core."""
-    return tuple(sorted({core for core, _ in resolve(text, topology, where)}))
-
-
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 

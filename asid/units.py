@@ -22,7 +22,6 @@ CPU_MAX = 65_535
 _NUMBER = r"(\d{1,15}(?:\.\d{1,9})?)"
 _DURATION = re.compile(rf"{_NUMBER}\s*([a-zµ]+)", re.ASCII)
 _RATE = re.compile(rf"{_NUMBER}\s*/\s*([a-z]+)", re.ASCII)
-_SIZE = re.compile(rf"{_NUMBER}\s*([A-Za-z]+)", re.ASCII)
 _CPU_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
 
 
@@ -46,14 +45,6 @@ def parse_rate_hz(text: str, where: str = "") -> float:
     if found is None or found[2] not in SECONDS_PER_UNIT or not Decimal(found[1]):
         raise _refuse(where, text, "a rate: a number above 0 and one of /ms, /s, /m", "Try 500/s.")
     return float(Decimal(found[1]) / SECONDS_PER_UNIT[found[2]])
-
-
-def parse_size(text: str, where: str = "") -> int:
-    """`64MiB` -> bytes. Only binary units: KB and MB mean two things, so they are refused."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None or found[2] not in BYTES_PER_UNIT:
-        raise _refuse(where, text, "a size: a number and one of B, KiB, MiB, GiB, TiB", "Try 64MiB.")
-    return int(Decimal(found[1]) * BYTES_PER_UNIT[found[2]])
 
 
 def parse_cpulist(text: str, where: str = "") -> tuple[int, ...]:
@@ -89,11 +80,6 @@ def format_ns(ns: int | float) -> str:
         if abs(ns) >= size * 0.99995:
             return f"{ns / size:.1f}{unit}"
     return f"{round(ns)}ns"
-
-
-def format_rate(hz: float) -> str:
-    """1234.5 -> `1,234/s`; slow rates keep a decimal."""
-    return f"{hz:,.0f}/s" if hz >= 10 else f"{hz:.1f}/s"
 
 
 def format_size(size_bytes: int) -> str:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asid.errors import EXIT_USAGE, AsidError, ConfigError, NoSuchObject
-from asid.targets import Topology, VmPlaces, format_place, format_places, resolve, resolve_cores, resolve_one
+from asid.targets import Topology, VmPlaces, format_place, format_places, resolve
 
 # c0h0 and c0h1 run tenant-a (vm1); c1h0 runs vCPU 0 of vm2, whose vCPU 1 is detached; vm3 is on nothing.
 TWO_CORES = Topology(
@@ -79,20 +79,6 @@ def test_what_is_refused(text, error, says):
 def test_a_vm_where_there_is_none_says_so():
     with pytest.raises(NoSuchObject, match="there is no VM: must be a core"):
         resolve("vm1", Topology(1, 2))
-
-
-def test_one_hyperthread_where_one_is_needed():
-    assert resolve_one("c1h0", TWO_CORES) == (1, 0)
-    assert resolve_one("vm1/1", TWO_CORES) == (0, 1)
-    with pytest.raises(ConfigError) as caught:
-        resolve_one("c0", TWO_CORES)
-    assert "selects 2 hyperthreads: c0h0,c0h1" in str(caught.value)
-    assert caught.value.hint == "Try c0h0."
-
-
-def test_cores_of_a_target():
-    assert resolve_cores("c*h1", TWO_CORES) == (0, 1)
-    assert resolve_cores("vm2", TWO_CORES) == (1,)
 
 
 @settings(max_examples=30)

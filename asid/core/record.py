@@ -335,22 +335,6 @@ def bucket_of(ns: int) -> int:
     return int(BUCKETS_PER_OCTAVE * math.log2(ns)) if ns > 1 else 0
 
 
-@lru_cache(maxsize=BUCKETS + 1)
-def bucket_low_ns(bucket: int) -> int:
-    """Return the smallest duration that lies in this bucket or a later one (buckets 1 to 3 hold no integer)."""
-    if bucket <= 0:
-        return 0
-    guess = int(2.0 ** (bucket / BUCKETS_PER_OCTAVE))
-    low, high = max(1, guess // 2), 2 * guess + 2  # bucket_of(low) < bucket <= bucket_of(high)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if bucket_of(middle) >= bucket:
-            high = middle
-        else:
-            low = middle
-    return high
-
-
 def percentile(hist: Iterable[Sequence[int]], q: float) -> int:
     """Return the q-th percentile (0 to 100) of [bucket, count] pairs in ns; 0 for an empty histogram.
 

@@ -92,10 +92,6 @@ class Holds:
             self._holds[core].until_ns = now_ns + RELEASE_RETRY_NS
         return cores
 
-    def next_ns(self) -> int | None:
-        """Return when a hold ends, None for never."""
-        return min((hold.until_ns for hold in self._holds.values() if not hold.releasing), default=None)
-
     def as_ret(self, args: optypes.Args, cores: tuple[int, ...]) -> dict[str, Any]:
         """Return what gate.hold and gate.release answer."""
         ends = [self._holds[core].until_ns for core in cores if core in self._holds]

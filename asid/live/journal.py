@@ -323,27 +323,3 @@ def _good_record_after(fd: int, offset: int) -> bool:
                 return True
         at = rest.find(_NINE, at + 1)
     return False
-
-
-def repair(path: Path) -> Damage | None:
-    """Cut a torn tail off the file, in place, and return what was cut; None when there was nothing to cut.
-
-    Raises InputError when the damage is in the middle: cutting there would throw good records away.
-    """
-    with JournalReader(path) as reader:
-        for _ in reader:
-            pass
-        damage = reader.damage
-    if damage is None:
-        return None
-    if not damage.tail:
-        raise InputError(
-            f"damaged in the middle, at byte {damage.offset}: {damage.reason}",
-            where=str(path),
-            allowed="a torn tail to be repaired",
-            hint="keep the file; the records before the damage can still be read",
-        )
-    with open(path, "r+b") as file:
-        file.truncate(damage.offset)
-        os.fsync(file.fileno())
-    return damage

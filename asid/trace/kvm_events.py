@@ -29,7 +29,6 @@ EXIT: Final = "kvm_exit"
 ENTRY: Final = "kvm_entry"
 USERSPACE_EXIT: Final = "kvm_userspace_exit"
 NESTED_EXIT: Final = "kvm_nested_vmexit"
-COMPANION_PREFIXES: Final = ("kvm_", "vcpu_match_mmio", "kvmmmu", "mark_mmio_spte", "handle_mmio_page_fault")
 
 
 class PayloadError(ValueError):

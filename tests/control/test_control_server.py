@@ -163,16 +163,6 @@ def test_time_in_a_queue_counts_and_a_foreign_clock_does_not(desk):
     assert desk.ask("mark", {"text": "x"}, t=now + 10**15, deadline_ms=1_000)["ok"]
 
 
-def test_next_deadline_is_the_earliest(desk):
-    assert desk.control.next_deadline_ns() is None
-    desk.machine.defer = True
-    desk.ask("inject.nmi", NMI, deadline_ms=3_000)
-    desk.ask("inject.nmi", NMI, deadline_ms=1_000)
-    assert desk.control.next_deadline_ns() == desk.machine.now + 1_000_000_000
-    assert len(desk.pass_s(10)) == 2
-    assert desk.control.next_deadline_ns() is None
-
-
 # ---------------------------------------------------------------- holds
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from asid.core.record import Record
 from asid.errors import InputError
-from asid.live.journal import HEAD, HEADER, INDEX_STRIDE, RECORD_BYTES_MAX, JournalReader, JournalWriter, repair
+from asid.live.journal import HEAD, HEADER, INDEX_STRIDE, RECORD_BYTES_MAX, JournalReader, JournalWriter
 
 
 def marks(count: int, start: int = 1, text: str = "hello") -> list[Record]:
@@ -189,24 +189,6 @@ def test_a_foreign_file(tmp_path, content):
     with pytest.raises(InputError, match="not a journal") as error:
         JournalReader(path)
     assert error.value.allowed and error.value.hint and str(path) in str(error.value)
-
-
-def test_repair_cuts_a_tail_and_nothing_else(tmp_path):
-    path = write(tmp_path / "j", marks(5))
-    whole = path.read_bytes()
-    assert repair(path) is None and path.read_bytes() == whole
-    path.write_bytes(whole[:-2])
-    assert read(path)[1] is not None
-    assert path.read_bytes() == whole[:-2], "reading repairs nothing"
-    damage = repair(path)
-    assert damage is not None and damage.tail
-    assert read(path) == (marks(4), None)
-    broken = bytearray(whole)
-    broken[len(whole) // 2] ^= 1
-    path.write_bytes(broken)
-    with pytest.raises(InputError, match="in the middle"):
-        repair(path)
-    assert path.read_bytes() == broken
 
 
 # --- growing ----------------------------------------------------------------------------------------------------
