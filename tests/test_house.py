@@ -6,6 +6,7 @@ What needs the graph of imports is in pyproject.toml under importlinter, and is 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -170,7 +171,13 @@ def test_nothing_unfinished_and_no_path_of_one_machine():
     ]
     found = []
     for path in places:
-        if not path.is_file() or path.suffix not in suffixes or path == Path(__file__) or "data" in path.parts:
+        if (
+            not path.is_file()
+            or path.suffix not in suffixes
+            or path == Path(__file__)
+            or path.name == ".git"
+            or "data" in path.parts
+        ):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
             found += [
@@ -235,3 +242,84 @@ def test_the_layers_hold():
     done = subprocess.run([lint, "--no-logo", "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 broken" in done.stdout
+
+
+# --- nothing that nobody uses ---------------------------------------------------------------------------------
+
+# Imported by name: a verb by the command line, a benchmark by `asid bench`; run by Python, by pytest, or for docs/.
+IMPORTED_BY_NAME = ("asid.commands.", "asid.bench.")
+IMPORTED_FROM_OUTSIDE = {"asid.__main__", "asid.pytest_plugin", "asid.explore.diagram"}
+
+
+def test_every_module_is_imported_by_somebody():
+    used = {module for path in [*PACKAGE, *CLIENTS] for module in every_import_of(path)}
+    texts = "".join(path.read_text(encoding="utf-8") for path in PACKAGE)
+    lonely = [
+        module
+        for path in PACKAGE
+        if (module := module_of(path)) not in used
+        and path.stem != "__init__"
+        and not module.startswith(IMPORTED_BY_NAME)
+        and module not in IMPORTED_FROM_OUTSIDE
+        and f'"{module}"' not in texts
+    ]
+    assert not lonely, f"nobody imports {lonely}: use them or remove them"
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def every_import_of(path: Path) -> Iterator[str]:
+    """Every module that an import may name, those for type checkers left out: they are no use of it."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    yield from imports_of(path)
+
+
+# --- what the texts name is there -------------------------------------------------------------------------------
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+TOPS = ("asid", "clients", "configs", "docs", "tests")
+QUOTED = re.compile(r"`([^`\n]+)`")
+PATH = re.compile(r"(?:[A-Za-z0-9_.-]+/)+[A-Za-z0-9_.*-]*|[A-Za-z0-9_]+\.(?:py|toml|md)")
+MODULE = re.compile(r"asid(?:\.[a-z_]+)+")
+
+
+def named_in(text: str) -> Iterator[str]:
+    """Paths and modules in backticks; of a command, each word."""
+    for quoted in QUOTED.findall(text):
+        for word in quoted.split():
+            yield word.rstrip(",;:")
+
+
+def is_there(word: str) -> bool:
+    """Whether a word that looks like a path or module of this project names one; True for every other word."""
+    if MODULE.fullmatch(word):
+        place = ROOT.joinpath(*word.split("."))
+        if place.is_dir() or place.with_suffix(".py").exists():
+            return True
+        # A name in a module, or in the package's own file.
+        within = [place.parent.with_suffix(".py"), place.parent / "__init__.py"]
+        return any(re.search(rf"\b{place.name}\b", file.read_text()) for file in within if file.exists())
+    if not PATH.fullmatch(word):
+        return True
+    top = word.split("/")[0]
+    if "/" in word and top in TOPS:
+        return any(ROOT.glob(word.rstrip("/")))
+    if word.endswith(".py"):
+        return any(ROOT.glob(f"asid/**/{word}")) or any(ROOT.glob(f"*/{word}")) or any(ROOT.glob(f"tests/**/{word}"))
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_what_a_page_names_is_there(page):
+    missing = [word for word in named_in(page.read_text(encoding="utf-8")) if not is_there(word)]
+    assert not missing, f"{name_of(page)} names what is not there: {missing}"
+
+
+def test_the_look_at_the_pages_can_see():
+    assert [word for word in ("asid/mm", "tests/explore/explore_mutants.py", "asid.live.nothing", "nothing.py")
+            if is_there(word)] == []  # fmt: skip
+    assert all(is_there(word) for word in ("asid/core/gate.py", "configs/*.toml", "asid.client", "x/y.txt", "docs/"))
