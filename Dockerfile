@@ -13,8 +13,8 @@ RUN apt-get update \
 WORKDIR /opt/asid
 COPY pyproject.toml README.md LICENSE ./
 COPY asid ./asid
-RUN pip install --no-cache-dir --no-compile .
 COPY configs ./configs
+RUN pip install --no-cache-dir --no-compile .
 COPY clients ./clients
 
 # Sockets and runs go below /tmp, which may be the only place that can be written. Bytecode is not written at all.

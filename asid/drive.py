@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, AsidError
+from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, InputError
 from asid.judging import judge_run
 from asid.running import Daemon, Run
 
@@ -40,8 +40,17 @@ def configs_dir() -> Path:
     for root in (Path(__file__).parent.parent, Path(__file__).parent):
         if (root / "configs" / "smt2.toml").is_file():
             return root / "configs"
-    raise AsidError("the configurations that come with asid are not here", where=str(Path(__file__).parent.parent),
-                    hint="Run from a clone of the project.")  # fmt: skip
+    raise InputError(
+        "the configurations that come with asid are not here", where=str(Path(__file__).parent),
+        state="neither beside the package nor in it", allowed="configs/smt2.toml in one of them",
+        hint="Install asid again, or run it from a clone of the project.",
+    )  # fmt: skip
+
+
+def shown_config(name: str) -> str:
+    """Return how a user here names a configuration that comes with asid: `configs/NAME`, or its whole path."""
+    short = Path("configs") / name
+    return str(short if short.is_file() else configs_dir() / name)
 
 
 def wait_for_end(daemon: Daemon, deadline_ns: int, on_wait: Callable[[], None]) -> bool:

@@ -133,7 +133,7 @@ _TABLE = (
          machine=False),
     _read("events.fetch", t.EventsFetchArgs, t.EventsFetchRet, "Records out of the journal, to close a gap."),
     _act("mark", t.MarkArgs, t.MarkRet, "Write a remark into the journal.", targets=()),
-    _act("stop", t.StopArgs, t.StopRet, "Drain and end the daemon; answered when its run is complete. The caller audits it.",
+    _act("stop", t.StopArgs, t.StopRet, "Drain and end the daemon; answered when its run is complete, not yet audited.",
          urgent=True, role="admin", targets=()),
 )  # fmt: skip
 

@@ -24,7 +24,7 @@ def command(session: Session, seconds: float) -> None:
 
     Exit code 0 when both show what they must: none FAILs (it is the negative control) and asi PASSes.
     """
-    from asid.drive import configs_dir
+    from asid.drive import configs_dir, shown_config
     from asid.report.compare import compare_lines, compare_row
 
     config = configs_dir() / "smt2.toml"
@@ -54,7 +54,7 @@ def command(session: Session, seconds: float) -> None:
         "runs: " + "\n      ".join(str(outcome.run.root) for outcome in outcomes),
         "next: asid audit latest                            every guarantee, from the journal alone",
         "      asid stat latest                             exits by reason, as perf kvm stat",
-        "      asid up configs/smt2.toml --detach           a machine of your own; asid watch; asid down",
+        f"      asid up {shown_config('smt2.toml')} --detach           a machine of your own; asid watch; asid down",
         "      asid inject nmi c0h1 --count 100 --rate 50/s --wait",
         "      asid policy set kick-every-exit              change one thing and look again",
         "      asid explore                                 every interleaving, and what a broken gate looks like",

@@ -12,7 +12,7 @@ from asid.commands.session import Session, instance_option
 @click.command(
     epilog="asid up configs/smt2.toml --detach\nasid up configs/two-vms.toml --policy none --seed 7 --instance lab"
 )
-@click.argument("config", type=click.Path(dir_okay=False), default="configs/smt2.toml")
+@click.argument("config", type=click.Path(dir_okay=False), default="")
 @click.option("--detach", is_flag=True, help="Return when the daemon is ready; it goes on in the background.")
 @click.option("--policy", default="", metavar="P", help="Instead of the configuration's.")
 @click.option("--kick", default="", metavar="K", help="Instead of the configuration's.")
@@ -23,7 +23,14 @@ from asid.commands.session import Session, instance_option
 def command(
     session: Session, config: str, detach: bool, policy: str, kick: str, seed: int | None, timeout: float
 ) -> None:
-    """Start the daemon for CONFIG: in the foreground until `asid down` or Ctrl-C, or with --detach."""
+    """Start the daemon for CONFIG: in the foreground until `asid down` or Ctrl-C, or with --detach.
+
+    Without CONFIG: smt2.toml of those that come with asid.
+    """
+    if not config:
+        from asid.drive import shown_config
+
+        config = shown_config("smt2.toml")
     if detach:
         _start_detached(session, config, policy, kick, seed, timeout)
         return
