@@ -55,7 +55,9 @@ def _python() -> list[Finding]:
     level = "good" if sys.version_info >= (3, 11) else "bad"
     items = [Finding(level, "python", found, "3.11 or newer is needed")]
     if not __debug__:
-        items.append(Finding("bad", "python -O", "on", "assertions check the guarantees while asid runs: leave -O out"))
+        items.append(
+            Finding("bad", "python -O", "on", "each process asserts what it can see of the guarantees: leave -O out")
+        )
     return items
 
 

@@ -134,7 +134,7 @@ def cli() -> None:
 def main() -> NoReturn:
     """Entry point of the executable."""
     if not __debug__:
-        # Assertions are part of the emulator: they check the guarantees while it runs.
+        # Assertions are part of the emulator: each process checks what it can see of the guarantees.
         print("asid: python -O removes the checks that asid relies on\nhint: run without -O", file=sys.stderr)
         sys.exit(2)
     signal.signal(signal.SIGTERM, _on_sigterm)

@@ -19,7 +19,7 @@ FILES = (MANIFEST, "config.resolved.json", "stats.json", "verdict.json")
 
 @click.group()
 def command() -> None:
-    """List, show, compare and remove runs. RUN is a directory, a name, the beginning of one, or `latest`."""
+    """List, show, compare and remove runs. RUN is a directory, a name, a part that only one name has, or `latest`."""
 
 
 @command.command()

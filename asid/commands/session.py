@@ -40,6 +40,7 @@ class Session:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.json = as_json
+        self._streams = False  # a line of a stream was written
         self.instance = os.environ.get("ASID_INSTANCE", INSTANCE_DEFAULT)
 
     @property
@@ -64,6 +65,7 @@ class Session:
 
     def line(self, document: Mapping[str, Any], text: str | Callable[[], str], *, schema: str = "") -> None:
         """Write one item of a stream and flush, so that a reader at the other end of a pipe sees it now."""
+        self._streams = True
         if self.json:
             self._write(json.dumps(self.envelope(document, schema), ensure_ascii=False, separators=(",", ":")))
         else:
@@ -126,7 +128,9 @@ class Session:
                 "exit": error.exit_code,
             }
             document = self.envelope({"ok": False, "error": failure}, "error/1")
-            self._write(json.dumps(document, ensure_ascii=False, indent=2))
+            # The end of a stream of lines is one line too.
+            form: dict[str, Any] = {"separators": (",", ":")} if self._streams else {"indent": 2}
+            self._write(json.dumps(document, ensure_ascii=False, **form))
         else:
             self.note(f"asid: {name}: {error}")
             if error.hint:

@@ -75,6 +75,18 @@ def test_who_watches_a_killed_daemon_ends_with_it(rig, line):
     assert "Traceback" not in err
 
 
+def test_a_stream_of_json_lines_ends_with_a_line(rig):
+    daemon = rig.start(machine(2))
+    watcher = spawn(sys.executable, "-m", "asid", "watch", "--json", "--instance", daemon.paths.name)
+    assert watcher.stdout is not None
+    first = watcher.stdout.readline()
+    daemon.process.kill()
+    code, out, _ = finish(watcher)
+    documents = [json.loads(line) for line in [first, *out.splitlines()]]
+    assert (code, documents[-1]["error"]["class"], documents[-1]["ok"]) == (7, "NotRunning", False)
+    assert all(document["schema"] == "event/1" for document in documents[:-1])
+
+
 # --- who stops it -----------------------------------------------------------------------------------------
 
 
