@@ -196,7 +196,7 @@ MUTANTS: Final = (
         "whoever does not know the new coordinator is told again", naive.resync_said_once,
     ),
     Mutant(
-        "V25c", "a coordinator that comes back waits without a time-out", model("n2v1-coordinator-loss"), "starvation",
+        "V25c", "a coordinator that comes back waits without a time-out", model("n2v1-coordinator-loss"), "deadlock",
         "A guest that asks for nothing never hears of it, and stays unknown.",
         "the silent are fenced (I17)", naive.resync_waits_for_ever,
     ),
