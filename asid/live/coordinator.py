@@ -43,6 +43,7 @@ from asid.live.ring import Ring
 from asid.live.traps import RECEIVE, step_name, trap_of
 
 LATE_NS = 10_000_000  # a timer that fires this much too late says that the process was not running
+LATE_TIMES_MAX = 2  # in a row and for one kick; a process that is always late has to judge all the same
 KICKS_A_LIFE = 1 << 32  # kick numbers of one coordinator; the next begins above
 
 Decision = tuple[gate.GateState, tuple[Action, ...], list[Note]]
@@ -280,7 +281,7 @@ class Coordinator:
             if old.fresh and not new.fresh:
                 self.node.drop_timer((Timer.STICKY, gate.key_of(ht, old.granted)))
 
-    def set_timer(self, timer: Timer, key: int) -> None:
+    def set_timer(self, timer: Timer, key: int, late: int = 0) -> None:
         ht, number = key & 0xFF, key >> 8
         after_ns = self.after_ns[timer]
         if timer is not Timer.TURN and self.node.has_timer((timer, key)):
@@ -289,9 +290,10 @@ class Coordinator:
         due_ns = self.node.now_ns() + after_ns
 
         def fire() -> None:
-            if timer in (Timer.KICK, Timer.RESYNC) and self.node.now_ns() - due_ns > LATE_NS:
+            judges = timer in (Timer.KICK, Timer.RESYNC)
+            if judges and late < LATE_TIMES_MAX and self.node.now_ns() - due_ns > LATE_NS:
                 # It was this process that did not run (stopped, suspended, starved): it judges nobody's silence.
-                self.set_timer(timer, key)
+                self.set_timer(timer, key, late + 1)
                 return
             self.cause = 0
             self.step(gate.Event(Ev.TIMER, timer=timer, ht=ht, key=number))
