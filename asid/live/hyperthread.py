@@ -333,6 +333,8 @@ class Hyperthread:
         if op == "exit":
             event = Exit(0, message["reason"], message["isa"], message["service_ns"], message["full"], 0)
             self.vcpu.inject(message["id"], event, message["n"])
+        elif op == "refuse":
+            self.vcpu.refuse()
         elif op == "vcpu":
             self.vcpu.number = message["vcpu"]
             self.link.tell({"op": "done", "id": message["id"]})

@@ -2,7 +2,8 @@
 
 NMIs and #MCs go through the interrupt lines of the core page. The hyperthread's `intr` record names the last one that
 it has taken: that one was handled, those before it merged into it, as on x86. Exits and
-IRQs go as messages. What a dead hyperthread had not done is lost, and said to be.
+IRQs go as messages, and the hyperthread answers how many of a message it left undone: nobody else knows. So what is
+to be refused is asked of it. What a dead hyperthread had not done is lost, and said to be.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ RESULTS: Final = ("handled", "merged", "lost", "refused")
 IDS_SHOWN_MAX: Final = 64
 BURST_MAX: Final = 1_000  # interrupts and signals of a batch that are delivered before anything else is served
 MESSAGES: Final = ("exit", "irq")  # what goes as a message, all of a batch at once
+TAKEN_AWAY: Final = "the vCPU was taken away"
+STOPS: Final = "the machine stops"
 
 
 @dataclass
@@ -68,6 +71,7 @@ class _Open:
     batch: Batch
     id: int
     n: int
+    left: int = 0  # of those n, refused
 
 
 class Injector:
@@ -149,6 +153,8 @@ class Injector:
                 opened = self._open(batch, place, n)
                 if child is None:
                     self._done(opened, place, "lost", "the hyperthread died")
+                elif self._machine.vcpu(place)[0] == 0:
+                    self._done(opened, place, "refused", TAKEN_AWAY)
                 else:
                     self._messages[opened.id] = (place, opened)
                     self._machine.tell(child, {"op": "exit", "id": opened.id, "n": n, **batch.details})
@@ -214,12 +220,23 @@ class Injector:
             last = number == len(taken)
             self._done(opened, place, "handled" if last else "merged")
 
-    def on_done(self, number: int) -> bool:
-        """A hyperthread did what message `number` asked for. Return False when that number is not an injection's."""
+    def on_done(self, number: int, left: int = 0) -> bool:
+        """A hyperthread has done with message `number`, but for `left` exits that it will never do.
+
+        Return False when that number is not an injection's.
+        """
         entry = self._messages.pop(number, None)
         if entry is None:
             return False
-        self._done(entry[1], entry[0], "handled")
+        place, opened = entry
+        assert 0 <= left <= opened.n
+        opened.left = left
+        if left:
+            why = STOPS if self.stopped else TAKEN_AWAY
+            done = opened.n - left
+            self._done(opened, place, "refused", f"{why}; {done} of {opened.n} were done" if done else why)
+        else:
+            self._done(opened, place, "handled")
         return True
 
     def on_death(self, place: Place) -> None:
@@ -236,28 +253,28 @@ class Injector:
                 self._done(opened, place, "lost", "the hyperthread died")
 
     def on_detach(self, place: Place) -> None:
-        """A hyperthread without a vCPU takes no exits any more."""
-        for number, (whose, opened) in list(self._messages.items()):
-            if whose == place:
-                del self._messages[number]
-                self._done(opened, place, "refused", "the vCPU was taken away")
+        """A hyperthread without a vCPU takes no exits any more; it says itself how many it had not done by now."""
+        child = self._machine.child(place)
+        if child is not None and any(whose == place for whose, _ in self._messages.values()):
+            self._machine.tell(child, {"op": "refuse"})
 
     def close(self) -> None:
-        """The machine stops: deliver nothing more, and say of everything open that it was refused."""
+        """The machine stops: deliver nothing more, and end what can be ended.
+
+        What was delivered may be done all the same, so it is not called refused here: its hyperthread tells, or dies.
+        """
         self.stopped = True
         for batch in self._batches:
             batch.accepted -= batch.left * len(batch.places)
             batch.left = 0
         for place in list({place for batch in self._batches for place in batch.places}):
             self.on_detach(place)
-            for what in ("nmi", "mce"):
-                for _, opened in self._lines.pop((place, what), ()):
-                    self._done(opened, place, "refused", "the machine stops")
-            for opened in self._signals.pop(place, []):
-                child = self._machine.child(place)
+            child = self._machine.child(place)
+            for opened in list(self._signals.get(place, ())):
                 if child is not None and opened.batch.what == "stall":
                     child.kill(signal.SIGCONT)
-                self._done(opened, place, "refused", "the machine stops")
+                    self._signals[place].remove(opened)
+                    self._done(opened, place, "handled", "cut short: the machine stops")
         for batch in list(self._batches):
             self._finish(batch)
 
@@ -267,7 +284,9 @@ class Injector:
             data["why"] = why
         self._machine.note("inject.done", data, place[0], max(place[1], -1))
         opened.batch.open -= 1
-        opened.batch.counts[result] += opened.n
+        opened.batch.counts[result] += opened.left or opened.n
+        if opened.left:
+            opened.batch.counts["handled"] += opened.n - opened.left
         self._finish(opened.batch)
 
     def _finish(self, batch: Batch) -> None:

@@ -191,7 +191,7 @@ class Parent:
             self.operations.on_reply(number)
             return
         self.drain()
-        self.injector.on_done(number)
+        self.injector.on_done(number, message.get("left", 0))
 
     # --- deaths -------------------------------------------------------------------------------------------
 

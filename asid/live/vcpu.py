@@ -37,16 +37,19 @@ class Vcpu:
         self.source: Source | None = None
         self.exit: Exit | None = None  # the next exit of the source, or the one being handled
         self.exhausted = False  # the source has no more exits
-        self.injected: deque[list[Any]] = deque()  # [id, Exit, left]
+        self.injected: deque[list[Any]] = deque()  # [id, Exit, to be done, refused]
         self.from_injection = False
         self.until_ns = 0  # when the guest's next exit, the work in HOST or a halt's wake-up is due
         self.looked_ns = 0  # when the sockets were last looked at from a busy guest
 
     def attach(self, vm: int) -> None:
-        """Begin with another VM's guest; 0 for none."""
+        """Begin with another VM's guest; 0 for none. What was injected stays, until it is refused or runs here."""
         self.source = self.make_source(vm) if vm else None
         self.exit = None
+        self.from_injection = False
         self.exhausted = False
+        if not vm:
+            self.ht.link.tell({"op": "idle"})
 
     def make_source(self, vm: int) -> Source:
         from asid.guest import make_source
@@ -207,10 +210,24 @@ class Vcpu:
 
     def inject(self, id_: int, event: Exit, n: int) -> None:
         """n exits that a client asked for; they come before those of the source."""
-        self.injected.append([id_, event, n])
+        self.injected.append([id_, event, n, 0])
+
+    def refuse(self) -> None:
+        """Do nothing more of what was injected, and answer how many of each were not done.
+
+        The one exit that is under way ends first.
+        """
+        under_way = self.injected.popleft() if self.from_injection else None
+        for id_, _, left, refused in self.injected:
+            self.ht.link.tell({"op": "done", "id": id_, "left": left + refused})
+        self.injected.clear()
+        if under_way is not None:
+            under_way[3] += under_way[2] - 1
+            under_way[2] = 1
+            self.injected.append(under_way)
 
     def injected_exit(self) -> None:
-        _, event, left = self.injected[0]
+        _, event, left, _ = self.injected[0]
         ht = self.ht
         if ht.policy.needs_full(event.full) or event.service_ns:
             if self.retire():
@@ -231,7 +248,7 @@ class Vcpu:
         if self.injected[0][2] <= 0:
             done = self.injected.popleft()
             self.ht.chronicle.flush(self.ht.state.round)
-            self.ht.link.tell({"op": "done", "id": done[0]})
+            self.ht.link.tell({"op": "done", "id": done[0], "left": done[3]})
 
     # --- in HOST, and halted ------------------------------------------------------------------------------
 

@@ -195,10 +195,36 @@ def test_a_hyperthread_without_a_vcpu_takes_no_exits(machine, what):
     machine.inject("nmi", H1)
 
 
-def test_a_vcpu_that_is_taken_away_refuses_what_it_had_not_done(machine):
+@pytest.mark.parametrize("left", [3, 1])
+def test_what_a_vcpu_had_not_done_when_it_was_taken_away_is_for_its_hyperthread_to_say(machine, left):
+    batch = machine.inject("exit", count=3)
+    machine.vcpus[H0] = (0, 0)
+    machine.injector.on_detach(H0)
+    assert machine.told[-1] == {"op": "refuse"}
+    assert machine.results() == {}, "nobody knows yet how many it has done"
+    machine.injector.on_done(machine.told[0]["id"], left)
+    assert (batch.counts["refused"], batch.counts["handled"], batch.over) == (left, 3 - left, True)
+    assert machine.results() == {"refused": 1}
+    [why] = [data["why"] for kind, data in machine.notes if kind == "inject.done"]
+    assert "taken away" in why and ("2 of 3" in why) == (left == 1)
+    machine.assert_each_done_once()
+
+
+def test_a_refusal_that_comes_too_late_for_a_message_that_is_done(machine):
     batch = machine.inject("exit", count=3)
     machine.injector.on_detach(H0)
-    assert batch.counts["refused"] == 3
+    machine.injector.on_done(machine.told[0]["id"], 0)
+    assert batch.counts["handled"] == 3
+
+
+def test_a_paced_batch_whose_vcpu_goes_is_refused_from_there_on(machine):
+    batch = machine.inject("exit", count=3, interval_ns=100)
+    machine.injector.on_done(machine.told[0]["id"])
+    machine.vcpus[H0] = (0, 0)
+    machine.injector.on_detach(H0)
+    machine.pass_ns(200)
+    assert [message["op"] for message in machine.told] == ["exit"]
+    assert (batch.counts["refused"], batch.counts["handled"], batch.over) == (2, 1, True)
     machine.assert_each_done_once()
 
 
@@ -333,16 +359,21 @@ def test_a_paced_batch_goes_on_over_a_death_and_says_what_was_lost(machine):
     machine.assert_each_done_once()
 
 
-def test_at_the_end_nothing_is_left_open(machine):
+def test_what_was_delivered_before_the_end_is_refused_by_nobody_but_its_hyperthread(machine):
     child = machine.children[H0]
     for what, details in (("nmi", {}), ("exit", {}), ("stall", {"for_ns": S}), ("mce", {})):
         machine.inject(what, count=4, interval_ns=100, details=details)
     machine.injector.close()
-    assert not machine.injector.busy
-    assert machine.results() == {"refused": 4}
-    assert [batch.accepted for batch in machine.over] == [1, 1, 1, 1]
+    assert machine.results() == {"handled": 1}, "the stall, cut short"
     assert child.signals[-1] == signal.SIGCONT, "nobody is left stopped"
     machine.takes("nmi", H0)  # its handler ran all the same
+    exits = next(message for message in machine.told if message["op"] == "exit")
+    assert {"op": "refuse"} in machine.told
+    machine.injector.on_done(exits["id"], exits["n"])
+    machine.dies(H0)
+    assert machine.results() == {"handled": 2, "refused": 1, "lost": 1}
+    assert not machine.injector.busy
+    assert [batch.accepted for batch in machine.over] == [1, 1, 1, 1]
     machine.pass_ns(10 * S)
     machine.assert_each_done_once()
 
@@ -352,6 +383,7 @@ STEPS = st.lists(
         st.sampled_from(["nmi", "mce", "exit", "kill", "take", "die", "bear", "done", "pass", "cancel"]),
         st.sampled_from([H0, H1]),
         st.integers(1, 4),
+        st.sampled_from([0, 0, 1, 4]),
     ),
     max_size=40,
 )
@@ -362,7 +394,7 @@ STEPS = st.lists(
 def test_whatever_happens_each_is_done_once_and_the_counts_add_up(steps):
     machine = Machine()
     batches: list[Batch] = []
-    for ticket, (step, place, n) in enumerate(steps, start=1):
+    for ticket, (step, place, n, left) in enumerate(steps, start=1):
         alive = place in machine.children
         if step in ("nmi", "mce", "exit", "kill"):
             if alive:
@@ -374,12 +406,15 @@ def test_whatever_happens_each_is_done_once_and_the_counts_add_up(steps):
         elif step == "bear" and not alive:
             machine.bear(place)
         elif step == "done" and machine.told:
-            machine.injector.on_done(machine.told[n % len(machine.told)]["id"])
+            message = machine.told[n % len(machine.told)]
+            machine.injector.on_done(message["id"], min(left, message["n"]))
         elif step == "pass":
             machine.pass_ns(50 * n)
         elif step == "cancel" and batches:
             machine.injector.cancel(batches[n % len(batches)].ticket)
     machine.injector.close()
+    for place in list(machine.children):
+        machine.dies(place)
     machine.assert_each_done_once()
     assert all(sum(batch.counts.values()) == batch.accepted for batch in batches)
     assert sorted(map(id, machine.over)) == sorted(map(id, batches)), "each batch is over once"

@@ -1,0 +1,95 @@
+"""What a vCPU does with exits that clients inject, and what it answers when they are to be refused."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from one_hyperthread import OneHyperthread
+
+from asid.core.events import Bid
+from asid.guest.base import Exit
+from asid.live.node import Node
+
+FAST = Exit(0, "CPUID", "vmx", 0, False, 0)
+SLOW = Exit(0, "EPT_VIOLATION", "vmx", 0, True, 0)
+
+
+@pytest.fixture
+def one(monkeypatch):
+    monkeypatch.setattr(Node, "watch_parent", lambda self: None)
+    with tempfile.TemporaryDirectory(prefix="asid-") as root:
+        made = OneHyperthread(Path(root))
+        made.told = []
+        made.ht.link = SimpleNamespace(tell=made.told.append)
+        yield made
+        made.close()
+
+
+def detach(one):
+    """As a gate takes a vCPU away: kicked out of guest, and then ordered."""
+    one.kick(one.ht.state.answered + 1)
+    one.ht.vcpu.in_guest()
+    one.settle()
+    one.order(Bid.DETACH)
+
+
+def answers(one):
+    return {message["id"]: message["left"] for message in one.told if message["op"] == "done"}
+
+
+def test_what_was_injected_is_done_and_answered_for(one):
+    one.enter()
+    one.ht.vcpu.inject(7, FAST, 500)
+    while not answers(one):
+        one.ht.vcpu.in_guest()
+        one.settle()
+    assert answers(one) == {7: 0}
+
+
+def test_what_was_refused_never_runs_and_each_message_is_answered_once(one):
+    one.enter()
+    one.ht.vcpu.inject(7, FAST, 500)
+    one.ht.vcpu.in_guest()
+    one.settle()
+    [(_, _, left, _)] = one.ht.vcpu.injected
+    assert 0 < left < 500
+    one.ht.vcpu.inject(8, SLOW, 3)
+    detach(one)
+    assert one.told[-1] == {"op": "idle"}
+    one.ht.on_link({"op": "refuse"})
+    assert answers(one) == {7: left, 8: 3}
+    one.ht.on_link({"op": "refuse"})
+    assert len(one.told) == 3, "answered once"
+    insns = one.insns
+    one.order(Bid.ATTACH, vm=1)
+    one.order(Bid.ADMIT, vm=1)
+    one.ht.vcpu.in_guest()
+    assert not one.ht.vcpu.injected and one.insns == insns + 1
+
+
+def test_the_exit_under_way_ends_and_only_the_rest_is_refused(one):
+    one.enter()
+    one.ht.vcpu.inject(7, SLOW, 3)
+    one.ht.vcpu.in_guest()
+    one.settle()
+    one.ht.on_link({"op": "refuse"})
+    assert answers(one) == {}, "one of them is on its way into HOST"
+    one.order(Bid.GRANT)
+    one.ht.vcpu.in_host()
+    assert answers(one) == {7: 2}
+    assert not one.ht.vcpu.injected
+
+
+def test_what_was_injected_before_an_attach_that_is_taken_back_runs_later(one):
+    one.enter()
+    one.ht.vcpu.inject(7, FAST, 5)
+    detach(one)
+    one.order(Bid.ATTACH, vm=1)
+    one.order(Bid.ADMIT, vm=1)
+    while not answers(one):
+        one.ht.vcpu.in_guest()
+        one.settle()
+    assert answers(one) == {7: 0}
