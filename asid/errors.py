@@ -207,7 +207,7 @@ class IdempotencyConflict(ControlError):
 
 
 class Expired(ControlError):
-    """The deadline of the request had passed before it was looked at."""
+    """Not done in time: not begun, or undone. With `applied` unknown it goes on, and `state` says how it stands."""
 
     wire_class = "Expired"
     retry = "now"

@@ -225,7 +225,7 @@ class Daemon(Parent):
             self._stop_further()
         elif self.until_exhausted and now > self._met_ns and self._all_exhausted():
             self.begin_stop("the recording has ended")
-        busy = self.injector.busy or bool(self.operations._running) or self.state == "draining"
+        busy = self.injector.busy or self.operations.busy or self.state == "draining"
         after = 0 if behind else BUSY_TICK_NS if busy else TICK_NS
         if soonest is not None:
             after = max(0, min(after, soonest - now))
@@ -262,8 +262,6 @@ class Daemon(Parent):
             self.exit_counts[place] = (n + more, full + (more if record.data["full"] else 0))
         elif kind in ("gate.ready", "gate.resync"):
             self._ready_seen[place] = record.data["inc"]
-        elif kind == "gate.idle":
-            self.on_idle(place)
 
     # --- requests -----------------------------------------------------------------------------------------
 
@@ -294,6 +292,7 @@ class Daemon(Parent):
         self.merge.note(kind, data, core, ht)
 
     def note_policy(self, old: str, new: str, kick: str) -> None:
+        self.policy, self.kick, self.coming = new, kick, None
         self.merge.note("policy", {"old": old, "new": new, "kick": kick})
 
     def later(self, after_ns: int, what: Callable[[], None]) -> None:

@@ -1,42 +1,34 @@
 """The operations of the control protocol, as the daemon does them: the `Machine` that the control server asks.
 
-Operations that need several processes are procedures: generators that yield the replies they wait for. A procedure
-has a deadline; when it passes, what was held is released and the caller is told that the effect is unknown.
+What takes several processes is a procedure (`asid.live.procedures`): each is finished or undone, never left in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from asid import optypes as t
 from asid.core.exits import TABLE_HANDLING, canonical
 from asid.core.policy import NAMES, make_policy
-from asid.errors import BadArgument, Conflict, NoAnswer, NoSuchObject
-from asid.live.children import Child
+from asid.errors import BadArgument, Conflict, NoSuchObject
+from asid.live.children import Place
 from asid.live.injector import Batch
-from asid.live.queries import Queries
+from asid.live.procedures import BOUND_NS, NEVER_NS, Procedure, Procedures
 
 if TYPE_CHECKING:
     from asid.live.daemon import Daemon
 
-PROCEDURE_NS: Final = 3_000_000_000
-Waits = set[int]
-Procedure = Generator[Waits, None, dict[str, Any]]
 
-
-class Operations(Queries):
+class Operations(Procedures):
     """Implements asid.live.machine.Machine: what changes something is here, what only looks is in `Queries`."""
 
     def __init__(self, daemon: Daemon) -> None:
         super().__init__(daemon)
-        self._running: dict[int, tuple[Procedure, Waits, int]] = {}  # by ticket: procedure, replies awaited, deadline
-        self._cleanup: dict[int, Callable[[], None]] = {}
+        self._holding: set[int] = set()  # cores that a client's hold is under way for
+        self._changing = False  # a change of policy is under way
+        self._placing: dict[Place, tuple[int, int]] = {}  # vCPUs on their way to a hyperthread
 
     # --- Machine ------------------------------------------------------------------------------------------
-
-    def now_ns(self) -> int:
-        return self.daemon.node.now_ns()
 
     def cancel(self, ticket: int) -> None:
         self.daemon.injector.cancel(ticket)
@@ -60,194 +52,141 @@ class Operations(Queries):
             self.daemon.begin_stop(args.reason, force=args.force, ticket=ticket)
             return None
         procedure: Procedure = getattr(self, "do_" + verb)(args, client, ticket)
-        self._running[ticket] = (procedure, set(), self.now_ns() + PROCEDURE_NS)
-        self.daemon.node.set_timer(("procedure", ticket), 0, lambda: self._advance(ticket))
+        self.start(procedure, ticket)
         return None
 
     # --- procedures ---------------------------------------------------------------------------------------
 
-    def _advance(self, ticket: int) -> None:
-        entry = self._running.get(ticket)
-        if entry is None:
-            return
-        procedure, _, deadline_ns = entry
-        try:
-            waits = next(procedure)
-        except StopIteration as end:
-            self._end(ticket)
-            self.daemon.complete(ticket, end.value)
-            return
-        except Exception as error:
-            self._end(ticket)
-            self.daemon.fail(ticket, error)
-            return
-        self._running[ticket] = (procedure, waits, deadline_ns)
-        if not waits:
-            self.daemon.node.set_timer(("procedure", ticket), 1_000_000, lambda: self._advance(ticket))
-
-    def _end(self, ticket: int) -> None:
-        self._running.pop(ticket, None)
-        cleanup = self._cleanup.pop(ticket, None)
-        if cleanup is not None:
-            cleanup()
-
-    def on_reply(self, number: int) -> None:
-        """A child did what message `number` asked for (or is dead, which is an answer too)."""
-        for ticket, (_, waits, _) in list(self._running.items()):
-            if number in waits:
-                waits.discard(number)
-                if not waits:
-                    self._advance(ticket)
-
-    def expire(self) -> None:
-        now = self.now_ns()
-        for ticket, (procedure, _, deadline_ns) in list(self._running.items()):
-            if now >= deadline_ns:
-                procedure.close()
-                self._end(ticket)
-                self.daemon.fail(
-                    ticket, NoAnswer("the machine did not finish in time", state="3 s", hint="asid status")
-                )
-
-    def close(self) -> None:
-        """The machine stops: what runs is given up."""
-        for ticket, (procedure, _, _) in list(self._running.items()):
-            procedure.close()
-            self._end(ticket)
-            self.daemon.fail(ticket, NoAnswer("the machine stops", hint="asid status"))
-
-    def _ask(self, child: Child | None, message: dict[str, Any]) -> Waits:
-        return set() if child is None else {self.daemon.ask(child, message)}
-
-    def _gate(self, core: int, message: dict[str, Any]) -> Generator[Waits, None, None]:
-        """Ask a core's coordinator until one has answered that is alive: what a dead one was told died with it."""
-        while True:
-            coordinator = self.daemon.coordinator(core)
-            yield self._ask(coordinator, message)
-            if coordinator is not None and self.daemon.coordinator(core) is coordinator:
-                return
-
-    def _hold(self, core: int, what: str, by: str) -> Generator[Waits, None, None]:
-        """Close a gate for `what` (a client, a change of policy); it opens when nothing holds it any more."""
-        self.daemon.holders.setdefault(core, {})[what] = by
-        yield from self._gate(core, {"op": "hold", "what": what, "by": by})
-
-    def _release(self, core: int, what: str, by: str) -> Generator[Waits, None, None]:
-        self.daemon.holders.get(core, {}).pop(what, None)
-        yield from self._gate(core, {"op": "release", "what": what, "by": by})
-
-    def _let_go(self, cores: list[int], what: str, by: str) -> None:
-        """Release without waiting: what failed must not leave a gate closed that nobody knows of."""
-        for core in cores:
-            self.daemon.holders.get(core, {}).pop(what, None)
-            coordinator = self.daemon.coordinator(core)
-            if coordinator is not None:
-                self.daemon.tell(coordinator, {"op": "release", "what": what, "by": by})
-
     def do_gate_hold(self, args: t.GateHoldArgs, client: str, ticket: int) -> Procedure:
         cores = sorted({core for core, _ in self.resolve(args.target)})
+        if self._holding.intersection(cores):
+            raise Conflict("a hold of this gate is under way", where="gate.hold", hint="Try again in a moment.")
         fresh = [core for core in cores if "client" not in self.daemon.holders.get(core, {})]
-        self._cleanup[ticket] = lambda: self._let_go(fresh, "client", client)
-        for core in cores:
-            yield from self._hold(core, "client", client)
-        self._cleanup.pop(ticket)
+        self._holding.update(cores)
+        try:
+            yield from self._hold(cores, "client", client)
+        except BaseException:
+            self._let_go(fresh, "client", client)
+            raise
+        finally:
+            self._holding.difference_update(cores)
         return {"cores": cores}
 
     def do_gate_release(self, args: t.GateReleaseArgs, client: str, ticket: int) -> Procedure:
+        """Bound from its first step: closing again what may be open already would be worse than to wait."""
         cores = sorted({core for core, _ in self.resolve(args.target)})
-        for core in cores:
-            yield from self._release(core, "client", client)
+        self._bind(ticket, "the gates open as soon as their coordinators answer", NEVER_NS)
+        yield from self._release(cores, "client", client)
         return {"cores": cores}
 
     def do_policy_set(self, args: t.PolicySetArgs, client: str, ticket: int) -> Procedure:
         """Change the policy: hold all gates, wait until nobody holds a lease, tell all, release."""
-        daemon = self.daemon
-        old, kick = daemon.policy, args.kick or daemon.kick
         try:
-            make_policy(args.name, kick)
+            make_policy(args.name, args.kick or self.daemon.kick)
         except Exception as error:
             raise BadArgument(
                 str(error), where="policy.set", allowed=f"one of {', '.join(NAMES)}; ack or send"
             ) from None
-        message = {"op": "policy", "name": args.name, "kick": kick}
-        cores = list(range(daemon.config.machine.cores))
-        self._cleanup[ticket] = lambda: self._let_go(cores, "policy", client)
-        for core in cores:
-            yield from self._hold(core, "policy", client)
-        for core in cores:
-            yield from self._gate(core, {"op": "quiet"})
-        daemon.policy, daemon.kick = args.name, kick  # whoever is born from now on has it from its birth
-        waits: Waits = set()
-        for child in daemon.children.hyperthreads():
-            waits |= self._ask(child, message)
-        yield waits
-        for core in cores:
-            yield from self._gate(core, message)
-        for core in cores:
-            yield from self._release(core, "policy", client)
-        self._cleanup.pop(ticket)
-        daemon.note_policy(old, args.name, kick)
-        return {"old": old, "new": args.name, "kick": kick}
+        while self._changing:  # the next one's gates must not open with this one's
+            yield set()
+        self._changing = True
+        try:
+            return (yield from self._change_policy(args.name, args.kick or self.daemon.kick, client, ticket))
+        finally:
+            self._changing = False
+
+    def _change_policy(self, name: str, kick: str, client: str, ticket: int) -> Procedure:
+        """Up to the point of no return a time-out opens the gates under the old policy. Past it they stay closed until
+        every process has the new one, from its birth or because it said so; a silent one is killed."""
+        daemon, cores = self.daemon, list(range(self.daemon.config.machine.cores))
+        try:
+            yield from self._hold(cores, "policy", client)
+            yield from self._quiet(cores)
+        except BaseException:
+            self._let_go(cores, "policy", client)
+            raise
+        self._bind(ticket, f"the change to {name} goes on; all gates are held until everybody has it", BOUND_NS)
+        old = daemon.policy
+        daemon.coming = (name, kick)  # whoever is born from now on has it from its birth
+        message = {"op": "policy", "name": name, "kick": kick}
+        yield from self._surely(daemon.children.hyperthreads(), message, "a change of policy")
+        yield from self._surely(daemon.children.coordinators(), message, "a change of policy")
+        daemon.note_policy(old, name, kick)
+        self._bind(ticket, f"the policy is {name}; the gates open as soon as their coordinators answer")
+        yield from self._release(cores, "policy", client)
+        return {"old": old, "new": name, "kick": kick}
 
     def do_ht_unplug(self, args: t.HtUnplugArgs, client: str, ticket: int) -> Procedure:
-        changed = []
-        for place in self.resolve(args.target):
-            child = self.daemon.child(place)
-            if child is None:
-                continue
-            self.daemon.unplugged.add(place)
-            coordinator = self.daemon.coordinator(place[0])
-            if args.force:
-                child.kill()
-            elif coordinator is not None:  # one that is not there is told when it comes back
-                self.daemon.tell(coordinator, {"op": "stop", "ht": place[1]})
-            try:
-                while self.daemon.child(place) is child:
-                    yield set()
-            except GeneratorExit:
-                self.daemon.unplugged.discard(place)
-                self.daemon.keep(place)
-                raise
-            changed.append(f"c{place[0]}h{place[1]}")
-        return {"changed": changed}
+        daemon = self.daemon
+        going = {place: child for place in self.resolve(args.target) if (child := daemon.child(place)) is not None}
+        if args.force:
+            self._bind(ticket, "the hyperthreads were killed; their deaths are not confirmed yet")
+        try:
+            for place, child in going.items():
+                daemon.unplugged.add(place)
+                coordinator = daemon.coordinator(place[0])
+                if args.force:
+                    child.kill()
+                elif coordinator is not None:  # one that is not there is told when it comes back
+                    daemon.tell(coordinator, {"op": "stop", "ht": place[1]})
+            while any(daemon.child(place) is child for place, child in going.items()):
+                yield set()
+        except BaseException:
+            if not args.force:
+                for place in going:
+                    daemon.plug(place)  # those that are gone come back, the others stay
+            raise
+        return {"changed": [f"c{core}h{ht}" for core, ht in going]}
 
     def do_ht_plug(self, args: t.HtPlugArgs, client: str, ticket: int) -> Procedure:
-        changed = []
-        for place in self.resolve(args.target):
-            if place not in self.daemon.unplugged and not self.daemon.given_up(place):
-                continue
-            self.daemon.plug(place)
-            while (child := self.daemon.child(place)) is None or not child.up:
-                yield set()
-            changed.append(f"c{place[0]}h{place[1]}")
-        return {"changed": changed}
+        daemon = self.daemon
+        coming = [p for p in self.resolve(args.target) if p in daemon.unplugged or daemon.given_up(p)]
+        self._bind(ticket, "the hyperthreads come back as soon as their coordinators have done with the dead ones")
+        for place in coming:
+            daemon.plug(place)
+        while waiting := [p for p in coming if (child := daemon.child(p)) is None or not child.up]:
+            for core, ht in waiting:
+                if (core, ht) in daemon.unplugged or daemon.given_up((core, ht)):
+                    state = "unplugged again" if (core, ht) in daemon.unplugged else "it died too often"
+                    raise Conflict(f"c{core}h{ht} did not come back", where="ht.plug", state=state, hint="asid status")
+            yield set()
+        return {"changed": [f"c{core}h{ht}" for core, ht in coming]}
 
     def do_vcpu_detach(self, args: t.VcpuDetachArgs, client: str, ticket: int) -> Procedure:
-        changed = []
-        for place in self.resolve(args.target):
-            vm, vcpu = self.daemon.vcpus.get(place, (0, 0))
-            if vm == 0:
-                continue
-            yield from self.daemon.detach(place)
-            changed.append((vm, vcpu, f"c{place[0]}h{place[1]}"))
-        return {"changed": changed}
+        vcpus = self.daemon.vcpus
+        going = {place: vcpus[place] for place in self.resolve(args.target) if vcpus.get(place, (0, 0))[0]}
+        if self.daemon.detaching.intersection(going):
+            raise Conflict("it is being taken away already", where="vcpu.detach", hint="Try again in a moment.")
+        yield from self.daemon.detach(list(going))
+        return {"changed": [(vm, vcpu, f"c{core}h{ht}") for (core, ht), (vm, vcpu) in going.items()]}
 
     def do_vcpu_attach(self, args: t.VcpuAttachArgs, client: str, ticket: int) -> Procedure:
+        daemon = self.daemon
         places = self.resolve(args.to)
         vm, vcpu = self._named_vcpu(args.target)
         if len(places) != 1:
             raise BadArgument(f"{args.to} names {len(places)} hyperthreads", where="vcpu.attach", allowed="one")
         place = places[0]
-        if self.daemon.vcpus.get(place, (0, 0))[0]:
+        if daemon.vcpus.get(place, (0, 0))[0]:
             raise Conflict(f"{args.to} runs a vCPU already", where="vcpu.attach", hint="asid ht detach it first.")
-        if (vm, vcpu) in self.daemon.vcpus.values():
+        if (vm, vcpu) in daemon.vcpus.values():
             raise Conflict(f"{args.target} runs elsewhere", where="vcpu.attach", hint="asid ht detach it first.")
-        child = self.daemon.child(place)
-        if child is None:
+        if place in self._placing or (vm, vcpu) in self._placing.values():
+            raise Conflict("it is on its way already", where="vcpu.attach", hint="Try again in a moment.")
+        if daemon.child(place) is None:
             raise Conflict(f"{args.to} is OFFLINE", where="vcpu.attach", hint="asid ht plug it first.")
-        self.daemon.vcpus[place] = (vm, vcpu)
-        yield self._ask(child, {"op": "vcpu", "vm": vm, "vcpu": vcpu})
-        yield from self._gate(place[0], {"op": "attach", "ht": place[1], "vm": vm})
+        self._placing[place] = (vm, vcpu)
+        try:
+            while True:  # until a hyperthread knows which vCPU it is to run that is there to do so
+                child = daemon.child(place)
+                yield self._ask([child] if child else [], {"op": "vcpu", "vm": vm, "vcpu": vcpu})
+                if child is not None and daemon.child(place) is child:
+                    break
+            self._bind(ticket, f"{args.target} runs on {args.to} as soon as its coordinator answers")
+            daemon.vcpus[place] = (vm, vcpu)  # a coordinator that is born from now on knows it from its birth
+        finally:
+            del self._placing[place]
+        yield self._ask(self._gates([place[0]]), {"op": "attach", "ht": place[1], "vm": vm})
         return {"changed": [(vm, vcpu, f"c{place[0]}h{place[1]}")]}
 
     def _named_vcpu(self, target: str) -> tuple[int, int]:

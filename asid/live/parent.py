@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from asid.live.injector import Injector
     from asid.live.instance import InstancePaths
     from asid.live.merge import Merge
-    from asid.live.operations import Operations, Procedure
+    from asid.live.operations import Operations
+    from asid.live.procedures import Steps
 
 STARVED_NS: Final = 500_000_000  # until a birth that the host refused is tried again
 
@@ -50,7 +51,7 @@ class Parent:
     injector: Injector
     operations: Operations
     children: Children
-    policy: str
+    policy: str  # in force: every process has it
     kick: str
     state: str
     vcpus: dict[Place, tuple[int, int]]  # (vm, vcpu) that a hyperthread runs, (0, 0) for none
@@ -74,19 +75,22 @@ class Parent:
         self.problems: list[str] = []
         self._messages = 1 << 40  # numbers of messages that are to be answered; injections count from 1
         self._asked: dict[int, Place] = {}
-        self._idle_wanted: set[Place] = set()  # hyperthreads on their way to no vCPU
+        self._idle_wanted: set[Place] = set()  # hyperthreads that have not given up their vCPU yet
+        self.detaching: set[Place] = set()  # places whose vCPU is being taken away
+        self.coming: tuple[str, str] | None = None  # policy and kick that are on their way to everybody
 
     # --- births -------------------------------------------------------------------------------------------
 
     def _birth(self, core: int, ht: int, ring_fd: int, **more: Any) -> Birth:
         page_fd = self.pages[core][0]
         smt = self.config.machine.smt
+        policy, kick = self.coming or (self.policy, self.kick)
         return Birth(
             core=core, ht=ht, siblings=smt, inc=self.incs[core, ht], coord=self.incs[core, -1],
             page=Fd(page_fd), ring=Fd(ring_fd),
             doorbells=tuple(Fd(self.bells[core, other]) for other in range(smt)),
             gate_path=str(self.paths.root / f"c{core}.sock"), link_path=str(self.link_path),
-            config=self.config, base_dir=str(self.loaded.base_dir), policy=self.policy, kick=self.kick,
+            config=self.config, base_dir=str(self.loaded.base_dir), policy=policy, kick=kick,
             instance_root=str(self.paths.root), **more,
         )  # fmt: skip
 
@@ -97,7 +101,9 @@ class Parent:
         for ht in range(self.config.machine.smt):
             child = self.child((core, ht))
             living.append(child.birth.inc if child is not None else 0)
-        attached = tuple(self.vcpus[core, ht][0] for ht in range(self.config.machine.smt))
+        attached = tuple(
+            0 if (core, ht) in self.detaching else self.vcpus[core, ht][0] for ht in range(self.config.machine.smt)
+        )
         ring_fd = make_ring(f"c{core}.{inc}")
         birth = self._birth(
             core, -1, ring_fd, living=tuple(living), attached=attached, fresh=inc == 1,
@@ -154,6 +160,10 @@ class Parent:
         self.tell(child, {**message, "id": self._messages})
         return self._messages
 
+    def unanswered(self, number: int) -> bool:
+        """Whether the answer to message `number` is still to come."""
+        return number in self._asked
+
     def on_link(self, frames: list[bytes]) -> None:
         """A message of a child. What comes from nobody of ours, or from one whose death is confirmed, is dropped."""
         if len(frames) != 2:
@@ -180,6 +190,8 @@ class Parent:
             self._fence((child.birth.core, message["ht"]), message["inc"])
         elif op == "buried":
             self._buried((child.birth.core, message["ht"]), message["inc"])
+        elif op == "idle":
+            self._idle_wanted.discard(child.place)
         elif op == "exhausted":
             self.exhausted.add(child.place)
 
@@ -201,6 +213,15 @@ class Parent:
             self.counters["fences"] += 1
             log.warning("fencing %s: it did not answer a kick", child.birth.name)
             child.kill()
+
+    def put_down(self, child: Child, why: str) -> None:
+        """Kill a child that stays silent, as a fence would; once."""
+        if child.wanted:
+            return
+        self.counters["fences"] += 1
+        self.merge.note("warn", {"text": f"{child.birth.name} is killed: {why}"}, *child.place)
+        log.warning("killing %s: %s", child.birth.name, why)
+        child.kill()
 
     def on_death(self, child: Child, status: int) -> None:
         """A confirmed death: the last of its records, its coordinator, its injections, its successor."""
@@ -303,33 +324,35 @@ class Parent:
             self._again(place)
         self.keep(place)
 
-    def detach(self, place: Place) -> Procedure:
-        """Take the vCPU off a hyperthread, in order; done when the hyperthread says it is idle."""
-        told, child = None, self.child(place)
-        self._idle_wanted.add(place)
+    def detach(self, places: list[Place]) -> Steps:
+        """Take the vCPUs off hyperthreads, in order; done when each has said that it is idle, or is dead."""
+        going = {place: child for place in places if (child := self.child(place)) is not None}
+        told: dict[Place, Child] = {}
+        self.detaching.update(places)
+        self._idle_wanted.update(going)
         try:
             while True:
-                coordinator = self.coordinator(place[0])
-                if coordinator is not None and coordinator is not told:
-                    told = coordinator  # one that comes back in between has not heard of it
-                    self.tell(coordinator, {"op": "detach", "ht": place[1]})
-                if child is None or self.child(place) is not child or place not in self._idle_wanted:
+                for place in places:
+                    coordinator = self.coordinator(place[0])
+                    if coordinator is not None and told.get(place) is not coordinator:
+                        told[place] = coordinator  # one that comes back in between has not heard of it
+                        self.tell(coordinator, {"op": "detach", "ht": place[1]})
+                if not any(self.child(place) is child and place in self._idle_wanted for place, child in going.items()):
                     break
                 yield set()
-        except GeneratorExit:
-            self.keep(place)
+        except BaseException:
+            for place in places:
+                self.keep(place)
             raise
         finally:
-            self._idle_wanted.discard(place)
-        self.vcpus[place] = (0, 0)
-        self.injector.on_detach(place)
-        return {}
+            self._idle_wanted.difference_update(places)
+            self.detaching.difference_update(places)
+        for place in places:
+            self.vcpus[place] = (0, 0)
+            self.injector.on_detach(place)
 
     def keep(self, place: Place) -> None:
         """Take back that a hyperthread or its vCPU was to go: it did not in time, so it stays, whatever comes later."""
         coordinator, vm = self.coordinator(place[0]), self.vcpus[place][0]
         if vm and coordinator is not None:
             self.tell(coordinator, {"op": "attach", "ht": place[1], "vm": vm})
-
-    def on_idle(self, place: Place) -> None:
-        self._idle_wanted.discard(place)

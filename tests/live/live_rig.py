@@ -187,6 +187,30 @@ def check_passes(run: Run, *exercised: str) -> dict[str, Any]:
     return counts
 
 
+def overlaps_since(run: Run, seq: int) -> list[str]:
+    """Guest beside HOST by a leave (G2), from record `seq` on: where every hyperthread is by then counts too."""
+    modes: dict[tuple[int, int], tuple[str, str]] = {}
+    found = []
+    rows = [record for record in run.records() if record.type in ("ht.mode", "death")]
+    for record in sorted(rows, key=lambda record: record.ts):
+        place = (record.core, record.ht)
+        mode = record.data.get("new", "OFFLINE")
+        modes[place] = (mode, record.data.get("via", ""))
+        if record.seq < seq or mode not in ("HOST", "GUEST"):
+            continue
+        for other, (there, via) in modes.items():
+            if other[0] != place[0] or other == place or {mode, there} != {"HOST", "GUEST"}:
+                continue
+            if (via if there == "HOST" else modes[place][1]) in ("grant", "bare", ""):
+                found.append(f"{record.seq}: c{place[0]}h{place[1]} {mode} beside h{other[1]} {there}")
+    return found
+
+
+def policies(run: Run) -> list[tuple[str, int]]:
+    """Each change of policy that was finished, and its record's number."""
+    return [(record.data["new"], record.seq) for record in run.records() if record.type == "policy"]
+
+
 def injections(run: Run) -> dict[int, list[str]]:
     """Results by injection."""
     found: dict[int, list[str]] = {}

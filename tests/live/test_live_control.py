@@ -18,8 +18,10 @@ from live_rig import (
     check_passes,
     injections,
     machine,
+    overlaps_since,
     pass_time,
     pid_of,
+    policies,
     wait_each_progresses,
     wait_progress,
     wait_ready,
@@ -72,14 +74,22 @@ def test_the_policy_changes_under_load_and_no_guarantee_breaks_on_the_way(rig, s
 
 
 def test_the_way_to_none_and_back_ends(rig):
-    """Under `none` nobody tells the gate anything; it must still find out when nobody holds a lease."""
+    """Under `none` nobody tells the gate anything; it must still find out when nobody holds a lease. And back means
+    back: what `none` may do is over with the record of the next change."""
     daemon = rig.start(machine(2))
     client = daemon.client()
     for name in ("none", "asi", "none", "nosmt"):
         assert client.policy_set(name)["new"] == name
         wait_each_progresses(client)
+        wait_progress(client)
     run = daemon.stop()
     assert [n for n, g in run.verdict.guarantees.items() if g["state"] == "broken"] in ([], ["G2"])
+    changes = policies(run)
+    assert [name for name, _ in changes] == ["none", "asi", "none", "nosmt"]
+    last = changes[-1][1]
+    assert overlaps_since(run, last) == [], "nothing is exposed after `none`"
+    beside = [int(text.partition(":")[0]) for text in overlaps_since(run, changes[0][1])]
+    assert not [seq for seq in beside if changes[1][1] <= seq < changes[2][1]], "nor between two times of `none`"
 
 
 def test_a_policy_change_survives_deaths_on_the_way(rig):
