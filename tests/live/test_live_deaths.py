@@ -20,6 +20,7 @@ from live_rig import (
     machine,
     pass_time,
     pid_of,
+    stopped,
     story,
     wait_each_progresses,
     wait_progress,
@@ -370,7 +371,7 @@ def test_a_hyperthread_that_dies_while_its_coordinator_comes_back(rig, monkeypat
     client = daemon.client()
     wait_progress(client)
     os.kill(pid_of(client, "c0"), signal.SIGKILL)
-    wait_until(lambda: pid_of(client, "c0") and psutil.Process(pid_of(client, "c0")).status() == psutil.STATUS_STOPPED)
+    wait_until(lambda: pid_of(client, "c0") in stopped(daemon), what="the second coordinator's stop")
     before = pid_of(client, "c0h1")
     os.kill(before, signal.SIGKILL)
     wait_until(lambda: pid_of(client, "c0h1") == 0)

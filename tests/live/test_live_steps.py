@@ -31,7 +31,7 @@ from live_rig import (
 from asid.client import Client, Daemon
 from asid.errors import ControlError
 from asid.live.children import YOUNG_DEATHS_MAX
-from asid.live.traps import VARIABLE
+from asid.live.traps import LATE_VARIABLE, VARIABLE
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.stress, pytest.mark.timeout(90, method="signal")]
 
@@ -136,18 +136,20 @@ def test_a_coordinator_killed_before_every_step(rig, monkeypatch, smt, cores):
 
 
 @pytest.mark.parametrize("smt", [2, 4])
-def test_everybody_stopped_before_every_step_and_let_go_again(rig, monkeypatch, smt):
+def test_everybody_stopped_before_every_step_and_let_go_again(rig, monkeypatch, tmp_path, smt):
     """Half a second of silence at each: whoever is in the way is fenced, whoever is not is none the worse for it."""
     seed = int(os.environ.get("ASID_STRESS_SEED", "1"))
     cores = 8 // smt
     places = [f"c{core}h{ht}" for core in range(cores) for ht in range(smt)]
     rng = random.Random(seed)
     traps = [f"{place}.1:{step}:{rng.randint(1, 3)}:STOP" for place, step in zip(places * 2, MAIN[1:], strict=False)]
-    # Not while it starts, for which everybody must have been heard.
-    late = (("ORDER_ADMIT", 800), ("ORDER_GRANT", 500), ("REQUEST", 400), ("RECEIVE", 4_000))
-    traps += [f"c{core}.1:{step}:{nth}:STOP" for core, (step, nth) in enumerate(late[:cores])]
+    # Not while it starts, for which every coordinator must have been heard.
+    late = ("ORDER_ADMIT", "ORDER_GRANT", "REQUEST", "RECEIVE")
+    traps += [f"c{core}.1:{step}:{rng.randint(1, 50)}:STOP:LATE" for core, step in enumerate(late[:cores])]
     monkeypatch.setenv(VARIABLE, " ".join(traps))
+    monkeypatch.setenv(LATE_VARIABLE, str(tmp_path / "started"))
     daemon = rig.start(machine(smt, cores, deadline="200ms"))
+    (tmp_path / "started").touch()
     client = daemon.client()
     first = {place: pid_of(client, place) for place in (*places, *(f"c{core}" for core in range(cores)))}
     missing = set(first)

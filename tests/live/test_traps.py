@@ -8,7 +8,7 @@ import pytest
 
 from asid.core.events import Action, Bid, Do, Mode, Order, Said, Timer
 from asid.live import traps
-from asid.live.traps import RECEIVE, VARIABLE, step_name, trap_of
+from asid.live.traps import LATE_VARIABLE, RECEIVE, VARIABLE, step_name, trap_of
 
 
 @pytest.fixture
@@ -26,6 +26,20 @@ def test_a_trap_goes_off_once_before_the_nth_step_of_its_name(monkeypatch, sent)
     for step in ["SEND_ANSWER", "LOOK", "SEND_ANSWER", "SEND_ASK", "SEND_ANSWER", "SEND_ANSWER", "LOOK"]:
         trap(step)
     assert sent == [(os.getpid(), 19), (os.getpid(), 9)]
+
+
+def test_a_late_trap_counts_from_when_it_is_told(monkeypatch, tmp_path, sent):
+    monkeypatch.setenv(VARIABLE, "c0.1:LOOK:2:KILL:LATE")
+    monkeypatch.setenv(LATE_VARIABLE, str(tmp_path / "now"))
+    trap = trap_of("c0.1")
+    for _ in range(5):
+        trap("LOOK")
+    assert sent == []
+    (tmp_path / "now").touch()
+    trap("LOOK")
+    assert sent == []
+    trap("LOOK")
+    assert sent == [(os.getpid(), 9)]
 
 
 def test_whoever_is_not_named_has_none(monkeypatch):
