@@ -140,8 +140,8 @@ _CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     (
         "kick.seen",
         "hyperthread",
-        f"number:int was:{_MODE} avoidable:bool insns:int",
-        "a lease was handed back; insns retired since the pending bit was visible",
+        f"number:int was:{_MODE} avoidable:bool insns?:int",
+        "a lease was handed back; insns retired since the pending bit was visible, left out when not measured",
     ),
     ("ipi", "hyperthread", "to:int why:nmi|mce|send", "the pending bit of sibling `to` was set"),
     ("held", "hyperthread", "by:int held_ns:int", "the entry check found a sibling's flag or depth set, and waited"),

@@ -24,7 +24,7 @@ class Eyes(Protocol):
     """What the chronicle may look at on the page."""
 
     def blocker(self) -> int: ...
-    def insns_since(self, number: int) -> int: ...
+    def insns_since(self, number: int) -> int | None: ...
 
 
 class Chronicle:
@@ -92,12 +92,10 @@ class Chronicle:
             self.notebook.note("held", {"by": by, "held_ns": now - since}, before.round)
         if after.answered != before.answered:
             was = Mode.GUEST if self._was_guest else Mode.ISOLATED if before.mode is Mode.ENTER else before.mode
-            data = {
-                "number": after.answered,
-                "was": _NAMES[was],
-                "avoidable": was is not Mode.GUEST,
-                "insns": eyes.insns_since(after.answered),
-            }
+            data = {"number": after.answered, "was": _NAMES[was], "avoidable": was is not Mode.GUEST}
+            insns = eyes.insns_since(after.answered)
+            if insns is not None:
+                data["insns"] = insns
             self.notebook.note("kick.seen", data, before.round)
             if after.phase is Phase.ASKING and before.phase is not Phase.ASKING:
                 self._asked_ns = now

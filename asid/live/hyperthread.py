@@ -214,11 +214,11 @@ class Hyperthread:
         """The first sibling whose flag or depth is raised, for the record; -1 for none."""
         return next((o for o in self.siblings if self.page.holders((o,))), -1)
 
-    def insns_since(self, number: int) -> int:
-        """Guest instructions retired since kick `number` was visible; 0 when its sender's count is not there yet."""
+    def insns_since(self, number: int) -> int | None:
+        """Guest instructions retired since kick `number` was visible; None when its sender has not counted yet."""
         words, own = self.words, self.own
         if words[own + KICK_NUMBER] != number:
-            return 0
+            return None
         return max(0, words[own + INSNS] - words[own + KICK_INSNS])  # below 0: the one in flight was taken back
 
     def work(self, state: HyperthreadState) -> None:

@@ -17,7 +17,7 @@ from asid.core.record import Record, fault_of
 from asid.guest.base import Exit
 from asid.live import hyperthread as hyperthread_
 from asid.live.node import Node
-from asid.live.page import DEPTH, FLAG, INSNS, MCE, MODE, NMI, PENDING, base_of
+from asid.live.page import DEPTH, FLAG, INSNS, KICK_NUMBER, MCE, MODE, NMI, PENDING, base_of
 
 FAST = Exit(0, "MSR_WRITE", "vmx", 0, False)
 SLOW_FAST = Exit(0, "CPUID", "vmx", 2_000, False)
@@ -230,6 +230,16 @@ def test_an_instruction_taken_back_is_not_counted_below_zero(one):
     one.settle()
     [seen] = [data for kind, data in one.records() if kind == "kick.seen"]
     assert seen["insns"] == 0
+
+
+def test_a_kick_whose_sender_has_not_counted_yet_is_told_from_one_without_instructions(one):
+    one.enter()
+    one.kick(1)
+    one.words[one.own + KICK_NUMBER] = 0  # the coordinator is between the bit and its count
+    one.ht.vcpu.in_guest()
+    one.settle()
+    [seen] = [data for kind, data in one.records() if kind == "kick.seen"]
+    assert "insns" not in seen
 
 
 # --- patience ---------------------------------------------------------------------------------------------
