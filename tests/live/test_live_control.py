@@ -69,8 +69,11 @@ def test_the_policy_changes_under_load_and_no_guarantee_breaks_on_the_way(rig, s
         status = client.status()
         assert (status["policy"], status["kick"]) == (name, kick)
     wait_each_progresses(client)
-    counts = check_passes(daemon.stop(), "G1", "G2", "L1", "L2")
+    run = daemon.stop()
+    counts = check_passes(run, "G1", "G2", "L1", "L2")
     assert counts["gate.hold"] == counts["gate.release"] == 2 * len(ways)
+    words = [record.type for record in run.records() if record.type in ("gate.hold", "policy", "gate.release")]
+    assert words == ["gate.hold", "gate.hold", "policy", "gate.release", "gate.release"] * len(ways)
 
 
 def test_the_way_to_none_and_back_ends(rig):
@@ -90,6 +93,9 @@ def test_the_way_to_none_and_back_ends(rig):
     assert overlaps_since(run, last) == [], "nothing is exposed after `none`"
     beside = [int(text.partition(":")[0]) for text in overlaps_since(run, changes[0][1])]
     assert not [seq for seq in beside if changes[1][1] <= seq < changes[2][1]], "nor between two times of `none`"
+    told = run.verdict.guarantees["G2"]["note"]
+    assert not told or told.endswith("under policy none, which keeps nobody out; 0 under any other")
+    assert [change["new"] for change in run.verdict.document["policies"]] == ["none", "asi", "none", "nosmt"]
 
 
 def test_a_policy_change_survives_deaths_on_the_way(rig):
