@@ -8,14 +8,12 @@ further than that coordinator's last one (`History.horizon_ns`).
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from heapq import merge
 from itertools import pairwise
 
 from asid.audit.finding import Finding
-from asid.audit.history import CoreHistory, GateRow, History, IntrRow, ModeRow
-from asid.audit.intervals import Clash, Lease
-
-INVOLUNTARY = frozenset({"nmi", "mce"})
+from asid.audit.history import CoreHistory, History
+from asid.audit.intervals import Lease
+from asid.audit.rows import GateRow, ModeRow
 
 
 def _name(core: int, ht: int) -> str:
@@ -34,15 +32,14 @@ def g1_admission(history: History, held: dict[int, dict[int, list[Lease]]]) -> F
     force, or an admission while the gate knew a sibling in HOST or leased to another VM.
     """
     finding = Finding("G1")
-    if history.policy == "none" and not history.counts.admits:
+    if history.gateless and not history.counts.admits:
         finding.note = "policy none has no gate"
         return finding
     for number, core in history.cores.items():
         horizon = history.horizon_ns(core)
         for ht in core.hts():
             _g1_leases(finding, number, ht, _guest_begins(core, ht, horizon), held[number].get(ht, []))
-        if history.policy != "none":
-            _g1_siblings(finding, number, core, str(history.begin.get("kick", "ack")))
+        _g1_siblings(finding, history, number, core)
     return finding
 
 
@@ -64,13 +61,14 @@ def _g1_leases(finding: Finding, number: int, ht: int, begins: list[ModeRow], he
         finding.violate(row.ts, number, (ht,), seqs, text)
 
 
-def _g1_siblings(finding: Finding, number: int, core: CoreHistory, kick: str) -> None:
+def _g1_siblings(finding: Finding, history: History, number: int, core: CoreHistory) -> None:
     # (word, vm, its record) as the gate last wrote it down; TOLD is compatible with all, for its mode is not in there.
     known: dict[int, tuple[str, int, GateRow]] = {}
     for row in core.gate:
         if row.kind == "gate.admit":
-            finding.checked += 1
-            for ht, (word, vm, told) in known.items():
+            regime = history.regime(row.ts)
+            finding.checked += regime.guarded
+            for ht, (word, vm, told) in known.items() if regime.guarded else ():
                 if ht != row.ht and (word == "HOST" or (word == "LEASE" and vm != row.vm)):
                     # A coordinator that comes back is born knowing who is dead, and writes nothing down about it.
                     if any(told.ts <= death.ts <= row.ts for death in core.deaths.get(ht, ())):
@@ -88,76 +86,18 @@ def _g1_siblings(finding: Finding, number: int, core: CoreHistory, kick: str) ->
             known[row.ht] = ("OUT", 0, row)
         elif row.kind in ("gate.resync", "gate.ready"):
             # With `send` a hyperthread leaves HOST without a word, so its report of HOST may be over by now.
-            known[row.ht] = ("HOST" if row.mode == "HOST" and kick == "ack" else "TOLD", 0, row)
-
-
-def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
-    """G2. While a hyperthread is in HOST after a granted leave, no sibling is in GUEST.
-
-    Reads: the intervals. Broken by: an overlap of a sibling's GUEST with a HOST reached by `grant` or `bare`. HOST
-    by nmi, mce or send is not promised to exclude: its overlaps are the exposure. Exercised by HOST intervals of a
-    core with siblings.
-    """
-    finding = Finding("G2")
-    for number, core in history.cores.items():
-        if len(core.hts()) < 2:
-            continue
-        for rows in core.modes.values():
-            finding.checked += sum(row.new == "HOST" and row.via in ("grant", "bare", "") for row in rows)
-        for clash in clashes[number]:
-            host, guest = (clash.first, clash.second) if clash.first.mode == "HOST" else (clash.second, clash.first)
-            if host.mode != "HOST" or host.via in ("nmi", "mce", "send"):
-                continue
-            if clash.first.suspect or clash.second.suspect:
-                finding.suspects += 1
-                continue
-            text = (
-                f"{_name(number, guest.ht)} was in GUEST(vm{guest.vm}) beside {_name(number, host.ht)} in HOST"
-                f" ({host.via or 'grant'}) for {clash.ns} ns"
-            )
-            seqs = (clash.first.seq, clash.second.seq)
-            finding.violate(clash.start, number, (host.ht, guest.ht), seqs, text)
-    return finding
-
-
-def g3_one_vm(history: History, clashes: dict[int, list[Clash]]) -> Finding:
-    """G3. Never GUEST(x) beside GUEST(y) or ISOLATED(y).
-
-    Reads: the intervals. Broken by: such an overlap. Exercised by GUEST intervals of a core on which at least two VMs
-    were seen.
-    """
-    finding = Finding("G3")
-    for number, core in history.cores.items():
-        begins = [(row.vm, row.new) for rows in core.modes.values() for row in rows if row.new in ("GUEST", "ISOLATED")]
-        if len({vm for vm, _ in begins}) > 1 and len(core.hts()) > 1:
-            finding.checked += sum(mode == "GUEST" for _, mode in begins)
-        for clash in clashes[number]:
-            a, b = clash.first, clash.second
-            if "HOST" in (a.mode, b.mode):
-                continue
-            if a.suspect or b.suspect:
-                finding.suspects += 1
-                continue
-            text = (
-                f"{_name(number, a.ht)} was in {a.mode}(vm{a.vm}) beside {_name(number, b.ht)} in {b.mode}(vm{b.vm})"
-                f" for {clash.ns} ns"
-            )
-            finding.violate(clash.start, number, (a.ht, b.ht), (a.seq, b.seq), text)
-    if not finding.checked:
-        finding.note = "no core saw two VMs"
-    return finding
-
-
-IN_FLIGHT_MAX = 1  # instructions that had passed their look at the pending bit when it was set
+            sure = row.mode == "HOST" and history.regime(row.ts).via == "grant"
+            known[row.ht] = ("HOST" if sure else "TOLD", 0, row)
 
 
 def g4_kick(history: History) -> Finding:
     """G4. After its pending bit is visible a hyperthread starts no guest instruction before a later admission.
 
-    Reads: kick.seen (insns), gate.kick, gate.admit, ht.mode to GUEST. Broken by: more instructions retired in the
-    window than the one that had passed its check when the bit was set (that one is counted as suspect);
-    a GUEST after the kick was seen and before the next admission; a second GUEST after the kick was sent. The first
-    one may have been under way when the bit was set: counted as suspect, and its insns tell.
+    Reads: kick.seen (insns), gate.kick, gate.admit, ht.mode to GUEST. Broken by: an instruction retired behind the
+    bit (the one that had passed its look is announced before it, so the kicker's count has it already; a kick whose
+    insns were not measured is not counted as checked); a GUEST after the kick was seen and before the next admission;
+    a second GUEST after the kick was sent. The first one may have been under way when the bit was set: counted as
+    suspect, and its insns tell.
     """
     finding = Finding("G4")
     for number, core in history.cores.items():
@@ -165,11 +105,12 @@ def g4_kick(history: History) -> Finding:
         for ht in core.hts():
             seen = core.seen.get(ht, [])
             for row in seen:
+                if row.insns is None:
+                    continue
                 finding.checked += 1
-                if row.insns == IN_FLIGHT_MAX:
-                    finding.suspects += 1
-                elif row.insns > IN_FLIGHT_MAX:
-                    text = f"{_name(number, ht)} retired {row.insns} instructions after kick {row.number} was visible"
+                if row.insns > 0:
+                    n = f"{row.insns} instruction{'s' * (row.insns > 1)}"
+                    text = f"{_name(number, ht)} retired {n} after kick {row.number} was visible"
                     finding.violate(row.ts, number, (ht,), (row.seq,), text)
             told = core.gate_of.get(ht, ())
             admits = [row.ts for row in told if row.kind == "gate.admit"]
@@ -269,68 +210,3 @@ def _g5_modes(
             if row.round > reached:
                 text = f"{_name(number, ht)} is in round {row.round}, its gate in round {reached}"
                 finding.violate(row.ts, number, (ht,), (row.seq,), text)
-
-
-def g10_interrupts(history: History) -> Finding:
-    """G10. NMI and #MC handlers nest by depth, restore the interrupted mode, and wait for nobody.
-
-    Reads: intr and ht.mode of each hyperthread in its own order; held, gate.wait and leave. Broken by: an outer
-    handler that ends before an inner one, an NMI inside an NMI, a HOST by nmi or mce that does not go back to the mode
-    it came from (ISOLATED for GUEST), a wait inside a handler.
-    """
-    finding = Finding("G10")
-    for number, core in history.cores.items():
-        for ht in sorted({*core.intrs, *core.modes}):
-            intrs, modes = core.intrs.get(ht, []), core.modes.get(ht, [])
-            if intrs:
-                deaths = [row.ts for row in core.deaths.get(ht, ())]
-                _g10_nesting(finding, number, ht, intrs, deaths, history.complete)
-            _g10_restore(finding, number, ht, modes, core.waited.get(ht, []))
-    return finding
-
-
-def _g10_nesting(
-    finding: Finding, number: int, ht: int, intrs: list[IntrRow], deaths: list[int], complete: bool
-) -> None:
-    inner: IntrRow | None = None  # the handler that ended last, while those around it still run
-    ends = merge(((row.ts, row.seq, row) for row in intrs), ((ts, 1 << 62, None) for ts in deaths))
-    for _, _, row in ends:
-        if row is None:
-            inner = None  # a death ends all handlers
-            continue
-        finding.checked += 1
-        what = f"{_name(number, ht)}: the {row.what} handler of depth {row.depth}"
-        seqs = (inner.seq, row.seq) if inner else (row.seq,)
-        if row.depth < 1:
-            finding.violate(row.ts, number, (ht,), seqs, f"{what}: the outermost has depth 1")
-        elif inner is not None and row.depth < inner.depth - 1:
-            finding.violate(row.ts, number, (ht,), seqs, f"{what} ended before the one of depth {inner.depth - 1}")
-        elif inner is not None and row.depth == inner.depth - 1 and row.what == inner.what == "nmi":
-            finding.violate(row.ts, number, (ht,), seqs, f"{what} had an NMI inside: an NMI blocks NMIs")
-        inner = row if row.depth > 1 else None
-    if inner is not None and complete:
-        text = f"{_name(number, ht)}: the handler around one of depth {inner.depth} never ended"
-        finding.violate(inner.ts, number, (ht,), (inner.seq,), text)
-
-
-def _g10_restore(finding: Finding, number: int, ht: int, modes: list[ModeRow], waited: list[tuple[int, str]]) -> None:
-    entry: ModeRow | None = None
-    for row in modes:
-        if entry is not None and row.inc != entry.inc:
-            entry = None  # killed inside the handler
-        if entry is not None and row.new == "HOST":
-            continue  # a handler on top of it; it is still HOST
-        if entry is not None:
-            finding.checked += 1
-            due = "ISOLATED" if entry.old == "GUEST" else entry.old
-            if row.new != due:
-                text = f"{_name(number, ht)} came back from an {entry.via} to {row.new}, not to {due}"
-                finding.violate(row.ts, number, (ht,), (entry.seq, row.seq), text)
-            at = bisect_right(waited, (entry.seq, ""))
-            if at < len(waited) and waited[at][0] < row.seq:
-                seq, kind = waited[at]
-                text = f"{_name(number, ht)} waited ({kind}) inside an {entry.via} handler"
-                finding.violate(row.ts, number, (ht,), (entry.seq, seq), text)
-            entry = None
-        elif row.new == "HOST" and row.old != "HOST" and row.via in INVOLUNTARY:
-            entry = row

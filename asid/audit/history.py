@@ -12,80 +12,21 @@ Order
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
+from asid.audit.regime import UNSAID, Regime
+from asid.audit.rows import DoneRow, GateRow, InjectRow, IntrRow, IpiRow, ModeRow, ProcessRow, SeenRow
 from asid.core.record import RECORD_TYPES, Record, bucket_of, fault_of
 
 FAULTS_KEPT = 5
+LATE_NS = 2_000_000_000  # how much later than its stamp a record may come in the file
 GATE_KINDS_OF_CORE = frozenset({"gate.close", "gate.open", "gate.turn", "gate.hold", "gate.release"})
 
 
-class ModeRow(NamedTuple):
-    """One ht.mode."""
-
-    ts: int
-    seq: int
-    inc: int
-    round: int
-    old: str
-    new: str
-    vm: int
-    via: str
-
-
-class GateRow(NamedTuple):
-    """One gate.* record. number: the kick's; req: the request's; inc, vm, mode: 0 or empty where there is none."""
-
-    ts: int
-    seq: int
-    kind: str
-    ht: int
-    round: int
-    inc: int
-    vm: int
-    mode: str
-
-
-class ProcessRow(NamedTuple):
-    """One spawn or death. status: exit code, or minus the signal; 0 for a spawn."""
-
-    ts: int
-    seq: int
-    inc: int
-    status: int
-
-
-class IntrRow(NamedTuple):
-    """One intr: the end of a handler."""
-
-    ts: int
-    seq: int
-    what: str
-    id: int
-    depth: int
-    mode: str
-
-
-class SeenRow(NamedTuple):
-    """One kick.seen."""
-
-    ts: int
-    seq: int
-    number: int
-    was: str
-    insns: int
-
-
-class InjectRow(NamedTuple):
-    """One inject."""
-
-    ts: int
-    seq: int
-    what: str
-    target: str
-    core: int
-    ht: int
+def _since(regime: Regime) -> int:
+    return regime.ts
 
 
 class CoreHistory:
@@ -99,6 +40,7 @@ class CoreHistory:
         self.deaths: dict[int, list[ProcessRow]] = {}
         self.intrs: dict[int, list[IntrRow]] = {}
         self.seen: dict[int, list[SeenRow]] = {}
+        self.ipis: dict[int, list[IpiRow]] = {}  # by sender
         self.waited: dict[int, list[tuple[int, str]]] = {}  # (seq, type) of records that tell of a wait
         self.last_ts: dict[int, int] = {}  # by writer: a hyperthread's own records, -1 the coordinator's
         self.stamps = array("q")
@@ -132,17 +74,29 @@ class History:
         self.end_ts = 0  # of the last record by time
         self.ended: str | None = None  # reason of run.end; None when there is none
         self.injects: dict[int, list[InjectRow]] = {}
-        self.dones: dict[int, list[tuple[int, int, str]]] = {}  # id -> (ts, seq, result)
+        self.dones: dict[int, list[DoneRow]] = {}
+        self.exits_of: dict[int, int] = {}  # exits of an injection's reason that its target had while it was open
+        self.regimes: list[Regime] = []  # the policies, in the order in which they were in force
         self.records = 0
         self.loss = 0
         self.faults: list[str] = []
         self.fault_count = 0
         self._last_seq = 0
         self._tseqs: dict[tuple[int, int, str], int] = {}
+        self._exits_open: dict[tuple[int, int], list[int]] = {}  # (core, ht) -> injections of exits to be counted
+
+    def regime(self, ts: int) -> Regime:
+        """Return the policy in force at a moment."""
+        regimes = self.regimes
+        if len(regimes) == 1:
+            return regimes[0]
+        at = bisect_right(regimes, ts, key=_since) - 1
+        return regimes[max(0, at)] if regimes else UNSAID
 
     @property
-    def policy(self) -> str:
-        return str(self.begin.get("policy", "?"))
+    def gateless(self) -> bool:
+        """Whether no policy of the run has a gate."""
+        return not any(regime.guarded for regime in self.regimes) if self.regimes else False
 
     @property
     def complete(self) -> bool:
@@ -207,7 +161,10 @@ class History:
         core.last_ts[-1] = record.ts
         ht = -1 if kind in GATE_KINDS_OF_CORE else record.ht
         get = data.get
-        row = GateRow(record.ts, record.seq, kind, ht, record.round, get("inc", 0), get("vm", 0), get("mode", ""))
+        number = get("number", 0) or get("req", 0)
+        row = GateRow(
+            record.ts, record.seq, kind, ht, record.round, get("inc", 0), get("vm", 0), get("mode", ""), number
+        )
         core.gate.append(row)
         core.gate_of.setdefault(ht, []).append(row)
         if kind == "gate.kick":
@@ -221,6 +178,10 @@ class History:
         if self.begin:
             self._fault(f"record {record.seq}: a second run.begin")
         self.begin, self.begin_ts = record.data, record.ts
+        self.regimes.insert(0, Regime(record.ts, record.seq, record.data["policy"], record.data["kick"]))
+
+    def _on_policy(self, record: Record) -> None:
+        self.regimes.append(Regime(record.ts, record.seq, record.data["new"], record.data["kick"]))
 
     def _on_end(self, record: Record) -> None:
         self.ended = str(record.data["reason"])
@@ -233,12 +194,20 @@ class History:
         self.counts.deaths += record.type == "death"
 
     def _on_inject(self, record: Record) -> None:
-        data = record.data
-        row = InjectRow(record.ts, record.seq, data["what"], data["target"], record.core, record.ht)
-        self.injects.setdefault(data["id"], []).append(row)
+        data, id_ = record.data, record.data["id"]
+        row = InjectRow(
+            record.ts, record.seq, data["what"], data["target"], record.core, record.ht,
+            data.get("n", 1), data.get("reason", ""),
+        )  # fmt: skip
+        self.injects.setdefault(id_, []).append(row)
+        if row.reason:
+            self.exits_of.setdefault(id_, 0)
+            self._exits_open.setdefault((row.core, row.ht), []).append(id_)
 
     def _on_inject_done(self, record: Record) -> None:
-        self.dones.setdefault(record.data["id"], []).append((record.ts, record.seq, record.data["result"]))
+        data = record.data
+        row = DoneRow(record.ts, record.seq, data["result"], data.get("why", ""))
+        self.dones.setdefault(data["id"], []).append(row)
 
     def _on_loss(self, record: Record) -> None:
         if record.data["what"] != "telemetry":
@@ -260,6 +229,20 @@ class History:
         self.counts.exits += n
         if record.data["full"]:
             self.counts.full += n
+        if self._exits_open:
+            self._count_injected(record, n)
+
+    def _count_injected(self, record: Record, n: int) -> None:
+        """Count exits for the injections that may have caused them. Records of two processes may change places."""
+        ids = self._exits_open.get((record.core, record.ht))
+        if not ids:
+            return
+        for id_ in list(ids):
+            row, done = self.injects[id_][0], self.dones.get(id_)
+            if done and record.ts > done[0].ts + LATE_NS:
+                ids.remove(id_)
+            elif row.reason == record.data["reason"] and row.ts <= record.ts <= (done[0].ts if done else record.ts):
+                self.exits_of[id_] += n
 
     def _on_wait(self, record: Record) -> None:
         core, counts, wait_ns = self._own(record), self.counts, record.data.get("wait_ns", 0)
@@ -283,13 +266,14 @@ class History:
 
     def _on_seen(self, record: Record) -> None:
         data, counts = record.data, self.counts
-        row = SeenRow(record.ts, record.seq, data["number"], data["was"], data["insns"])
+        row = SeenRow(record.ts, record.seq, data["number"], data["was"], data.get("insns"))
         self._own(record).seen.setdefault(record.ht, []).append(row)
         counts.kicks_seen += 1
         counts.avoidable += data["avoidable"]
 
     def _on_ipi(self, record: Record) -> None:
-        self._own(record)
+        row = IpiRow(record.ts, record.seq, record.data["to"], record.data["why"])
+        self._own(record).ipis.setdefault(record.ht, []).append(row)
         self.counts.ipis += 1
 
 
@@ -297,6 +281,7 @@ _HANDLERS: dict[str, Callable[[History, Record], None]] = {
     **{name: History._on_gate for name, kind in RECORD_TYPES.items() if kind.writer == "coordinator"},
     "run.begin": History._on_begin,
     "run.end": History._on_end,
+    "policy": History._on_policy,
     "spawn": History._on_process,
     "death": History._on_process,
     "inject": History._on_inject,

@@ -119,6 +119,12 @@ def _close(out: dict[int, list[Lease]], open_: dict[int, Lease], ht: int, ts: in
         out.setdefault(ht, []).append(lease._replace(end=ts))
 
 
+def is_alive(core: CoreHistory, ht: int, ts: int) -> bool:
+    """Tell whether a hyperthread was surely alive at a moment: started before it, and not dead until after it."""
+    born = max((row.inc for row in core.spawns.get(ht, ()) if row.ts <= ts), default=0)
+    return born > 0 and not any(row.inc >= born and row.ts <= ts for row in core.deaths.get(ht, ()))
+
+
 def compatible(a: Interval, b: Interval) -> bool:
     """Say whether two siblings may be in these modes side by side; symmetric. The matrix of the modes, in full.
 

@@ -1,7 +1,8 @@
-"""The liveness guarantees L1 to L3: what was asked for came in the end, and nobody waited in silence.
+"""The liveness guarantees L1 to L3: what was asked for came in time, and nobody waited in silence.
 
-A run is finite, so "in the end" is "by the end of the run": what was asked for in its last second may still be open.
-Nothing is said about a run whose journal has no end.
+"In the end" is made a bound, for a run is finite: a wait is judged by its own length, less what excuses it. Asking
+again starts no new wait and is no progress. What was asked for in the last second of a run may still be open; about
+what is open nothing is said when the journal has no end.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
+from asid.audit.excuses import Excuses
 from asid.audit.finding import Finding
 from asid.audit.history import CoreHistory, History
-from asid.audit.intervals import Interval
 
 PENDING_NS = 1_000_000_000  # a request younger than this at the end of the run may be open
+WAIT_NS = 3_000_000_000  # without an excuse; a wait takes microseconds, and a machine that is short of CPU a second
 SILENCE_NS = 2_000_000_000
 
 # A request ends when it is answered, when its hyperthread withdraws it, or dies, or comes back as another.
@@ -33,24 +35,35 @@ class Wait(NamedTuple):
     end: int  # the end of the run for an open one
     seq: int
     open: bool
+    vm: int  # asked for; 0 for a leave
 
 
-def waits_of(history: History, core: CoreHistory) -> list[Wait]:
-    """Return every ask and leave of a core, by end."""
+class Waits(NamedTuple):
+    """The waits of a core, by end, and when a request was only repeated."""
+
+    rows: list[Wait]
+    repeated: set[int]
+
+
+def waits_of(history: History, core: CoreHistory) -> Waits:
+    """Return every ask and leave of a core."""
     out: list[Wait] = []
-    open_: dict[tuple[str, int], tuple[int, int]] = {}
+    repeated: set[int] = set()
+    open_: dict[tuple[str, int], tuple[int, int, int]] = {}
     incs: dict[int, int] = {}
 
     def end(kind: str, ht: int, ts: int) -> None:
         began = open_.pop((kind, ht), None)
         if began is not None:
-            out.append(Wait(kind, ht, began[0], ts, began[1], False))
+            out.append(Wait(kind, ht, began[0], ts, began[1], False, began[2]))
 
     for row in core.gate:
         if row.kind == "gate.ask" or row.kind == "gate.leave":
             kind = row.kind[5:]
             end("leave" if kind == "ask" else "ask", row.ht, row.ts)  # one request at a time
-            open_.setdefault((kind, row.ht), (row.ts, row.seq))
+            began = (row.ts, row.seq, row.vm)
+            if open_.setdefault((kind, row.ht), began) is not began:
+                repeated.add(row.ts)
         elif row.kind in WITHDRAWS:
             end("ask", row.ht, row.ts)
             end("leave", row.ht, row.ts)
@@ -63,103 +76,76 @@ def waits_of(history: History, core: CoreHistory) -> list[Wait]:
             for kind, kinds in ANSWERS.items():
                 if row.kind in kinds:
                     end(kind, row.ht, row.ts)
-    for (kind, ht), (ts, seq) in open_.items():
+    for (kind, ht), (ts, seq, vm) in open_.items():
         died = [row.ts for row in core.deaths.get(ht, ()) if row.ts >= ts]
-        out.append(Wait(kind, ht, ts, died[0] if died else history.end_ts, seq, not died))
-    return out
+        out.append(Wait(kind, ht, ts, died[0] if died else history.end_ts, seq, not died, vm))
+    return Waits(out, repeated)
 
 
-def holds_of(core: CoreHistory, end_ts: int) -> list[tuple[int, int]]:
-    """Return the times in which a client held the gate, or the core had no coordinator to serve it."""
-    out: list[tuple[int, int]] = []
-    since: int | None = None
-    for row in core.gate:
-        if row.kind == "gate.hold" and since is None:
-            since = row.ts
-        elif row.kind == "gate.release" and since is not None:
-            out.append((since, row.ts))
-            since = None
-    if since is not None:
-        out.append((since, end_ts))
-    for death in core.deaths.get(-1, ()):
-        born = [row.ts for row in core.spawns.get(-1, ()) if row.ts >= death.ts]
-        out.append((death.ts, born[0] if born else end_ts))
-    return out
-
-
-def l1_leaves(history: History, waits: dict[int, list[Wait]]) -> Finding:
+def l1_leaves(history: History, waits: dict[int, Waits], excuses: dict[int, Excuses]) -> Finding:
     """L1. Every leave is granted, or its hyperthread died.
 
-    Reads: gate.leave, gate.grant, gate.done, gate.dead, death. Broken by: a leave that is older than a second when the
-    run ends and was not answered.
+    Reads: gate.leave, gate.grant, gate.done, gate.dead, death; for the excuses gate.fence, inject (stall), spawn.
+    Broken by: a leave that waited longer than WAIT_NS beyond what excuses it, or one that is older than a second
+    without an excuse when the run ends and was not answered.
     """
-    finding = Finding("L1")
-    for number, rows in waits.items():
-        for wait in rows:
-            if wait.kind != "leave":
-                continue
-            finding.checked += 1
-            if wait.open and history.complete and wait.end - wait.start > PENDING_NS:
-                text = f"c{number}h{wait.ht} wanted to leave and was not granted it in {_seconds(wait)}"
-                finding.violate(wait.start, number, (wait.ht,), (wait.seq,), text)
-    return finding
+    return _judged(Finding("L1"), "leave", history, waits, excuses, "wanted to leave and was not granted it in")
 
 
-def l2_asks(history: History, waits: dict[int, list[Wait]], intervals: dict[int, list[Interval]]) -> Finding:
+def l2_asks(history: History, waits: dict[int, Waits], excuses: dict[int, Excuses]) -> Finding:
     """L2. Every ask is admitted, withdrawn, or its hyperthread died, if every host visit ends.
 
-    Reads: gate.ask, gate.admit, gate.idle, gate.bye, gate.dead, death, gate.hold, the HOST intervals. Broken by: an
-    ask older than a second at the end of the run, unless the gate is held then or a sibling's host visit goes on.
+    Reads: gate.ask, gate.admit, gate.idle, gate.bye, gate.dead, death; for the excuses also gate.hold, gate.release,
+    gate.turn and the HOST intervals. Broken by: as L1.
     """
-    finding = Finding("L2")
+    return _judged(Finding("L2"), "ask", history, waits, excuses, "asked to enter guest and was not admitted in")
+
+
+def _judged(
+    finding: Finding, kind: str, history: History, waits: dict[int, Waits], excuses: dict[int, Excuses], what: str
+) -> Finding:
     excused = 0
-    for number, rows in waits.items():
-        core = history.cores[number]
-        held = any(end >= history.end_ts for _, end in holds_of(core, history.end_ts))
-        hosting = {row.ht for row in intervals[number] if row.mode == "HOST" and row.end >= history.end_ts}
+    for number, (rows, _) in waits.items():
         for wait in rows:
-            if wait.kind != "ask":
+            if wait.kind != kind:
                 continue
             finding.checked += 1
-            if not (wait.open and history.complete and wait.end - wait.start > PENDING_NS):
+            bound = PENDING_NS if wait.open else WAIT_NS
+            if wait.end - wait.start <= bound or (wait.open and not history.complete):
                 continue
-            if held or hosting - {wait.ht}:
+            left = excuses[number].unexcused_ns(kind, wait.ht, wait.vm, wait.start, wait.end)
+            if left <= bound:
                 excused += 1
                 continue
-            text = f"c{number}h{wait.ht} asked to enter guest and was not admitted in {_seconds(wait)}"
+            text = f"c{number}h{wait.ht} {what} {(wait.end - wait.start) / 1e9:.1f} s"
+            if left < wait.end - wait.start:
+                text += f", {left / 1e9:.1f} s of it without an excuse"
             finding.violate(wait.start, number, (wait.ht,), (wait.seq,), text)
     if excused:
-        finding.note = f"{excused} open at the end behind a hold or a host visit"
+        finding.note = f"{excused} long ones excused (a hold, a host visit, another VM's turn, a restart, a fence)"
     return finding
 
 
-def l3_progress(history: History, waits: dict[int, list[Wait]], intervals: dict[int, list[Interval]]) -> Finding:
+def l3_progress(history: History, waits: dict[int, Waits], excuses: dict[int, Excuses]) -> Finding:
     """L3. Nobody waits on a core on which nothing happens.
 
-    Reads: the stamps of all records of a core, and its waits. Broken by: two seconds without a record of the core
-    while somebody waits, unless the gate is held, the core has no coordinator (L4 looks after that) or, for an ask,
-    a sibling works in HOST all the while.
+    Reads: the stamps of all records of a core but repeated requests, and its waits. Broken by: two seconds without a
+    record of the core while somebody waits and nothing excuses it.
     """
     finding = Finding("L3")
-    for number, rows in waits.items():
+    for number, (rows, repeated) in waits.items():
         finding.checked += len(rows)
         long = [wait for wait in rows if wait.end - wait.start >= SILENCE_NS]
         if not long:
             continue
         core = history.cores[number]
-        stamps = sorted({*core.stamps, history.end_ts} if history.complete else core.stamps)
-        holds = holds_of(core, history.end_ts)
-        hosts = [row for row in intervals[number] if row.mode == "HOST" and row.end - row.start >= SILENCE_NS]
-        silences = [(a, b) for a, b in pairwise(stamps) if b - a >= SILENCE_NS]
-        for start, end in silences:
-            if any(a < end and b > start for a, b in holds):
-                continue
+        stamps = sorted({*core.stamps} - repeated | ({history.end_ts} if history.complete else set()))
+        for start, end in ((a, b) for a, b in pairwise(stamps) if b - a >= SILENCE_NS):
             for wait in long:
-                if min(end, wait.end) - max(start, wait.start) < SILENCE_NS:
+                begin, until = max(start, wait.start), min(end, wait.end)
+                if until - begin < SILENCE_NS:
                     continue
-                if wait.kind == "ask" and any(
-                    row.ht != wait.ht and row.start <= start and row.end >= end for row in hosts
-                ):
+                if excuses[number].unexcused_ns(wait.kind, wait.ht, wait.vm, begin, until) < SILENCE_NS:
                     continue
                 text = (
                     f"c{number}h{wait.ht} waited (gate.{wait.kind}) while c{number} was silent"
@@ -168,7 +154,3 @@ def l3_progress(history: History, waits: dict[int, list[Wait]], intervals: dict[
                 finding.violate(start, number, (wait.ht,), (wait.seq,), text)
                 break
     return finding
-
-
-def _seconds(wait: Wait) -> str:
-    return f"{(wait.end - wait.start) / 1e9:.1f} s"

@@ -1,96 +1,15 @@
-"""The guarantees about what goes wrong: injections, doubt, deaths. From the history alone, as in `checks`."""
+"""The guarantees about what goes wrong: doubt and deaths. From the history alone, as in `checks`."""
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 
 from asid.audit.finding import Finding
-from asid.audit.history import CoreHistory, History, InjectRow, ProcessRow
+from asid.audit.history import CoreHistory, History
+from asid.audit.rows import ProcessRow
 
 RECOVERY_NS = 5_000_000_000
-UNSENT_NS = 1_000_000_000  # how long a hyperthread may keep records before it sends them
 OPENINGS = frozenset({"gate.admit", "gate.grant"})
-_PLACE = re.compile(r"c(\d+)(?:h(\d+))?$")
-
-
-def g8_injections(history: History) -> Finding:
-    """G8. Each accepted injection is done exactly once, or lost with the hyperthread that died.
-
-    Reads: inject, inject.done, intr (id), death. Broken by: an id accepted or done twice, never done, done without
-    being accepted, handled twice by one hyperthread, an NMI or #MC called handled that no handler ran for, or lost
-    while its hyperthread lived.
-    """
-    finding = Finding("G8")
-    handled: dict[tuple[int, int, int], int] = {}  # (id, core, ht) -> seq
-    ids_run: set[int] = set()
-    for number, core in history.cores.items():
-        for ht, rows in core.intrs.items():
-            for intr in rows:
-                if intr.id == 0:
-                    continue  # nobody injected it: the hardware's own, or a sibling's broadcast
-                ids_run.add(intr.id)
-                before = handled.setdefault((intr.id, number, ht), intr.seq)
-                if before != intr.seq:
-                    text = f"injection {intr.id} was handled twice by c{number}h{ht}"
-                    finding.violate(intr.ts, number, (ht,), (before, intr.seq), text)
-    for id_, accepted in history.injects.items():
-        finding.checked += 1
-        dones = history.dones.get(id_, [])
-        row = accepted[0]
-        where, hts = row.core, (row.ht,) if row.ht >= 0 else ()
-        what = f"injection {id_} ({row.what} {row.target})"
-        if len(accepted) > 1:
-            finding.violate(
-                accepted[1].ts, where, hts, tuple(a.seq for a in accepted[:2]), f"{what} was accepted twice"
-            )
-        if len(dones) > 1:
-            seqs = (row.seq, *(seq for _, seq, _ in dones[:3]))
-            finding.violate(dones[1][0], where, hts, seqs, f"{what} was done {len(dones)} times")
-        elif not dones:
-            if history.complete:
-                finding.violate(row.ts, where, hts, (row.seq,), f"{what} was never done")
-        else:
-            _g8_result(finding, history, row, dones[0], what, id_ in ids_run)
-    for id_, dones in history.dones.items():
-        if id_ not in history.injects:
-            ts, seq, _ = dones[0]
-            finding.violate(ts, -1, (), (seq,), f"injection {id_} was done and never accepted")
-    return finding
-
-
-def _g8_result(
-    finding: Finding, history: History, row: InjectRow, done: tuple[int, int, str], what: str, ran: bool
-) -> None:
-    ts, seq, result = done
-    hts = (row.ht,) if row.ht >= 0 else ()
-    if result == "lost" and not _died(history, row, ts):
-        finding.violate(ts, row.core, hts, (row.seq, seq), f"{what} was lost, but its hyperthread lived")
-    # The handler's record may have died with a hyperthread that was killed right after it.
-    silent = result == "handled" and row.what in ("nmi", "mce") and not ran and history.complete
-    if silent and not _died(history, row, ts + UNSENT_NS):
-        finding.violate(ts, row.core, hts, (row.seq, seq), f"{what} counts as handled, but no handler ran")
-
-
-def _died(history: History, row: InjectRow, until: int) -> bool:
-    """Tell whether the target was dead, or died, between the injection and `until`."""
-    core_number, ht = row.core, row.ht
-    place = _PLACE.match(row.target)
-    if core_number < 0 and place is not None:
-        core_number = int(place[1])
-        ht = int(place[2]) if place[2] is not None else -1
-    for number, core in history.cores.items():
-        if core_number >= 0 and number != core_number:
-            continue
-        for who, deaths in core.deaths.items():
-            if ht >= 0 and who not in (ht, -1):
-                continue
-            born = [spawn.ts for spawn in core.spawns.get(who, ())]
-            for death in deaths:
-                alive_again = any(death.ts <= ts <= row.ts for ts in born)
-                if death.ts <= until and not (death.ts < row.ts and alive_again):
-                    return True
-    return False
 
 
 def g11_fail_closed(history: History) -> Finding:

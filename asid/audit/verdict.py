@@ -2,21 +2,26 @@
 
 PASS     nothing broken, and the journal is whole: begun, ended, no gap, no malformed record
 FAIL     something broken. A cut journal can fail: what it holds happened
-UNKNOWN  nothing broken that can be trusted, and the journal is not whole. Never a pass
+UNKNOWN  nothing broken that can be trusted, and the journal is not whole; or nothing was exercised. Never a pass
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
-from asid.audit.checks import g1_admission, g2_exclusion, g3_one_vm, g4_kick, g5_rounds, g10_interrupts
+from asid.audit.checks import g1_admission, g4_kick, g5_rounds
+from asid.audit.exclusion import g2_exclusion, g3_one_vm
+from asid.audit.excuses import Excuses
 from asid.audit.finding import BROKEN, NOT_EXERCISED, Finding, Violation
+from asid.audit.handlers import g10_interrupts
 from asid.audit.history import CoreHistory, History, gather
+from asid.audit.injections import g8_injections
 from asid.audit.intervals import Clash, Lease, clashes, leases, mode_intervals
 from asid.audit.liveness import l1_leaves, l2_asks, l3_progress, waits_of
-from asid.audit.recovery import g8_injections, g11_fail_closed, l4_recovery
+from asid.audit.recovery import g11_fail_closed, l4_recovery
 from asid.core.record import Record, as_map, percentile
 from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN
 
@@ -50,6 +55,7 @@ class Verdict:
     findings: list[Finding]
     windows: list[Window]  # by time
     figures: dict[str, Any]
+    policies: list[dict[str, Any]] = field(default_factory=list)  # each change of policy: seq, ts, old, new, kick
     story: list[Record] = field(default_factory=list)  # what led to the first violation
 
     @property
@@ -86,6 +92,7 @@ class Verdict:
             "passed": self.passed,
             "reasons": self.reasons,
             "run": self.run,
+            "policies": self.policies,
             "guarantees": {f.guarantee: f.as_map() for f in self.findings},
             "not_exercised": [f.guarantee for f in self.findings if f.state == NOT_EXERCISED],
             "first_violation": None
@@ -121,6 +128,7 @@ def judge(history: History, damage: str | None = None) -> Verdict:
     overlaps = {number: list(clashes(rows)) for number, rows in intervals.items()}
     held = {number: leases(core, history.end_ts) for number, core in history.cores.items()}
     waits = {number: waits_of(history, core) for number, core in history.cores.items()}
+    excuses = {number: Excuses(history, number, rows) for number, rows in intervals.items()}
     findings = [
         g1_admission(history, held),
         g2_exclusion(history, overlaps),
@@ -130,17 +138,25 @@ def judge(history: History, damage: str | None = None) -> Verdict:
         g8_injections(history),
         g10_interrupts(history),
         g11_fail_closed(history),
-        l1_leaves(history, waits),
-        l2_asks(history, waits, intervals),
-        l3_progress(history, waits, intervals),
+        l1_leaves(history, waits, excuses),
+        l2_asks(history, waits, excuses),
+        l3_progress(history, waits, excuses),
         l4_recovery(history),
     ]
     reasons, certain = _doubts(history, damage)
+    if all(finding.state == NOT_EXERCISED for finding in findings):
+        reasons.append("nothing was exercised: no guarantee had anything to check")
     broken = any(finding.state == BROKEN for finding in findings)
     verdict = FAIL if broken and certain else UNKNOWN if reasons else PASS
-    return Verdict(
-        verdict, reasons, dict(history.begin), findings, _windows(overlaps), _figures(history, findings, held)
-    )
+    figures = _figures(history, findings, held)
+    return Verdict(verdict, reasons, dict(history.begin), findings, _windows(overlaps), figures, _changes(history))
+
+
+def _changes(history: History) -> list[dict[str, Any]]:
+    return [
+        {"seq": new.seq, "ts": new.ts, "old": old.policy, "new": new.policy, "kick": new.kick}
+        for old, new in pairwise(history.regimes)
+    ]
 
 
 def _doubts(history: History, damage: str | None) -> tuple[list[str], bool]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
 from asid.units import format_ns
 
 WIDTH = 80
+CHANGES_SHOWN = 8
 
 MEANINGS = {
     "PASS": "every guarantee that was exercised held",
     "FAIL": "a guarantee is broken",
-    "UNKNOWN": "the journal is not whole, so nothing is claimed",
+    "UNKNOWN": "nothing is claimed",
 }
 
 
@@ -26,7 +27,7 @@ def verdict_lines(document: Mapping[str, Any], *, name: str = "") -> list[str]:
     out = wrap(out[0], WIDTH)
     for reason in document.get("reasons", ()):
         out += wrap(str(reason), WIDTH, initial_indent="  - ", subsequent_indent="    ")
-    out += _run_lines(run, figures)
+    out += _run_lines(run, figures, document.get("policies", ()))
     out.append("")
     for guarantee, finding in document["guarantees"].items():
         out += _finding_lines(guarantee, finding)
@@ -75,7 +76,7 @@ def _said(record: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def _run_lines(run: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+def _run_lines(run: Mapping[str, Any], figures: Mapping[str, Any], policies: Sequence[Mapping[str, Any]]) -> list[str]:
     out = []
     if run:
         text = (
@@ -83,6 +84,10 @@ def _run_lines(run: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
             f" hyperthreads, engine {run['engine']}"
         )
         out += wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
+    for change in policies[:CHANGES_SHOWN]:
+        out.append(f"  policy {change['old']} -> {change['new']}, kick {change['kick']}, at seq {change['seq']:,}")
+    if len(policies) > CHANGES_SHOWN:
+        out.append(f"  and {len(policies) - CHANGES_SHOWN} more changes of policy")
     if figures:
         text = (
             f"{figures['duration_ns'] / 1e9:.2f} s, {figures['records']:,} records, {figures['exits']:,} exits"

@@ -73,17 +73,35 @@ class Tale:
         self.gate(us + 6 + host_us, "done", ht)
         self.round += 1
 
-    def nmi(self, us: float, ht: int, *, host_us: float = 5, id_: int = 0, what: str = "nmi") -> None:
+    def grant(self, us: float, ht: int, *, req: int = 2) -> None:
+        """A leave that is granted at once: takes 1 us, and is not used yet."""
+        self.gate(us, "leave", ht, req=req, reason="HLT")
+        self.gate(us + 1, "grant", ht, req=req)
+
+    def ipis(self, us: float, ht: int, why: str, to: tuple[int, ...] | None = None) -> None:
+        """The IPIs before a HOST that asks nobody."""
+        for sibling in range(self.smt) if to is None else to:
+            if sibling != ht:
+                self.say(us, "ipi", 0, ht, self.round, to=sibling, why=why)
+
+    def intr(self, us: float, ht: int, *, what: str = "nmi", id_: int = 0, depth: int = 1, merged: int = 0,
+             was: str = "ISOLATED") -> None:  # fmt: skip
+        self.say(us, "intr", 0, ht, self.round, what=what, id=id_, depth=depth, merged=merged, host_ns=1, from_=was)
+
+    def nmi(self, us: float, ht: int, *, host_us: float = 5, id_: int = 0, what: str = "nmi", merged: int = 0) -> None:
         """An NMI that goes HOST and comes back."""
         was = self.mode[ht]
+        self.ipis(us, ht, what)
         self.goes(us, ht, "HOST", via=what)
         self.goes(us + host_us, ht, "ISOLATED" if was == "GUEST" else was)
-        self.say(us + host_us, "intr", 0, ht, self.round, what=what, id=id_, depth=1, merged=0,
-                 host_ns=int(host_us * US), from_=was)  # fmt: skip
+        self.intr(us + host_us, ht, what=what, id_=id_, merged=merged, was=was)
 
     def end(self, us: float) -> Verdict:
         self.say(us, "run.end", -1, -1, reason="stop")
         return self.audit()
+
+    def policy(self, us: float, new: str, *, old: str = "asi", kick: str = "ack") -> int:
+        return self.say(us, "policy", -1, -1, old=old, new=new, kick=kick)
 
     def audit(self) -> Verdict:
         return audit(self.records)

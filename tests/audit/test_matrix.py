@@ -45,6 +45,8 @@ def test_each_cell_through_the_whole_audit(a, b):
     """The same cells as records: the first hyperthread stays, the second comes 10 us later."""
     tale = Tale()
     for ht, (mode, vm) in enumerate((a, b)):
+        if mode == "HOST":
+            tale.grant(90 + 10 * ht, ht)
         tale.goes(100 + 10 * ht, ht, mode, vm=vm, via="grant" if mode == "HOST" else "")
     verdict = tale.end(200)
     broken = {name for name in ("G2", "G3") if verdict.finding(name).broken}
@@ -63,6 +65,7 @@ def test_every_pair_of_n_siblings_is_seen(smt):
     """One hyperthread in HOST for the whole time, all others in GUEST: n - 1 violations, whoever it is."""
     for host in range(smt):
         tale = Tale(smt=smt)
+        tale.grant(90, host)
         for ht in range(smt):
             tale.goes(100, ht, "HOST" if ht == host else "GUEST", via="grant" if ht == host else "")
         assert tale.end(200).finding("G2").broken == smt - 1

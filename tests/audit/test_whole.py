@@ -7,6 +7,7 @@ from audit_tale import Tale
 
 from asid.audit import FAIL, PASS, UNKNOWN, audit
 from asid.audit.finding import TITLES
+from asid.core.record import Record
 from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, InputError
 from asid.live.journal import HEAD, HEADER, JournalWriter
 
@@ -55,6 +56,15 @@ def test_no_beginning_is_unknown(tale):
     good(tale)
     records = [r._replace(seq=r.seq - 1) for r in tale.records[1:]]
     assert audit(records).verdict == UNKNOWN
+
+
+def test_a_whole_journal_of_nothing_is_unknown():
+    begin = {"name": "x", "policy": "asi", "kick": "ack", "seed": 1, "cores": 1, "smt": 2, "engine": "live"}
+    rows = [("run.begin", begin), ("run.end", {"reason": "stop"})]
+    records = [Record(seq, seq, seq, kind, -1, -1, 0, 0, data) for seq, (kind, data) in enumerate(rows, 1)]
+    verdict = audit(records)
+    assert verdict.verdict == UNKNOWN and not verdict.passed
+    assert verdict.reasons == ["nothing was exercised: no guarantee had anything to check"]
 
 
 def test_nothing_is_unknown():
@@ -187,6 +197,7 @@ def test_before_the_end_nothing_is_blamed_for_a_coordinators_record_that_is_stil
 
 def test_before_the_end_an_open_interval_reaches_only_as_far_as_its_writers_last_record(tale):
     tale.goes(10, 0, "GUEST")
+    tale.grant(15, 1)
     tale.goes(20, 1, "HOST", via="grant")
     tale.goes(30, 1, "PARKED")
     assert tale.audit().finding("G2").broken == 0

@@ -14,12 +14,13 @@ from asid.live.rundir import create_run
 from asid.report.stat import fold
 
 BEGIN = {"name": "smt2", "policy": "asi", "kick": "ack", "seed": 42, "cores": 1, "smt": 2, "engine": "live"}
+ASK = {"vm": 1, "req": 1}
 EXIT = {"reason": "CPUID", "isa": "vmx", "full": False, "n": 3, "sum_ns": 300, "min_ns": 90, "max_ns": 110,
         "hist": [[26, 3]]}  # fmt: skip
 
 
 def records(*, leak: bool = False, end: bool = True) -> list[Record]:
-    told: list[tuple[str, int, dict]] = [("run.begin", -1, BEGIN), ("exit", 0, EXIT)]
+    told: list[tuple[str, int, dict]] = [("run.begin", -1, BEGIN), ("exit", 0, EXIT), ("gate.ask", 0, ASK)]
     if leak:
         for ht, new, via in ((0, "GUEST", {}), (1, "HOST", {"via": "grant"}), (1, "PARKED", {})):
             told.append(("ht.mode", ht, {"inc": 1, "old": "PARKED", "new": new, "vm": 1, **via}))

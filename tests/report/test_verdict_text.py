@@ -32,7 +32,9 @@ LEAK = (
     mode(63_000, 1, "HOST", "PARKED"),
     mode(70_000, 1, "PARKED", "HOST", "nmi"),
     mode(131_000, 1, "HOST", "PARKED"),
+    (132_000, "intr", 1, {"what": "nmi", "id": 0, "depth": 1, "merged": 0, "host_ns": 1, "from": "PARKED"}),
 )
+ASKED = (5_000, "gate.ask", 0, {"vm": 1, "req": 1})
 
 
 def test_a_failure_says_it_first_and_tells_the_story():
@@ -45,14 +47,15 @@ def test_a_failure_says_it_first_and_tells_the_story():
     assert "G2   broken                  1 of 1  no guest beside a voluntary HOST" in text
     assert "Exposure: 1 x, p50 61.0us, p99 61.0us, max 61.0us" in text
     assert "First violation, G2:" in text
-    assert "c0h0 was in GUEST(vm1) beside c0h1 in HOST (bare) for 61000 ns." in text
+    assert "c0h0 was in GUEST(vm1) beside c0h1 in HOST (bare) for 61000 ns (policy none" in text
+    assert "keeps nobody out)." in text
     story = lines[lines.index("  What led to it (seconds since the first line; * shows it):") + 1 :]
     assert [line[1] for line in story if "ht.mode" in line] == ["*", "*"]
     assert "PARKED -> HOST by bare" in story[-1]
 
 
 def test_each_guarantee_has_its_line():
-    document = audit(run()).as_map()
+    document = audit(run(ASKED)).as_map()
     lines = verdict_lines(document)
     assert lines[0] == "PASS: smt2: every guarantee that was exercised held"
     for guarantee in document["guarantees"]:
@@ -69,11 +72,12 @@ def test_unknown_says_why():
 
 def test_a_verdict_of_nothing_at_all_can_be_shown():
     lines = verdict_lines(audit([]).as_map())
-    assert lines[0].startswith("UNKNOWN: the journal is not whole")
+    assert lines[0].startswith("UNKNOWN: nothing is claimed")
+    assert "run.begin" in lines[1]
 
 
 def test_one_line():
-    assert summary_line(audit(run()).as_map()).startswith("PASS: 0 held, 0 broken, 12 not exercised")
+    assert summary_line(audit(run(ASKED)).as_map()).startswith("PASS: 2 held, 0 broken, 10 not exercised")
     line = summary_line(audit(run(*LEAK, policy="none", kick="bare")).as_map())
     assert line.startswith("FAIL: ") and "1 broken (G2)" in line and line.endswith("exposure 1 x, max 61.0us")
 
@@ -85,7 +89,7 @@ def test_a_record_in_one_line():
 
 def test_runs_side_by_side():
     none = audit(run(*LEAK, policy="none", kick="bare")).as_map()
-    asi = audit(run()).as_map()
+    asi = audit(run(ASKED)).as_map()
     row = compare_row(none)
     assert (row["policy"], row["g2_violations"], row["exposure_max_ns"], row["verdict"]) == ("none", 1, 61_000, "FAIL")
     lines = compare_lines([none, asi])
@@ -95,3 +99,11 @@ def test_runs_side_by_side():
     assert max(map(len, lines)) <= 100
     assert compare_lines([none, asi], labels=["a", "b"])[1].startswith("a ")
     assert compare_lines([{}])[1].endswith("UNKNOWN"), "a run without a verdict has a line too"
+
+
+def test_changes_of_policy_are_shown():
+    told = [(ts, "policy", -1, {"old": old, "new": new, "kick": "ack"})
+            for ts, old, new in ((1_000, "asi", "none"), (2_000, "none", "asi"))]  # fmt: skip
+    lines = verdict_lines(audit(run(*told, ASKED)).as_map())
+    assert "  policy asi -> none, kick ack, at seq 2" in lines
+    assert "  policy none -> asi, kick ack, at seq 3" in lines

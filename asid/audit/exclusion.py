@@ -1,0 +1,185 @@
+"""G2 and G3: who was beside whom. From the intervals, and from what the gate and the siblings said before.
+
+A hyperthread's own word for how it came to be in HOST is not taken for it: a granted HOST needs its grant, and an NMI,
+a #MC or a `send` leave needs the IPIs that go before it (G10 asks for the end of the handler).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from asid.audit.finding import Finding
+from asid.audit.grants import granted, grants
+from asid.audit.history import CoreHistory, History
+from asid.audit.intervals import Clash, Interval, is_alive
+from asid.audit.rows import ModeRow
+
+WINDOW_NS = 3_000_000_000  # of exposure; a sibling that runs at all has looked at its pending bit by then
+
+
+def _name(core: int, ht: int) -> str:
+    return f"c{core}h{ht}"
+
+
+def _host_and_guest(clash: Clash) -> tuple[Interval, Interval]:
+    return (clash.first, clash.second) if clash.first.mode == "HOST" else (clash.second, clash.first)
+
+
+def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
+    """G2. While a hyperthread is in HOST after a granted leave, no sibling is in GUEST.
+
+    Reads: the intervals; gate.leave, gate.grant, gate.kick, gate.answer, kick.seen; ipi; policy. Broken by:
+    (a) an overlap of a sibling's GUEST with a HOST that the kick in force lets nobody be beside;
+    (b) a HOST by grant without a grant of its last request, by send or bare where the policy in force has neither;
+    (c) a grant while a sibling held a lease or had not answered its kick, and was not confirmed dead;
+    (d) a HOST by nmi, mce or send before every living sibling was sent its IPI;
+    (e) a GUEST inside such a HOST that was looked for after it began (the one whose look was before is in flight);
+    (f) an exposure beyond WINDOW_NS of a guest that was neither stopped nor killed.
+    Under policy none all but (b) and (c) are what the policy allows: an overlap by `bare` counts, and is labelled.
+    Exercised by voluntary HOST intervals of a core with siblings.
+    """
+    finding = Finding("G2")
+    for number, core in history.cores.items():
+        if len(core.hts()) < 2:
+            continue
+        for ht, rows in core.modes.items():
+            finding.checked += sum(row.new == "HOST" and row.via in ("grant", "bare", "") for row in rows)
+            granted(finding, history, number, core, ht)
+            _sent(finding, history, number, core, ht)
+        grants(finding, history, number, core)
+        for clash in clashes[number]:
+            if history.regime(clash.start).guarded:
+                _beside(finding, history, number, core, clash)
+    if history.gateless or len(history.regimes) > 1:
+        _apart(finding, history, clashes)
+    return finding
+
+
+def _apart(finding: Finding, history: History, clashes: dict[int, list[Clash]]) -> None:
+    """Add what policy none allows, last and told apart: it must not hide what another policy promised."""
+    promised, first = finding.broken, finding.first
+    for number, core in history.cores.items():
+        for clash in clashes[number]:
+            if not history.regime(clash.start).guarded:
+                _beside(finding, history, number, core, clash)
+    allowed = finding.broken - promised
+    if allowed:
+        finding.note = f"{allowed:,} under policy none, which keeps nobody out; {promised:,} under any other" + (
+            f", the first: {first.text}" if first is not None else ""
+        )
+
+
+def _beside(finding: Finding, history: History, number: int, core: CoreHistory, clash: Clash) -> None:
+    """Judge one overlap with HOST by the policy in force."""
+    host, guest = _host_and_guest(clash)
+    if host.mode != "HOST":
+        return
+    if host.suspect or guest.suspect:
+        finding.suspects += not history.regime(host.start).exposes(host.via)
+        return
+    regime = history.regime(clash.start)
+    seqs, hts = (clash.first.seq, clash.second.seq), (host.ht, guest.ht)
+    if not regime.exposes(host.via):
+        text = (
+            f"{_name(number, guest.ht)} was in GUEST(vm{guest.vm}) beside {_name(number, host.ht)} in HOST"
+            f" ({host.via or 'grant'}) for {clash.ns} ns"
+        )
+        finding.violate(clash.start, number, hts, seqs, regime.allows(text))
+    elif not regime.guarded:
+        return
+    elif guest.start > host.start and _before(core, guest).ts > host.start:
+        text = f"{_name(number, guest.ht)} entered guest while {_name(number, host.ht)} was in HOST by {host.via}"
+        finding.violate(clash.start, number, hts, seqs, text)
+    elif clash.ns > WINDOW_NS and not _was_still(history, core, number, guest):
+        text = (
+            f"{_name(number, guest.ht)} stayed in GUEST beside {_name(number, host.ht)} in HOST by {host.via}"
+            f" for {clash.ns / 1e9:.1f} s, and nobody had stopped it"
+        )
+        finding.violate(clash.start, number, hts, seqs, text)
+
+
+def _before(core: CoreHistory, stay: Interval) -> ModeRow:
+    """Return the mode change before the one that began this stay, or that one when it is the first."""
+    rows = core.modes[stay.ht]
+    at = bisect_left(rows, stay.start, key=lambda row: row.ts)
+    while rows[at].seq != stay.seq:
+        at += 1
+    return rows[max(0, at - 1)]
+
+
+def _was_still(history: History, core: CoreHistory, number: int, guest: Interval) -> bool:
+    """Tell whether a hyperthread was killed in guest, or stalled by a client: who does not run retires nothing."""
+    if any(death.ts == guest.end for death in core.deaths.get(guest.ht, ())):
+        return True
+    return any(start < guest.end and end > guest.start for start, end in stalls_of(history, number, guest.ht))
+
+
+def stalls_of(history: History, number: int, ht: int | None = None) -> list[tuple[int, int]]:
+    """Return when a client stalled a hyperthread of a core, or anybody of it."""
+    out = []
+    for id_, rows in history.injects.items():
+        row = rows[0]
+        if row.what == "stall" and row.core == number and ht in (None, row.ht):
+            done = history.dones.get(id_)
+            out.append((row.ts, done[0].ts if done else history.end_ts))
+    return out
+
+
+def _sent(finding: Finding, history: History, number: int, core: CoreHistory, ht: int) -> None:
+    """(d) Before HOST by nmi, mce or send each living sibling was sent an IPI for it."""
+    ipis = core.ipis.get(ht, [])
+    siblings = [other for other in core.hts() if other != ht]
+    admits = [row.ts for row in core.gate if row.kind == "gate.admit"] if len(history.regimes) > 1 else []
+    sent: dict[str, set[int]] = {}
+    at = 0
+    for row in core.modes.get(ht, ()):
+        while at < len(ipis) and ipis[at].seq < row.seq:
+            sent.setdefault(ipis[at].why, set()).add(ipis[at].to)
+            at += 1
+        if row.new != "HOST" or row.via not in ("nmi", "mce", "send"):
+            continue
+        to = sent.pop(row.via, set())
+        missing = [other for other in siblings if other not in to]
+        if not missing:
+            continue
+        regime = history.regime(row.ts)
+        if not regime.guarded or not regime.exposes(row.via):
+            continue
+        if len(history.regimes) > 1 and regime.seq != history.regimes[0].seq:
+            # Who has not been told of the new policy acts by the old one; nobody is let in before all have been.
+            first = bisect_left(admits, regime.ts)
+            if first == len(admits) or admits[first] > row.ts:
+                continue
+        for other in missing:
+            if is_alive(core, other, row.ts):
+                text = f"{_name(number, ht)} went HOST by {row.via} without an IPI to {_name(number, other)}"
+                finding.violate(row.ts, number, (ht, other), (row.seq,), text)
+
+
+def g3_one_vm(history: History, clashes: dict[int, list[Clash]]) -> Finding:
+    """G3. Never GUEST(x) beside GUEST(y) or ISOLATED(y).
+
+    Reads: the intervals. Broken by: such an overlap. Exercised by GUEST intervals of a core on which at least two VMs
+    were seen.
+    """
+    finding = Finding("G3")
+    for number, core in history.cores.items():
+        begins = [(row.vm, row.new) for rows in core.modes.values() for row in rows if row.new in ("GUEST", "ISOLATED")]
+        if len({vm for vm, _ in begins}) > 1 and len(core.hts()) > 1:
+            finding.checked += sum(mode == "GUEST" for _, mode in begins)
+        for clash in clashes[number]:
+            a, b = clash.first, clash.second
+            if "HOST" in (a.mode, b.mode):
+                continue
+            if a.suspect or b.suspect:
+                finding.suspects += 1
+                continue
+            text = (
+                f"{_name(number, a.ht)} was in {a.mode}(vm{a.vm}) beside {_name(number, b.ht)} in {b.mode}(vm{b.vm})"
+                f" for {clash.ns} ns"
+            )
+            seqs = (a.seq, b.seq)
+            finding.violate(clash.start, number, (a.ht, b.ht), seqs, history.regime(clash.start).allows(text))
+    if not finding.checked:
+        finding.note = "no core saw two VMs"
+    return finding

@@ -1,0 +1,143 @@
+"""G2's side of the gate: who was granted HOST, and who still held a lease then."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from asid.audit.finding import Finding
+from asid.audit.history import CoreHistory, History
+from asid.audit.intervals import is_alive
+from asid.audit.regime import Regime
+from asid.audit.rows import GateRow, ModeRow
+
+IN_LEASE = frozenset({"ISOLATED", "GUEST"})
+# What a hyperthread says without a lease, or what takes the lease from it. A leaver keeps its own until it is granted.
+HANDED_BACK = frozenset({"gate.answer", "gate.grant", "gate.dead", "gate.ready", "gate.ask", "gate.done", "gate.idle",
+                         "gate.bye"})  # fmt: skip
+VOIDS = frozenset({"gate.admit", "gate.resync"}) | HANDED_BACK - {"gate.answer", "gate.grant"}  # a grant, if unused
+SPOKE_AGAIN = frozenset({"gate.ask", "gate.leave", "gate.done", "gate.idle", "gate.bye"})
+
+
+def _name(core: int, ht: int) -> str:
+    return f"c{core}h{ht}"
+
+
+def granted(finding: Finding, history: History, number: int, core: CoreHistory, ht: int) -> None:
+    """(b) Each voluntary HOST by what its policy has, and by a grant of its last request that it had not used."""
+    events: list[tuple[int, int, int, GateRow | ModeRow]] = []
+    horizon = history.horizon_ns(core)
+    for row in core.modes.get(ht, ()):
+        if row.new != "HOST" or row.via in ("nmi", "mce"):
+            continue
+        regime = history.regime(row.ts)
+        via = row.via or "grant"
+        if regime.via and via != regime.via:
+            text = (
+                f"{_name(number, ht)} went HOST by {via}, but policy {regime.policy}, kick {regime.kick} was in force"
+            )
+            finding.violate(row.ts, number, (ht,), (regime.seq, row.seq), text)
+        elif via == "grant" and row.ts <= horizon:
+            events.append((row.ts, 1, row.seq, row))
+    if not events:
+        return
+    # At equal stamps a grant comes before the HOST that uses it, and anything that would void it after.
+    events += [(row.ts, 0 if row.kind == "gate.grant" else 2, row.seq, row) for row in core.gate_of.get(ht, ())]
+    events.sort(key=lambda event: event[:3])
+    grant: GateRow | None = None
+    asked = inc = 0  # the last request heard (0: a new coordinator was told, or it was used); incarnation told of
+    why = "nobody had granted it"
+    for _, _, _, event in events:
+        if isinstance(event, ModeRow):
+            if grant is None:
+                text = f"{_name(number, ht)} went HOST by a grant, but {why}"
+            elif asked and asked != grant.number:
+                text = f"{_name(number, ht)} went HOST in request {asked}, but was granted request {grant.number}"
+            elif inc and inc != event.inc:
+                text = f"{_name(number, ht)} of incarnation {event.inc} went HOST by a grant to incarnation {inc}"
+            else:
+                text = ""
+            if text:
+                finding.violate(event.ts, number, (ht,), (*([grant.seq] if grant else []), event.seq), text)
+            grant, asked, why = None, 0, "it had used its last one before"
+        elif event.kind == "gate.grant":
+            grant = event
+        elif event.kind == "gate.leave":
+            asked = event.number
+            if grant is not None and grant.number != asked:
+                grant, why = None, "it had asked again"
+        elif event.kind in VOIDS:
+            inc = event.inc or inc
+            if grant is not None:
+                why = f"{event.kind} had made its last one void"
+            grant, asked = None, 0
+
+
+def grants(finding: Finding, history: History, number: int, core: CoreHistory) -> None:
+    """(c) At each grant every other lease is back, and every kick answered; at a change of policy all leases are."""
+    leased: dict[int, GateRow] = {}
+    kicked: dict[int, GateRow] = {}
+    restarts = [row.ts for row in core.deaths.get(-1, ())]
+    changes = list(history.regimes[1:])
+    for row in core.gate:
+        kind, ht = row.kind, row.ht
+        while restarts and restarts[0] < row.ts:
+            restarts.pop(0)
+            kicked.clear()  # the next one believes nobody, and kicks under its own numbers
+        while changes and changes[0].ts < row.ts:
+            _changed(finding, number, core, changes.pop(0), leased)
+        if kind == "gate.admit":
+            leased[ht] = row
+        elif kind == "gate.kick":
+            kicked[ht] = row
+        elif kind == "gate.grant":
+            leased.pop(ht, None)
+            for other in {*leased, *kicked}:
+                _c_grant(finding, number, core, row, other, leased.get(other), kicked.get(other))
+        elif kind == "gate.resync":
+            kicked.pop(ht, None)
+            if _mode_at(core, ht, row.ts) not in IN_LEASE:
+                leased.pop(ht, None)
+        elif kind in HANDED_BACK:
+            leased.pop(ht, None)
+            if kind in ("gate.answer", "gate.dead", "gate.ready"):
+                kicked.pop(ht, None)
+        if kind in SPOKE_AGAIN and ht in kicked and _has_seen(core, kicked[ht], row.ts):
+            leased.pop(ht, None)
+            kicked.pop(ht)  # it says so with every report; the answer itself was lost
+    for change in changes if history.complete else ():
+        _changed(finding, number, core, change, leased)
+
+
+def _changed(finding: Finding, number: int, core: CoreHistory, change: Regime, leased: dict[int, GateRow]) -> None:
+    for other, lease in leased.items():
+        if is_alive(core, other, change.ts):
+            text = f"the policy became {change.policy} while {_name(number, other)} held a lease"
+            finding.violate(change.ts, number, (other,), (lease.seq, change.seq), text)
+
+
+def _c_grant(
+    finding: Finding, number: int, core: CoreHistory, grant: GateRow, other: int, lease: GateRow | None,
+    kick: GateRow | None,
+) -> None:  # fmt: skip
+    since = min(row.ts for row in (lease, kick) if row is not None)
+    if any(since <= death.ts <= grant.ts for death in core.deaths.get(other, ())):
+        return
+    how = "held a lease and was never kicked" if kick is None else f"had not answered kick {kick.number}"
+    text = f"{_name(number, grant.ht)} was granted HOST while {_name(number, other)} {how}"
+    seqs = tuple(row.seq for row in (lease, kick, grant) if row is not None)
+    finding.violate(grant.ts, number, (grant.ht, other), seqs, text)
+
+
+def _has_seen(core: CoreHistory, kick: GateRow, until: int) -> bool:
+    rows = core.seen.get(kick.ht, [])
+    at = bisect_right(rows, until, key=lambda row: row.ts) - 1
+    return at >= 0 and rows[at].number == kick.number
+
+
+def _mode_at(core: CoreHistory, ht: int, ts: int) -> str:
+    """Return the mode of a hyperthread at a moment, that under a handler's HOST."""
+    rows = core.modes.get(ht, [])
+    at = bisect_right(rows, ts, key=lambda row: row.ts) - 1
+    if at < 0:
+        return ""
+    return rows[at].old if rows[at].via in ("nmi", "mce", "send") else rows[at].new

@@ -1,0 +1,45 @@
+"""The policy in force, and what it promises: the audit's own table, for it shares none with the gate."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# The policies that do not ask before HOST. Every other one asks, or kicks, as its kick says.
+BARE = frozenset({"none", "nosmt"})
+VIA_OF_KICK = {"ack": "grant", "send": "send"}
+INVOLUNTARY = frozenset({"nmi", "mce"})
+
+
+class Regime(NamedTuple):
+    """One policy with its kick, from `ts` until the next. seq: of the record that says so."""
+
+    ts: int
+    seq: int
+    policy: str
+    kick: str
+
+    @property
+    def guarded(self) -> bool:
+        """Whether siblings heed each other at all."""
+        return self.policy != "none"
+
+    @property
+    def rooms_are_vms(self) -> bool:
+        """Whether the gate's turns are those of VMs (with `nosmt` they are those of hyperthreads)."""
+        return self.policy not in BARE
+
+    @property
+    def via(self) -> str:
+        """How a voluntary leave reaches HOST; empty when that is not known."""
+        return "bare" if self.policy in BARE else VIA_OF_KICK.get(self.kick, "")
+
+    def exposes(self, via: str) -> bool:
+        """Say whether HOST reached this way may be beside a guest that has not looked at its pending bit yet."""
+        return via in INVOLUNTARY or (via == "send" and self.via in ("send", ""))
+
+    def allows(self, text: str) -> str:
+        """Add to a violation that the policy never promised otherwise."""
+        return text if self.guarded else f"{text} (policy none keeps nobody out)"
+
+
+UNSAID = Regime(0, 0, "?", "?")

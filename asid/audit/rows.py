@@ -1,0 +1,93 @@
+"""The small rows that a history keeps of its records."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class ModeRow(NamedTuple):
+    """One ht.mode."""
+
+    ts: int
+    seq: int
+    inc: int
+    round: int
+    old: str
+    new: str
+    vm: int
+    via: str
+
+
+class GateRow(NamedTuple):
+    """One gate.* record. number: the kick's or the request's; number, inc, vm, mode: 0 or empty where there is none."""
+
+    ts: int
+    seq: int
+    kind: str
+    ht: int
+    round: int
+    inc: int
+    vm: int
+    mode: str
+    number: int
+
+
+class ProcessRow(NamedTuple):
+    """One spawn or death. status: exit code, or minus the signal; 0 for a spawn."""
+
+    ts: int
+    seq: int
+    inc: int
+    status: int
+
+
+class IntrRow(NamedTuple):
+    """One intr: the end of a handler."""
+
+    ts: int
+    seq: int
+    what: str
+    id: int
+    depth: int
+    mode: str
+
+
+class SeenRow(NamedTuple):
+    """One kick.seen. insns: None when they were not measured."""
+
+    ts: int
+    seq: int
+    number: int
+    was: str
+    insns: int | None
+
+
+class IpiRow(NamedTuple):
+    """One ipi."""
+
+    ts: int
+    seq: int
+    to: int
+    why: str
+
+
+class InjectRow(NamedTuple):
+    """One inject, of n."""
+
+    ts: int
+    seq: int
+    what: str
+    target: str
+    core: int
+    ht: int
+    n: int
+    reason: str
+
+
+class DoneRow(NamedTuple):
+    """One inject.done."""
+
+    ts: int
+    seq: int
+    result: str
+    why: str
