@@ -44,11 +44,12 @@ def granted(finding: Finding, history: History, number: int, core: CoreHistory, 
     events += [(row.ts, 0 if row.kind == "gate.grant" else 2, row.seq, row) for row in core.gate_of.get(ht, ())]
     events.sort(key=lambda event: event[:3])
     grant: GateRow | None = None
-    asked = inc = 0  # the last request heard (0: a new coordinator was told, or it was used); incarnation told of
-    why = "nobody had granted it"
+    asked: int | None = None  # the last request heard; 0 once a new coordinator was told its state, None for none
+    inc = 0  # incarnation told of
+    why = "nobody had granted what it asked"
     for _, _, _, event in events:
         if isinstance(event, ModeRow):
-            if grant is None:
+            if grant is None or asked is None:
                 text = f"{_name(number, ht)} went HOST by a grant, but {why}"
             elif asked and asked != grant.number:
                 text = f"{_name(number, ht)} went HOST in request {asked}, but was granted request {grant.number}"
@@ -58,7 +59,7 @@ def granted(finding: Finding, history: History, number: int, core: CoreHistory, 
                 text = ""
             if text:
                 finding.violate(event.ts, number, (ht,), (*([grant.seq] if grant else []), event.seq), text)
-            grant, asked, why = None, 0, "it had used its last one before"
+            grant, asked, why = None, None, "it had used its last one before"
         elif event.kind == "gate.grant":
             grant = event
         elif event.kind == "gate.leave":
@@ -69,7 +70,7 @@ def granted(finding: Finding, history: History, number: int, core: CoreHistory, 
             inc = event.inc or inc
             if grant is not None:
                 why = f"{event.kind} had made its last one void"
-            grant, asked = None, 0
+            grant, asked = None, 0 if event.kind == "gate.resync" else None
 
 
 def grants(finding: Finding, history: History, number: int, core: CoreHistory) -> None:

@@ -36,12 +36,18 @@ def test_a_granted_host_that_nobody_granted(tale):
     tale.gate(10, "leave", 0, req=1, reason="HLT")
     tale.goes(20, 0, "HOST", via="grant")
     tale.goes(30, 0, "PARKED")
-    assert texts(tale.end(100)) == ["c0h0 went HOST by a grant, but nobody had granted it"]
+    assert texts(tale.end(100)) == ["c0h0 went HOST by a grant, but nobody had granted what it asked"]
 
 
 def test_the_grant_of_another_hyperthread_is_none(tale):
     tale.gate(10, "leave", 0, req=1, reason="HLT")
     tale.grant(12, 1)
+    tale.goes(20, 0, "HOST", via="grant")
+    assert len(texts(tale.end(100))) == 1
+
+
+def test_a_grant_that_was_never_asked_for(tale):
+    tale.gate(10, "grant", 0, req=1)
     tale.goes(20, 0, "HOST", via="grant")
     assert len(texts(tale.end(100))) == 1
 
