@@ -129,7 +129,7 @@ def _sent(finding: Finding, history: History, number: int, core: CoreHistory, ht
     """(d) Before HOST by nmi, mce or send each living sibling was sent an IPI for it."""
     ipis = core.ipis.get(ht, [])
     siblings = [other for other in core.hts() if other != ht]
-    admits = [row.ts for row in core.gate if row.kind == "gate.admit"] if len(history.regimes) > 1 else []
+    changing = _changing(history, core)
     sent: dict[str, set[int]] = {}
     at = 0
     for row in core.modes.get(ht, ()):
@@ -145,15 +145,31 @@ def _sent(finding: Finding, history: History, number: int, core: CoreHistory, ht
         regime = history.regime(row.ts)
         if not regime.guarded or not regime.exposes(row.via):
             continue
-        if len(history.regimes) > 1 and regime.seq != history.regimes[0].seq:
-            # Who has not been told of the new policy acts by the old one; nobody is let in before all have been.
-            first = bisect_left(admits, regime.ts)
-            if first == len(admits) or admits[first] > row.ts:
-                continue
+        if any(start <= row.ts <= end for start, end in changing):
+            continue
         for other in missing:
             if is_alive(core, other, row.ts):
                 text = f"{_name(number, ht)} went HOST by {row.via} without an IPI to {_name(number, other)}"
                 finding.violate(row.ts, number, (ht, other), (row.seq,), text)
+
+
+def _changing(history: History, core: CoreHistory) -> list[tuple[int, int]]:
+    """Return when a policy changed: some have been told of the new one then and some not, and nobody is let in.
+
+    From the hold behind the last admission before the change to the first admission after it.
+    """
+    out = []
+    for change in history.regimes[1:]:
+        at = bisect_left(core.gate, change.ts, key=lambda row: row.ts)
+        start = end = at
+        while start > 0 and core.gate[start - 1].kind != "gate.admit":
+            start -= 1
+        held = [row.ts for row in core.gate[start:at] if row.kind == "gate.hold"]
+        while end < len(core.gate) and core.gate[end].kind != "gate.admit":
+            end += 1
+        until = core.gate[end].ts if end < len(core.gate) else history.end_ts
+        out.append((held[0] if held else change.ts, until))
+    return out
 
 
 def g3_one_vm(history: History, clashes: dict[int, list[Clash]]) -> Finding:

@@ -11,6 +11,8 @@ from asid.audit.rows import DoneRow, InjectRow, IntrRow
 
 UNSENT_NS = 1_000_000_000  # how long a hyperthread may keep records before it sends them
 STOP_NS = 10_000_000_000  # from refusing what is open because the machine stops to the end of the run
+DETACHED = frozenset({"gate.idle", "gate.ready"})  # said without a vCPU
+ATTACHED = DETACHED | {"gate.ask", "gate.admit"}
 _PLACE = re.compile(r"c(\d+)(?:h(\d+))?$")
 
 
@@ -103,11 +105,12 @@ def _had_reason(history: History, row: InjectRow, done: DoneRow) -> bool:
     if row.core < 0:
         return True  # of no core: nothing that could be looked at
     core = history.core(row.core)
-    near = (row.ts - UNSENT_NS, done.ts + UNSENT_NS)
     if row.what in ("exit", "irq"):
-        moments = [told.ts for told in core.gate_of.get(row.ht, ()) if told.kind == "gate.idle"]
-        moments += [death.ts for death in core.deaths.get(row.ht, ())]
-        if any(near[0] <= ts <= near[1] for ts in moments):
+        begin, end = row.ts - UNSENT_NS, done.ts + UNSENT_NS
+        told = [said for said in core.gate_of.get(row.ht, ()) if said.kind in ATTACHED and said.ts <= end]
+        if told and (told[-1].kind in DETACHED or any(s.kind in DETACHED and s.ts >= begin for s in told)):
+            return True
+        if any(begin <= death.ts <= end for death in core.deaths.get(row.ht, ())):
             return True
     if history.end_ts > done.ts + STOP_NS:
         return False

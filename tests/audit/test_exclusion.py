@@ -352,6 +352,21 @@ def test_g1_does_not_apply_while_there_is_no_gate():
     assert tale.end(100).finding("G1").broken == 1
 
 
+def test_an_nmi_of_one_that_has_heard_of_none_before_it_is_in_force():
+    """Everybody is told while the gates are held; the change is stamped when the last one has answered."""
+    for held in (False, True):
+        tale = Tale()
+        tale.gate(5, "admit", 1, vm=1, req=1, inc=1)
+        tale.gate(6, "answer", 1, number=1, was="PARKED")
+        if held:
+            tale.gate(7, "hold", by="policy")
+        tale.goes(10, 0, "HOST", via="nmi")
+        tale.goes(11, 0, "PARKED")
+        tale.intr(12, 0, was="PARKED")
+        tale.policy(15, "none")
+        assert tale.end(100).finding("G2").broken == (0 if held else 1)
+
+
 def test_an_nmi_of_one_that_has_not_heard_of_the_new_policy_is_no_violation():
     """It was told `none` and sends no IPI; nobody is admitted before everybody has been told of asi."""
     tale = Tale(policy="none")

@@ -365,6 +365,17 @@ def test_g8_refused_while_everything_runs(tale):
     assert finding.broken == 1 and "nothing kept" in finding.first.text
 
 
+def test_g8_refused_by_a_hyperthread_that_had_been_idle_for_long(tale):
+    tale.gate(10, "idle", 0)
+    inject(tale, 50 * ORDINARY, 1)
+    done(tale, 50 * ORDINARY + 5, 1, "refused")
+    assert tale.end(51 * ORDINARY).finding("G8").broken == 0
+    inject(tale, 52 * ORDINARY, 2)
+    tale.gate(52 * ORDINARY, "ask", 0, vm=1, req=9)
+    done(tale, 54 * ORDINARY, 2, "refused")
+    assert tale.end(55 * ORDINARY).finding("G8").broken == 1
+
+
 @pytest.mark.parametrize(("end_s", "fails"), [(1, False), (60, True)])
 def test_g8_refused_because_the_machine_stops(tale, end_s, fails):
     inject(tale, 10, 1, "nmi")
