@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from asid.core.events import Mode
+from asid.core.events import Mode, Want
 from asid.core.gate import Belief, GateState
 from asid.core.hyperthread import HyperthreadState, Phase
 
@@ -137,7 +137,11 @@ def l2_has_not_run(s: HyperthreadState) -> bool:
 
 
 def of_gate(g: GateState) -> str | None:
-    """G1, G2, G3, G11 in what a gate that excludes believes by itself: true after every step of it."""
+    """G1, G2, G3, G11 in what a gate that excludes believes by itself: true after every step of it.
+
+    A holder that waits to leave is out of guest, and has no way in but by a grant. One that asked again before its
+    grant reached it is such a holder once more, beside whoever was granted HOST meanwhile.
+    """
     leases = [ht for ht, m in enumerate(g.members) if m.belief is Belief.SESSION]
     rooms = {g.members[ht].room for ht in leases}
     if len(rooms) > 1:
@@ -146,7 +150,9 @@ def of_gate(g: GateState) -> str | None:
         return None
     for ht, m in enumerate(g.members):
         if m.belief is Belief.HOST and m.granted >= 0:
-            return f"h{ht} was granted HOST while h{leases[0]} holds a lease"
+            may_run = [o for o in leases if g.members[o].want is not Want.LEAVE]
+            if may_run:
+                return f"h{ht} was granted HOST while h{may_run[0]} holds a lease"
         if m.belief is Belief.UNKNOWN and any(g.members[o].fresh and g.members[o].granted >= 0 for o in leases):
             return f"somebody was admitted while h{ht} was unknown"
     return None

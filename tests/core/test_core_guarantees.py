@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asid.core import guarantees
-from asid.core.events import Mode
+from asid.core.events import Mode, Want
 from asid.core.gate import Belief, GateState, Member
 from asid.core.guarantees import GUARANTEES, CoreView
 from asid.core.hyperthread import LOOK, Frame, HyperthreadState, Phase, What
@@ -144,6 +144,7 @@ LEASE = Member(inc=1, belief=Belief.SESSION, attached=1, room=1, granted=3)
         ((LEASE, LEASE), ""),
         ((LEASE, LEASE._replace(room=2)), "leases of rooms [1, 2] side by side"),
         ((LEASE, Member(inc=1, belief=Belief.HOST, granted=4)), "h1 was granted HOST while h0 holds a lease"),
+        ((LEASE._replace(want=Want.LEAVE), Member(inc=1, belief=Belief.HOST, granted=4)), ""),
         ((LEASE, Member(inc=1, belief=Belief.HOST)), ""),  # by a `send` kick or an NMI: nobody granted it
         ((LEASE._replace(fresh=True), Member(inc=1, belief=Belief.UNKNOWN)), "somebody was admitted while h1"),
         ((LEASE._replace(granted=-1, fresh=True), Member(inc=1, belief=Belief.UNKNOWN)), ""),  # it was so when told
