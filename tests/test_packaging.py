@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 import tomllib
@@ -34,7 +33,6 @@ def test_the_container_has_them_when_it_builds_the_package():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed here")
 def test_a_wheel_holds_them(tmp_path):
     line = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
     subprocess.run(line, check=True, timeout=50)
