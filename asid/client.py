@@ -36,7 +36,7 @@ from asid.errors import (
     NotRunning,
 )
 from asid.live import instance as instances_
-from asid.live import sockets
+from asid.live import silence, sockets
 from asid.live.instance import Endpoints, Instance
 from asid.live.outcome import as_error, decode_answer
 from asid.live.subscriber import POLL_SLICE_MS, Event, Events
@@ -63,6 +63,7 @@ __all__ = [
 
 NS_PER_MS = 1_000_000
 TIMEOUT_S = 5.0
+LAST_MS = 2_000  # from the lock, which a daemon gives back last, to the end of its process
 FETCH_PAGE = 500  # records asked for at a time
 
 
@@ -99,7 +100,10 @@ def connect(instance: str = "", *, name: str = "", timeout_s: float = TIMEOUT_S)
     wanted = instance or os.environ.get("ASID_INSTANCE", "") or instances_.DEFAULT_INSTANCE
     paths = instances_.instance_paths(wanted)
     endpoints = instances_.read_endpoints(paths)
-    if not instances_.is_locked(paths) or endpoints is None:
+    locked = instances_.is_locked(paths)
+    if locked and endpoints is None:
+        raise silence.of_one_between(paths)
+    if not locked or endpoints is None:
         running = [found.name for found in instances() if found.running]
         raise NotRunning(
             f"no daemon runs as instance {wanted!r}",
@@ -187,13 +191,13 @@ class Client:
 
     def _send(self, socket: zmq.Socket[bytes], frames: list[bytes], op: str, deadline_ns: int) -> None:
         while not sockets.send_nonblocking(socket, frames):
-            self._pause(socket, zmq.POLLOUT, deadline_ns, f"{op}: cannot be sent", sent=False)
+            self._pause(socket, zmq.POLLOUT, deadline_ns, op, sent=False)
 
     def _receive(self, socket: zmq.Socket[bytes], request_id: str, op: str, idem: str, deadline_ns: int) -> Reply:
         while True:
             frames = sockets.receive_nonblocking(socket)
             if frames is None:
-                self._pause(socket, zmq.POLLIN, deadline_ns, f"{op}: no answer in time", sent=True, idem=idem)
+                self._pause(socket, zmq.POLLIN, deadline_ns, op, sent=True, idem=idem)
                 continue
             answer = decode_answer(frames)
             if answer is None or answer.get("id") not in (request_id, ""):
@@ -218,15 +222,7 @@ class Client:
             dead = self._pidfd in ready and socket not in ready and not socket.poll(POLL_SLICE_MS, flag)
         if left_ms > 0 and not dead:
             return
-        state = "the daemon has ended" if dead else ""
-        if not sent:
-            raise NotRunning(what, state=state or "nothing was sent", hint="asid status")
-        raise NoAnswer(
-            what,
-            state=state or "it may still happen",
-            hint="Ask again with the same idempotency key.",
-            data={"idem": idem} if idem else {},
-        )
+        raise silence.of(instances_.instance_paths(self.endpoints.instance), what, dead=dead, sent=sent, idem=idem)
 
     # ---------------------------------------------------------------- operations by name
 
@@ -292,9 +288,21 @@ class Client:
         if self._pidfd >= 0:
             poller.register(self._pidfd, zmq.POLLIN)
         while time.monotonic_ns() < deadline_ns:
-            if poller.poll(POLL_SLICE_MS) or not instances_.is_locked(paths):
+            if poller.poll(POLL_SLICE_MS):
+                return
+            if not instances_.is_locked(paths):
+                poller.poll(LAST_MS)  # its process goes next; one that judges its run takes longer, in nobody's way
                 return
         raise NoAnswer("the daemon still runs", state=f"after {timeout_s:g} s", hint="asid down --force")
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the daemon of this connection is gone, whoever has its name by now."""
+        if self._pidfd < 0:
+            return not instances_.is_locked(instances_.instance_paths(self.endpoints.instance))
+        poller = zmq.Poller()
+        poller.register(self._pidfd, zmq.POLLIN)
+        return bool(poller.poll(0))
 
     def wait_job(self, job: str, *, timeout_s: float | None = None) -> Reply:
         """Wait for the end of a job. Raise NoAnswer when it still runs then, its own error when it failed."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import threading
+import time
+from typing import TYPE_CHECKING
 
 import click
 
 from asid.commands.session import Session, instance_option
-from asid.errors import EXIT_FAIL, EXIT_UNKNOWN, AsidError, InputError, NotRunning
+from asid.errors import EXIT_FAIL, EXIT_UNKNOWN, AsidError, InputError, NoAnswer, NotRunning, ShuttingDown
+
+if TYPE_CHECKING:
+    from asid.live.instance import InstancePaths
+
+UNSEEN_S = 5.0  # with --force: until a daemon without sockets is killed
 
 
 @click.command(epilog="asid down\nasid down --instance lab --timeout 5\nasid down --force")
@@ -49,35 +55,56 @@ def command(session: Session, force: bool, timeout: float) -> None:
 
 
 def _stop(session: Session, force: bool, timeout_s: float) -> str:
-    """Stop the instance; return its run directory."""
+    """Stop the instance, or see it end because somebody else stops it; return its run directory."""
+    from asid.live.instance import instance_paths, is_locked, last_run
+    from asid.live.killing import kill_daemon
+
+    paths = instance_paths(session.instance)
+    run_dir = str(last_run(paths) or "")  # while it is there to be read
+    lived = is_locked(paths)
     try:
-        with session.client() as client:
-            client.timeout_s = timeout_s  # it answers when every process has left and the journal is closed
-            client.stop(force=force, reason="asid down")
-            client.wait_ended(timeout_s)
-            return client.endpoints.run_dir
-    except NotRunning:
+        if lived and _ends_unseen(session, paths, min(timeout_s, UNSEEN_S) if force else timeout_s):
+            return run_dir
+        return _ask(session, force, timeout_s)
+    except NotRunning as error:
+        if run_dir and lived and not is_locked(paths):
+            return run_dir  # it ended while we came
+        if run_dir:
+            error.state = f"{error.state}; its last run is {run_dir}".removeprefix("; ")
         raise
     except AsidError:
-        if not force:
+        if not force or not is_locked(paths):
             raise
-    return _kill(session.instance, timeout_s)
+    kill_daemon(paths, timeout_s)
+    return run_dir
 
 
-def _kill(instance: str, timeout_s: float) -> str:
-    """SIGKILL a daemon that does not answer; its children end with it."""
-    from asid.live.instance import instance_paths, is_locked, read_endpoints, wait_unlocked
+def _ends_unseen(session: Session, paths: InstancePaths, timeout_s: float) -> bool:
+    """Wait while a daemon takes no clients: it has just begun, or is about to end. Return whether it has ended."""
+    from asid.live import silence
+    from asid.live.instance import is_locked, read_endpoints
 
-    paths = instance_paths(instance)
-    found = read_endpoints(paths)
-    if found is None:
-        raise NotRunning(f"instance {instance!r} has no endpoints file", hint="asid ls")
-    # A descriptor of the process, taken while the lock is held, cannot mean another process that got the same number.
-    process_fd = os.pidfd_open(found.pid)
-    try:
-        if is_locked(paths):
-            signal.pidfd_send_signal(process_fd, signal.SIGKILL)
-    finally:
-        os.close(process_fd)
-    wait_unlocked(paths, timeout_s)
-    return found.run_dir
+    deadline = time.monotonic() + timeout_s
+    pause = threading.Event()
+    if read_endpoints(paths) is None:
+        session.note(f"asid: {paths.name} has just begun, or is about to end; waiting")
+    while read_endpoints(paths) is None:
+        if not is_locked(paths):
+            return True
+        if time.monotonic() > deadline:
+            raise silence.of_one_between(paths)
+        pause.wait(0.02)
+    return False
+
+
+def _ask(session: Session, force: bool, timeout_s: float) -> str:
+    """Ask a daemon to stop, and wait. One that ends without an answer was stopped by somebody else before."""
+    with session.client() as client:
+        client.timeout_s = timeout_s  # it answers when every process has left and the journal is closed
+        try:
+            client.stop(force=force, reason="asid down")
+        except (NotRunning, NoAnswer, ShuttingDown):
+            if not client.has_ended:
+                raise
+        client.wait_ended(timeout_s)
+        return client.endpoints.run_dir

@@ -97,6 +97,7 @@ class Daemon(Parent):
             self.config.name, config_text=self.loaded.text or "", resolved=plain, seed=self.config.seed, path=run_dir
         )
         self.run = self.run_dir
+        instance.point_to_run(self.paths, self.run_dir.path)
         self.journal = JournalWriter(self.run_dir.journal)
         self.reader = JournalReader(self.run_dir.journal)
         context = self.context = sockets.new_context()

@@ -4,6 +4,7 @@
         lock             flock, held by the daemon for its whole life: the only proof that it lives
         ctl.sock urgent.sock tel.sock
         endpoints.json   written last and atomically: whoever can read it can connect
+        run              link to the directory of the last run
         daemon.log       stderr of a detached daemon
 
 An ipc bind steals the path of a living socket without an error, so nothing here is bound or removed without the lock.
@@ -76,6 +77,11 @@ class InstancePaths:
     @property
     def log(self) -> Path:
         return self.root / "daemon.log"
+
+    @property
+    def run(self) -> Path:
+        """A link to the last run. It stays: who comes late to a daemon's end finds what it left."""
+        return self.root / "run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +166,50 @@ def is_locked(paths: InstancePaths) -> bool:
     finally:
         os.close(lock_fd)
     return False
+
+
+def lock_holder(paths: InstancePaths) -> int:
+    """Return the process that holds the lock, 0 when none is found. That it has the file open is looked at too."""
+    try:
+        wanted = paths.lock.stat()
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return 0
+    found = read_endpoints(paths)
+    candidates = [found.pid] if found is not None else []
+    for line in lines:
+        fields = line.split()  # 1: FLOCK ADVISORY WRITE 4711 08:01:131 0 EOF
+        if fields[1:4:2] == ["FLOCK", "WRITE"] and fields[5].rpartition(":")[2] == str(wanted.st_ino):
+            candidates.append(int(fields[4]))
+    for pid in candidates:
+        with contextlib.suppress(OSError):
+            if any(_is_open(f"/proc/{pid}/fd/{fd}", wanted) for fd in os.listdir(f"/proc/{pid}/fd")):
+                return pid
+    return 0
+
+
+def _is_open(descriptor: str, wanted: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(descriptor), wanted)
+    except OSError:  # closed meanwhile
+        return False
+
+
+def point_to_run(paths: InstancePaths, run_dir: Path) -> None:
+    """Make the link to the run. The caller holds the lock."""
+    fresh = paths.root / f".run.{os.getpid()}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(run_dir)
+    fresh.replace(paths.run)
+
+
+def last_run(paths: InstancePaths) -> Path | None:
+    """Return the directory of the instance's last run, None when it had none."""
+    found = read_endpoints(paths)
+    try:
+        return Path(found.run_dir) if found is not None and found.run_dir else paths.run.readlink()
+    except OSError:
+        return None
 
 
 def clear_leftovers(paths: InstancePaths) -> list[str]:

@@ -1,0 +1,60 @@
+"""The end of a daemon that does not answer, by force: it, its children, and the files by which it would be found."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+
+import psutil
+
+from asid.errors import Busy, NoAnswer
+from asid.live.instance import InstancePaths, clear_leftovers, lock_holder, take_lock, wait_unlocked
+
+
+def kill_daemon(paths: InstancePaths, timeout_s: float) -> None:
+    """SIGKILL the daemon that holds the lock, and its children. Raise NoAnswer when it cannot be found or stays."""
+    pid = lock_holder(paths)
+    with contextlib.ExitStack() as kept:
+        # A descriptor, taken before a second look at the lock, cannot mean another process that got the same number.
+        daemon = _descriptor(kept, pid) if pid else -1
+        if daemon < 0 or lock_holder(paths) != pid:
+            raise NoAnswer(
+                f"the process of instance {paths.name!r} cannot be found",
+                where=str(paths.lock), state="its lock is held", hint="asid ls; fuser shows who has that file open.",
+            )  # fmt: skip
+        children = [_descriptor(kept, child) for child in _children_of(pid)]
+        for each in (daemon, *children):  # the daemon first, else it bears them again
+            if each >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(each, signal.SIGKILL)
+        wait_unlocked(paths, timeout_s)
+        for each in (daemon, *children):
+            if each >= 0:
+                select.select([each], [], [], timeout_s)
+    with contextlib.suppress(Busy):  # a new daemon has the name already, and has cleared it
+        lock = take_lock(paths)
+        try:
+            clear_leftovers(paths)
+            for path in paths.root.glob("*.sock"):
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(lock)
+
+
+def _descriptor(kept: contextlib.ExitStack, pid: int) -> int:
+    """Return a pidfd, closed with `kept`; -1 for a process that is gone."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return -1
+    kept.callback(os.close, descriptor)
+    return descriptor
+
+
+def _children_of(pid: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []

@@ -1,0 +1,145 @@
+"""A daemon that stands still or ends: who waits for it is told so, and can put an end to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from live_rig import IDLE, family, machine, pid_of, wait_progress, wait_until
+
+from asid.client import connect
+from asid.errors import NoAnswer
+from asid.live import instance
+
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(60, method="signal")]
+
+
+def begin(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "asid", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def asid(*arguments: str) -> tuple[int, str, str]:
+    process = begin(*arguments)
+    out, err = process.communicate(timeout=40)
+    return process.returncode, out, err
+
+
+def watches_a_process(pid: int) -> bool:
+    """Whether a process has a pidfd: a client that knows its daemon."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return any("pidfd" in name for name in found)
+
+
+# --- a daemon that stands still ---------------------------------------------------------------------------
+
+
+def test_down_by_force_ends_a_daemon_that_does_not_answer_and_judges_its_run(rig):
+    daemon = rig.start(machine(2))
+    wait_progress(daemon.client())
+    os.kill(pid_of(daemon.client(), "c0h1"), signal.SIGSTOP)  # its children may stand still too
+    daemon.process.send_signal(signal.SIGSTOP)
+    code, out, err = asid("down", "--force", "--instance", "t0", "--json")
+    document = json.loads(out)
+    assert (code, document["verdict"]) == (3, "UNKNOWN"), (out, err)
+    assert document["run_dir"] == str(daemon.run_dir)
+    assert daemon.process.wait(1) == -signal.SIGKILL
+    wait_until(lambda: not family(daemon), 1)
+    assert not list(daemon.paths.root.glob("*.sock"))
+    assert not daemon.paths.endpoints.exists()
+
+
+def test_down_by_force_kills_nobody_but_the_holder_of_the_lock(rig):
+    daemon = rig.start(IDLE)
+    bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        text = daemon.paths.endpoints.read_text().replace(f'"pid":{daemon.process.pid}', f'"pid":{bystander.pid}')
+        daemon.process.send_signal(signal.SIGSTOP)
+        daemon.paths.endpoints.write_text(text)
+        assert instance.lock_holder(daemon.paths) == daemon.process.pid
+        code, out, err = asid("down", "--force", "--instance", "t0")
+        assert code == 3, (out, err)
+        assert daemon.process.wait(1) == -signal.SIGKILL
+        assert bystander.poll() is None
+    finally:
+        bystander.communicate(b"\n", timeout=10)
+
+
+def test_a_daemon_that_stands_still_does_not_answer_and_is_not_called_gone(rig):
+    daemon = rig.start(IDLE)
+    daemon.process.send_signal(signal.SIGSTOP)
+    lines = ["status"], ["stat"], ["inject", "nmi", "c0h0"], ["policy", "set", "none"], ["down"]
+    waiting = [begin(*line, "--instance", "t0") for line in lines]
+    for process in waiting:
+        _, err = process.communicate(timeout=40)
+        assert process.returncode == 8, err
+        assert f"pid {daemon.process.pid}" in err
+        assert "asid down --force --instance t0" in err
+    daemon.process.send_signal(signal.SIGCONT)
+    daemon.stop()
+
+
+# --- two who stop it --------------------------------------------------------------------------------------
+
+
+def test_everyone_who_stops_a_daemon_is_told_the_verdict(rig):
+    daemon = rig.start(machine(2, cores=2))
+    wait_progress(daemon.client())
+    daemon.process.send_signal(signal.SIGSTOP)
+    downs = [begin("down", "--instance", "t0", "--json") for _ in range(3)]
+    for process in downs:
+        wait_until(lambda pid=process.pid: watches_a_process(pid), 10, "it is about to ask")
+    daemon.process.send_signal(signal.SIGCONT)
+    for process in downs:
+        out, err = process.communicate(timeout=40)
+        document = json.loads(out)
+        assert (process.returncode, document.get("verdict")) == (0, "PASS"), (out, err)
+        assert document["run_dir"] == str(daemon.run_dir)
+
+
+def test_down_judges_the_run_of_a_daemon_that_dies_before_it_can_answer(rig):
+    daemon = rig.start(machine(2))
+    wait_progress(daemon.client())
+    daemon.process.send_signal(signal.SIGSTOP)
+    down = begin("down", "--instance", "t0", "--json")
+    wait_until(lambda: watches_a_process(down.pid), 10, "it is about to ask")
+    daemon.process.kill()
+    out, err = down.communicate(timeout=40)
+    document = json.loads(out)
+    assert (down.returncode, document.get("verdict")) == (3, "UNKNOWN"), (out, err)
+    assert document["run_dir"] == str(daemon.run_dir)
+
+
+def test_down_waits_for_a_daemon_that_is_ending_already(rig):
+    daemon = rig.start(machine(2))
+    wait_progress(daemon.client())
+    run_dir = daemon.run_dir
+    daemon.process.send_signal(signal.SIGSTOP)
+    daemon.paths.endpoints.unlink()  # as at its end, when nobody new is to come
+    down = begin("down", "--instance", "t0", "--json")
+    assert down.stderr is not None
+    assert "waiting" in down.stderr.readline()
+    with pytest.raises(NoAnswer, match="takes no clients") as caught:
+        connect("t0")
+    assert caught.value.data["pid"] == daemon.process.pid
+    daemon.process.send_signal(signal.SIGTERM)
+    daemon.process.send_signal(signal.SIGCONT)
+    out, err = down.communicate(timeout=40)
+    assert (down.returncode, json.loads(out)["run_dir"]) == (0, str(run_dir)), (out, err)
+
+
+def test_a_daemon_that_was_waited_for_is_gone(rig):
+    daemon = rig.start(IDLE)
+    client = daemon.client()
+    client.stop()
+    client.wait_ended(10)
+    assert daemon.process.poll() is not None
