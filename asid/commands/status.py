@@ -42,7 +42,7 @@ def render(document: dict[str, Any], now_ns: int) -> str:
     ]
     lines += [f"warning: {text}" for text in status["warnings"]]
     gates = [
-        (f"c{gate['core']}", "open" if gate.get("open") else "closed", gate.get("round", 0), _vm(gate.get("vm", 0)),
+        (f"c{gate['core']}", _gate(gate), gate.get("round", 0), _vm(gate.get("vm", 0)),
          _number(gate.get("waiting", 0)), gate.get("holder") or "-")
         for gate in document["gates"]
     ]  # fmt: skip
@@ -61,6 +61,10 @@ def render(document: dict[str, Any], now_ns: int) -> str:
 
 
 LOSSES = ("dropped", "malformed", "over_rate", "internal", "tel_dropped", "journal_lost")
+
+
+def _gate(gate: dict[str, Any]) -> str:
+    return "silent" if gate.get("phase") == "silent" else "open" if gate.get("open") else "closed"
 
 
 def _vm(number: object) -> str:

@@ -25,6 +25,7 @@ from asid.errors import AsidError, HostUnsuitable
 from asid.live import instance, room, sockets
 from asid.live.children import Children, Place
 from asid.live.control import Control, Identity, Reply
+from asid.live.health import Health
 from asid.live.injector import Batch, Injector, batch_of_config
 from asid.live.journal import JournalReader, JournalWriter
 from asid.live.merge import Merge
@@ -42,7 +43,6 @@ STOP_NS: Final = 2_000_000_000  # hyperthreads that have not left the gate by th
 TICK_NS: Final = 10_000_000
 BUSY_TICK_NS: Final = 1_000_000  # while somebody waits for what the rings will say
 MEET_NS: Final = 500_000_000  # a daemon lives at least this long after READY, so that its starter meets it
-GATES_NS: Final = 100_000_000
 
 log = logging.getLogger("asid.daemon")
 
@@ -110,6 +110,7 @@ class Daemon(Parent):
         self.merge = Merge(self.journal, self.telemetry.publish)
         self.injector = Injector(self)
         self.operations = Operations(self)
+        self.health = Health(self)
         self.merge.listeners += [self.injector.on_record, self._on_record]
         identity = Identity(
             version=__version__, boot_id=self.boot_id, instance=self.paths.name, pid=os.getpid(),
@@ -159,7 +160,7 @@ class Daemon(Parent):
         self.state = "ready"
         self._schedule_config()
         self._tick()
-        self._look_at_gates()
+        self.health.look()
         endpoints = instance.Endpoints(
             v=1, boot_id=self.boot_id, pid=os.getpid(), instance=self.paths.name,
             ctl=sockets.ipc_endpoint(self.paths.ctl), urgent=sockets.ipc_endpoint(self.paths.urgent),
@@ -246,14 +247,6 @@ class Daemon(Parent):
         while self.merge.horizon_ns < now:
             self.merge.drain(rings)
 
-    def _look_at_gates(self) -> None:
-        for child in self.children.coordinators():
-            self.ask(child, {"op": "gate"})
-        counts = self.exit_counts
-        for (core, ht), (n, full) in counts.items():
-            self.telemetry.counters(core, ht, {"exits": n, "full": full})
-        self.node.set_timer("gates", GATES_NS, self._look_at_gates)
-
     def _on_record(self, record: Record) -> None:
         place = (record.core, record.ht)
         kind = record.type
@@ -302,22 +295,6 @@ class Daemon(Parent):
 
     def now_ns(self) -> int:
         return time.monotonic_ns()
-
-    def condition(self) -> str:
-        if self.state != "ready":
-            return self.state
-        if self.journal.broken:
-            return "failed"
-        machine = self.config.machine
-        wanted = {(core, ht) for core in range(machine.cores) for ht in range(-1, machine.smt)} - self.unplugged
-        alive = {place for place, child in self.children.by_place.items() if child.up}
-        return "ready" if wanted <= alive else "degraded"
-
-    def warnings(self) -> list[str]:
-        found = list(self.problems)
-        if self.journal.broken:
-            found.append(f"the journal is broken: {self.journal.broken}; {self.journal.lost} records lost")
-        return found
 
     # --- stop ---------------------------------------------------------------------------------------------
 

@@ -56,6 +56,11 @@ class Procedures(Queries):
     def busy(self) -> bool:
         return bool(self._running)
 
+    @property
+    def awake_ns(self) -> int:
+        """The procedures' clock: a silence measured by it is nobody's but the other's."""
+        return self._awake_ns
+
     def now_ns(self) -> int:
         return self.daemon.node.now_ns()
 

@@ -47,7 +47,7 @@ class Queries:
                 }
             )
         return {
-            "state": d.condition(),
+            "state": d.health.condition(),
             "name": d.config.name,
             "policy": d.policy,
             "kick": d.kick,
@@ -56,7 +56,7 @@ class Queries:
             "run_dir": str(d.run.path),
             "cores": cores,
             "counters": {**d.control.counters(), **d.counters},
-            "warnings": d.warnings(),
+            "warnings": d.health.warnings(),
         }
 
     def _ht(self, core: int, ht: int) -> dict[str, Any]:
@@ -104,6 +104,7 @@ class Queries:
 
     def query_gate_get(self, args: t.TargetArgs) -> dict[str, Any]:
         cores = sorted({core for core, _ in self.resolve(args.target)})
+        silent = self.daemon.health.silent()  # what is told of these gates is what was so before
         gates = []
         for core in cores:
             seen = self.daemon.gates.get(core, {})
@@ -114,7 +115,7 @@ class Queries:
                     "round": self.daemon.words(core)[ROUND],
                     "open": bool(seen.get("open", False)),
                     "vm": seen.get("turn", 0),
-                    "phase": phase_of(seen),
+                    "phase": "silent" if core in silent else phase_of(seen),
                     "waiting": [f"c{core}h{m['ht']} {m['want'].lower()}" for m in members if m["want"] != "NONE"],
                     "members": members,
                     "holder": "",

@@ -1,4 +1,4 @@
-"""A daemon that stands still or ends: who waits for it is told so, and can put an end to it."""
+"""A daemon or a coordinator that stands still: who waits for it is told so, and can put an end to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from live_rig import IDLE, family, machine, pid_of, wait_progress, wait_until
+from live_rig import IDLE, family, machine, pid_of, wait_progress, wait_ready, wait_until
 
 from asid.client import connect
 from asid.errors import NoAnswer
@@ -143,3 +143,39 @@ def test_a_daemon_that_was_waited_for_is_gone(rig):
     client.stop()
     client.wait_ended(10)
     assert daemon.process.poll() is not None
+
+
+# --- a coordinator that stands still ----------------------------------------------------------------------
+
+
+def test_a_coordinator_that_stands_still_is_noticed_and_forgiven(rig):
+    daemon = rig.start(IDLE)
+    client = daemon.client()
+    coordinator = pid_of(client, "c0")
+    for time in (1, 2):
+        os.kill(coordinator, signal.SIGSTOP)
+        wait_until(lambda: client.status()["state"] == "degraded", 6, "it is noticed")
+        found = client.status()["warnings"]
+        assert [f"c0 (pid {coordinator}) has not answered for" in text for text in found] == [True], found
+        assert client.call("gate.get").ret["gates"][0]["phase"] == "silent"
+        if time == 1:
+            code, out, err = asid("status", "--instance", "t0", "--expect", "healthy")
+            assert (code, "silent" in out) == (1, True), (out, err)
+            assert asid("status", "--instance", "t0", "--expect", "ready")[0] == 0
+        os.kill(coordinator, signal.SIGCONT)
+        wait_ready(client)
+        assert client.status()["warnings"] == []
+    run = daemon.stop()
+    told = [r for r in run.records() if r.type == "warn" and "does not answer" in r.data["text"]]
+    assert [record.core for record in told] == [0, 0]
+
+
+def test_a_daemon_that_was_stopped_holds_its_pause_against_no_coordinator(rig):
+    daemon = rig.start(IDLE)
+    client = daemon.client()
+    daemon.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(NoAnswer):
+        client.ping(timeout_s=3)
+    daemon.process.send_signal(signal.SIGCONT)
+    assert client.status()["state"] == "ready"
+    assert not [r for r in daemon.stop().records() if r.type == "warn"]

@@ -1,0 +1,90 @@
+"""How the machine stands: the daemon's regular look at its coordinators, and what `status.get` says of it.
+
+A coordinator that has not answered a look for SILENT_NS is silent: the machine is degraded until it answers again. It
+is not killed: a gate whose coordinator stands still is closed to everyone who is not in already, which breaks nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from asid.live.children import Child
+from asid.units import format_ns
+
+if TYPE_CHECKING:
+    from asid.live.daemon import Daemon
+
+LOOK_NS: Final = 100_000_000
+SILENT_NS: Final = 2_000_000_000  # on the procedures' clock, which stands still while the daemon does
+
+log = logging.getLogger("asid.daemon")
+
+
+@dataclass
+class _Look:
+    """A question under way. told: its silence has been noted in the journal."""
+
+    child: Child
+    number: int
+    since_ns: int
+    told: bool = False
+
+
+class Health:
+    """Looks at the coordinators, ten times a second; each is asked again when it has answered."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._looks: dict[int, _Look] = {}  # by core
+
+    def look(self) -> None:
+        daemon = self._daemon
+        now = daemon.operations.awake_ns
+        for child in daemon.children.coordinators():
+            core, before = child.birth.core, self._looks.get(child.birth.core)
+            if before is not None and before.child is child and daemon.unanswered(before.number):
+                if now - before.since_ns > SILENT_NS and not before.told:
+                    before.told = True
+                    log.warning("coordinator %s (pid %d) does not answer", child.birth.name, child.pid)
+                    text = f"the coordinator of c{core} (pid {child.pid}) does not answer; its gate serves nobody"
+                    daemon.note("warn", {"text": text}, core)
+            elif child.up:
+                self._looks[core] = _Look(child, daemon.ask(child, {"op": "gate"}), now)
+        for (core, ht), (n, full) in daemon.exit_counts.items():
+            daemon.telemetry.counters(core, ht, {"exits": n, "full": full})
+        daemon.node.set_timer("gates", LOOK_NS, self.look)
+
+    def silent(self) -> dict[int, _Look]:
+        """Coordinators that have not answered for too long, by core."""
+        return {
+            core: look
+            for core, look in self._looks.items()
+            if look.told and self._daemon.coordinator(core) is look.child and self._daemon.unanswered(look.number)
+        }
+
+    def condition(self) -> str:
+        daemon = self._daemon
+        if daemon.state != "ready":
+            return daemon.state
+        if daemon.journal.broken:
+            return "failed"
+        machine = daemon.config.machine
+        wanted = {(core, ht) for core in range(machine.cores) for ht in range(-1, machine.smt)} - daemon.unplugged
+        alive = {place for place, child in daemon.children.by_place.items() if child.up}
+        return "ready" if wanted <= alive and not self.silent() else "degraded"
+
+    def warnings(self) -> list[str]:
+        daemon = self._daemon
+        found = list(daemon.problems)
+        now = daemon.operations.awake_ns
+        for core, look in sorted(self.silent().items()):
+            for_ns = (now - look.since_ns) // LOOK_NS * LOOK_NS
+            found.append(
+                f"the coordinator of c{core} (pid {look.child.pid}) has not answered for {format_ns(for_ns)}: "
+                "its gate serves nobody"
+            )
+        if daemon.journal.broken:
+            found.append(f"the journal is broken: {daemon.journal.broken}; {daemon.journal.lost} records lost")
+        return found
