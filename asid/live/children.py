@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
+from asid.errors import AsidError, Busy, Conflict
 from asid.live.birth import PRELOAD, SPAWN, Birth
 from asid.live.coordinator import coordinator_main
 from asid.live.hyperthread import hyperthread_main
@@ -87,6 +88,20 @@ class Rebirth:
     @property
     def delay_ns(self) -> int:
         return min(BACKOFF_NS << (self.young - 1), BACKOFF_NS_MAX) if self.young else 0
+
+
+def absent(place: Place, where: str, stays_away: bool) -> AsidError:
+    """Return the refusal of what needs a process that is not there: Conflict, or Busy when it is about to be born."""
+    core, ht = place
+    name = f"c{core}h{ht}" if ht >= 0 else f"the coordinator of c{core}"
+    if stays_away:
+        return Conflict(
+            f"{name} is OFFLINE", where=where, allowed="a hyperthread that runs", hint=f"asid ht plug {name} first."
+        )
+    return Busy(
+        f"{name} is not up", where=where, state="it is about to be born again", allowed="one that runs",
+        hint="Try again in a moment; asid status shows when it is back.",
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from asid.core.record import Record
 from asid.errors import Conflict
-from asid.live.children import Child, Place
+from asid.live.children import Child, Place, absent
 from asid.live.page import MCE, NMI, base_of, interrupt_parts, interrupt_word
 from asid.units import parse_duration_ns
 
@@ -58,6 +58,7 @@ class Machinery(Protocol):
     def child(self, place: Place) -> Child | None: ...
     def words(self, core: int) -> Any: ...
     def vcpu(self, place: Place) -> tuple[int, int]: ...
+    def stays_away(self, place: Place) -> bool: ...
     def ring_bell(self, place: Place) -> None: ...
     def tell(self, child: Child, message: dict[str, Any]) -> None: ...
     def note(self, kind: str, data: dict[str, Any], core: int = -1, ht: int = -1) -> None: ...
@@ -91,16 +92,11 @@ class Injector:
         return bool(self._batches)
 
     def accept(self, batch: Batch) -> None:
-        """Check that every target can take it, then begin. Raise Conflict with no effect."""
+        """Check that every target can take it, then begin. Raise Conflict or Busy with no effect."""
         for core, ht in batch.places:
             child = self._machine.child((core, ht))
             if child is None or not child.up:
-                raise Conflict(
-                    f"c{core}h{ht} is OFFLINE" if ht >= 0 else f"the coordinator of c{core} is not up",
-                    where=f"inject.{batch.what}",
-                    allowed="a hyperthread that runs",
-                    hint="asid status; asid ht plug gives a hyperthread back.",
-                )
+                raise absent((core, ht), f"inject.{batch.what}", self._machine.stays_away((core, ht)))
             if batch.what in MESSAGES and self._machine.vcpu((core, ht))[0] == 0:
                 raise Conflict(
                     f"c{core}h{ht} runs no vCPU, so it never exits",

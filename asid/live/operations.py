@@ -11,7 +11,7 @@ from asid import optypes as t
 from asid.core.exits import TABLE_HANDLING, canonical
 from asid.core.policy import NAMES, make_policy
 from asid.errors import BadArgument, Conflict, NoSuchObject
-from asid.live.children import Place
+from asid.live.children import Place, absent
 from asid.live.injector import Batch
 from asid.live.procedures import BOUND_NS, NEVER_NS, Procedure, Procedures
 
@@ -140,13 +140,13 @@ class Operations(Procedures):
 
     def do_ht_plug(self, args: t.HtPlugArgs, client: str, ticket: int) -> Procedure:
         daemon = self.daemon
-        coming = [p for p in self.resolve(args.target) if p in daemon.unplugged or daemon.given_up(p)]
+        coming = [p for p in self.resolve(args.target) if daemon.stays_away(p)]
         self._bind(ticket, "the hyperthreads come back as soon as their coordinators have done with the dead ones")
         for place in coming:
             daemon.plug(place)
         while waiting := [p for p in coming if (child := daemon.child(p)) is None or not child.up]:
             for core, ht in waiting:
-                if (core, ht) in daemon.unplugged or daemon.given_up((core, ht)):
+                if daemon.stays_away((core, ht)):
                     state = "unplugged again" if (core, ht) in daemon.unplugged else "it died too often"
                     raise Conflict(f"c{core}h{ht} did not come back", where="ht.plug", state=state, hint="asid status")
             yield set()
@@ -174,7 +174,7 @@ class Operations(Procedures):
         if place in self._placing or (vm, vcpu) in self._placing.values():
             raise Conflict("it is on its way already", where="vcpu.attach", hint="Try again in a moment.")
         if daemon.child(place) is None:
-            raise Conflict(f"{args.to} is OFFLINE", where="vcpu.attach", hint="asid ht plug it first.")
+            raise absent(place, "vcpu.attach", daemon.stays_away(place))
         self._placing[place] = (vm, vcpu)
         try:
             while True:  # until a hyperthread knows which vCPU it is to run that is there to do so

@@ -317,6 +317,10 @@ class Parent:
     def given_up(self, place: Place) -> bool:
         return self.child(place) is None and self.rebirths.get(place, Rebirth()).young > YOUNG_DEATHS_MAX
 
+    def stays_away(self, place: Place) -> bool:
+        """Whether a hyperthread that is not there does not come back by itself. Coordinators do."""
+        return place[1] >= 0 and (place in self.unplugged or self.given_up(place))
+
     def plug(self, place: Place) -> None:
         self.unplugged.discard(place)
         self.rebirths[place] = Rebirth()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asid.core.record import Record
-from asid.errors import Conflict
+from asid.errors import Busy, Conflict
 from asid.live.injector import BURST_MAX, IDS_SHOWN_MAX, Batch, Injector
 from asid.live.page import MCE, NMI, base_of, interrupt_parts
 
@@ -29,6 +29,7 @@ class Machine:
         self.page = [0] * 1000
         self.children: dict[tuple[int, int], Any] = {}
         self.vcpus = {H0: (1, 0), H1: (1, 1)}
+        self.unplugged: set[tuple[int, int]] = set()
         self.told: list[dict[str, Any]] = []
         self.notes: list[tuple[str, dict[str, Any]]] = []
         self.rung: list[tuple[int, int]] = []
@@ -52,6 +53,9 @@ class Machine:
 
     def vcpu(self, place: tuple[int, int]) -> tuple[int, int]:
         return self.vcpus[place]
+
+    def stays_away(self, place: tuple[int, int]) -> bool:
+        return place in self.unplugged
 
     def ring_bell(self, place: tuple[int, int]) -> None:
         self.rung.append(place)
@@ -332,11 +336,21 @@ def test_a_cancelled_batch_counts_what_was_delivered(machine):
 
 def test_nobody_home_is_refused_before_anything_happens(machine):
     machine.dies(H1)
-    with pytest.raises(Conflict, match="OFFLINE"):
+    machine.unplugged = {H1}
+    with pytest.raises(Conflict, match="OFFLINE") as caught:
         machine.inject("nmi", H0, H1)
+    assert (caught.value.retry, caught.value.hint) == ("never", "asid ht plug c0h1 first.")
+    assert machine.notes == [] and machine.page[base_of(0) + NMI] == 0
+
+
+def test_who_is_about_to_be_born_again_is_worth_another_try(machine):
+    machine.dies(H1)
+    with pytest.raises(Busy, match="c0h1 is not up") as caught:
+        machine.inject("nmi", H0, H1)
+    assert caught.value.retry == "later" and "plug" not in caught.value.hint
     assert machine.notes == [] and machine.page[base_of(0) + NMI] == 0
     machine.bear(H1).up = False
-    with pytest.raises(Conflict, match="OFFLINE"):
+    with pytest.raises(Busy, match="born again"):
         machine.inject("exit", H1)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from played_machine import MS, PlayedMachine, S
 
 from asid import optypes as t
-from asid.errors import Conflict, NoAnswer
+from asid.errors import Busy, Conflict, NoAnswer
 from asid.live.procedures import PROCEDURE_NS, SILENT_NS
 
 GATE, H0, H1 = (0, -1), (0, 0), (0, 1)
@@ -293,3 +293,18 @@ def test_when_the_machine_stops_a_change_under_way_opens_no_gate(machine):
     machine.settle()
     assert all(machine.by_place[core, -1].held == {"policy"} for core in (0, 1))
     assert policies(machine) == []
+
+
+def test_a_vcpu_waits_for_no_hyperthread_that_is_dead_and_conflicts_with_one_that_stays_away(machine):
+    detach, attach = t.TargetArgs(target="c0h1"), t.VcpuAttachArgs(target="vm1/1", to="c0h1")
+    machine.begin("vcpu.detach", detach, 1)
+    machine.settle()
+    machine.on_death(machine.by_place.pop(H1), -9)  # not buried yet
+    machine.begin("vcpu.attach", attach, 2)
+    assert isinstance(machine.answers[2], Busy) and machine.answers[2].retry == "later"
+    machine.settle()
+    machine.unplugged.add(H1)
+    machine.dies(H1)
+    machine.begin("vcpu.attach", attach, 3)
+    assert isinstance(machine.answers[3], Conflict)
+    assert not machine.stays_away(GATE)
