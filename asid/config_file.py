@@ -7,17 +7,21 @@ tomllib keeps no line numbers, so `key_lines` finds them with a scan of its own.
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
 from asid.config import Config, Loaded
-from asid.config_rules import RuleBroken, check
+from asid.config_rules import RuleBroken, check, kind_of, printable
+from asid.core.limits import VMS_MAX
 from asid.errors import ConfigError, InputError
 from asid.units import format_size
 
@@ -54,6 +58,7 @@ def _load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]) 
     path = None if isinstance(source, Mapping) else Path(source)
     text = "" if path is None else _read(path)
     plain, lines = (_copy(source), dict[str, int]()) if path is None else _parse(path, text)
+    _refuse_many(plain, "a mapping")
     origin = {key: _file_line(path, lines, key) for key in _leaf_keys(plain)}
     for key, value in overrides.items():
         _override(plain, key, value)
@@ -100,15 +105,26 @@ def key_lines(text: str) -> dict[str, int]:
 
 def _read(path: Path) -> str:
     try:
-        size_bytes = path.stat().st_size
-        if size_bytes > FILE_MAX_BYTES:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # waits for no writer of a fifo
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(
+                    f"is {kind_of(found.st_mode)}", where=str(path), allowed="a regular file",
+                    hint="Write the configuration to a file first.",
+                )  # fmt: skip
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                content = file.read(FILE_MAX_BYTES + 1)
+        finally:
+            os.close(descriptor)
+        if len(content) > FILE_MAX_BYTES:
             raise InputError(
-                f"{format_size(size_bytes)} is no configuration",
+                f"{format_size(max(found.st_size, len(content)))} is no configuration",
                 where=str(path),
                 allowed=f"at most {format_size(FILE_MAX_BYTES)}",
                 hint="A recording is replayed with: asid replay FILE",
             )
-        return path.read_text(encoding="utf-8")
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as bad:
         raise InputError(f"byte {bad.start} is not UTF-8", where=str(path), hint="TOML is UTF-8 text.") from None
     except OSError as failed:
@@ -130,15 +146,29 @@ def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[str, int]]:
             plain = json.loads(text)
             if not isinstance(plain, dict):
                 raise InputError("is a list or a value", where=str(path), allowed="a table of keys")
+            _refuse_many(plain, str(path))
             return plain, {}
-        return tomllib.loads(text), key_lines(text)
+        plain = tomllib.loads(text)
+        _refuse_many(plain, str(path))
+        return plain, key_lines(text)
     except ValueError as bad:  # TOMLDecodeError and JSONDecodeError are both
         message = str(bad)
         found = re.search(r"\s*\(at line (\d+), column (\d+)\)", message)
         where = f"{path}:{found[1]}" if found else str(path)
         what = message[: found.start()] if found else message
         kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise ConfigError(f"not {kind}: {what}", where=where, hint='Values are 1, true, "text", [list].') from None
+        raise ConfigError(
+            f"not {kind}: {printable(what)}", where=where, hint='Values are 1, true, "text", [list].'
+        ) from None
+
+
+def _refuse_many(plain: Mapping[str, Any], where: str) -> None:
+    """Refuse what no machine has before anything is done for each of them."""
+    vms = plain.get("vm")
+    if isinstance(vms, list | tuple) and len(vms) > VMS_MAX:
+        raise ConfigError(
+            f"vm: {len(vms):,} tables", where=where, allowed=f"at most {VMS_MAX}", hint="One [[vm]] may run on many."
+        )
 
 
 def _convert(plain: dict[str, Any]) -> Config:
@@ -191,7 +221,7 @@ def _refuse_unknown(value: Any, kind: Any, key: str) -> None:
             _refuse_unknown(item, get_args(kind)[0], f"{key}.{index}")
     if not isinstance(value, Mapping) or not _is_struct(kind):
         return
-    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    fields = _fields(kind)
     for name, inner in value.items():
         inside = f"{key}.{name}" if key else name
         if name not in fields:
@@ -204,6 +234,11 @@ def _refuse_unknown(value: Any, kind: Any, key: str) -> None:
                 hint=f"Did you mean {near[0]}?" if near else "asid schema config lists every key.",
             )
         _refuse_unknown(inner, fields[name], inside)
+
+
+@cache
+def _fields(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return {field.name: field.type for field in msgspec.structs.fields(kind)}
 
 
 def _is_struct(kind: Any) -> bool:
@@ -222,7 +257,7 @@ def _field_of(key: str) -> Any:
         if get_origin(plain) is tuple:
             kind = get_args(plain)[0]
         elif _is_struct(plain):
-            kind = {field.name: field.type for field in msgspec.structs.fields(plain)}.get(step)
+            kind = _fields(plain).get(step)
     return kind
 
 

@@ -6,6 +6,7 @@ Not to be confused with `asid.config_file`, which finds wrong types and unknown 
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -49,7 +50,9 @@ class RuleBroken(AsidError):
     """A rule's refusal before the file and line are known. key: dotted, as in origins."""
 
     def __init__(self, key: str, value: object, *, state: str = "", allowed: str = "", hint: str = "") -> None:
-        super().__init__(f"{key} = {_shown(value)}", state=state, allowed=allowed, hint=hint)
+        super().__init__(
+            f"{printable(key)} = {printable(_shown(value))}", state=printable(state), allowed=allowed, hint=hint
+        )
         self.key = key
 
 
@@ -57,6 +60,17 @@ def _shown(value: object) -> str:
     """A value as TOML writes it, cut where a reader has seen enough."""
     text = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def printable(text: str) -> str:
+    """The text with control and format characters written out: a name must not change how its error is read."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def kind_of(mode: int) -> str:
+    """What a file is that is no regular file. mode: of os.stat."""
+    kinds = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a fifo"), (stat.S_ISSOCK, "a socket"))
+    return next((name for test, name in kinds if test(mode)), "a device")
 
 
 def check(config: Config, base_dir: Path) -> None:
@@ -174,9 +188,7 @@ def _files(config: Config, base_dir: Path) -> None:
                     key, value, allowed=f'{noun}, because source = "{vm.guest.source}"', hint=f"Name {noun}."
                 )
             if value and not (base_dir / value).is_file():
-                raise RuleBroken(
-                    key, value, state=f"no such file: {base_dir / value}", hint=_near_file(base_dir, value)
-                )
+                raise _no_file(key, value, base_dir)
 
 
 def _injections(config: Config) -> None:
@@ -232,8 +244,19 @@ def _free_hint(config: Config, taken: dict[Place, str]) -> str:
     return f"Try {format_place(*free[0])}." if free else "Every one is taken; raise machine.cores or machine.smt."
 
 
-def _near_file(base_dir: Path, value: str) -> str:
-    parent = (base_dir / value).parent
-    names = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
-    near = get_close_matches(Path(value).name, names, 1)
+def _no_file(key: str, value: str, base_dir: Path) -> RuleBroken:
+    path = base_dir / value
+    try:
+        state = f"{path} is {kind_of(path.stat().st_mode)}"
+    except (OSError, ValueError):
+        return RuleBroken(key, value, state=f"no such file: {path}", hint=_near_file(path, value))
+    return RuleBroken(key, value, state=state, allowed="a regular file", hint="Name a file.")
+
+
+def _near_file(path: Path, value: str) -> str:
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file())
+    except OSError:
+        names = []
+    near = get_close_matches(path.name, names, 1)
     return f"Did you mean {Path(value).with_name(near[0])}?" if near else "Paths are relative to the configuration."

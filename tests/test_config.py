@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -243,7 +244,9 @@ def test_a_resolved_configuration_reads_back_the_same_from_anywhere(tmp_path):
     ("make", "says"),
     [
         (lambda path: None, "no such file"),
-        (lambda path: path.mkdir(), "directory"),
+        (lambda path: path.mkdir(), "is a directory: must be a regular file"),
+        (lambda path: os.mkfifo(path), "is a fifo: must be a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device: must be a regular file"),
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "not UTF-8"),
         (lambda path: path.write_bytes(b"#" * (FILE_MAX_BYTES + 1)), "is no configuration"),
     ],
@@ -285,3 +288,31 @@ def test_the_promised_configurations_are_there():
     assert len(load_config(CONFIGS / "two-vms.toml").vm) == 2
     assert load_config(CONFIGS / "nmi-heavy.toml").inject
     assert load_config(CONFIGS / "slow-sibling.toml").faults.slow
+
+
+@pytest.mark.timeout(20)
+def test_more_vms_than_any_machine_has_are_refused_before_any_is_looked_at(tmp_path):
+    for source in (write(tmp_path, "[[vm]]\n" * 100_000), {"vm": [{}] * 65}):
+        with pytest.raises(ConfigError, match="at most 64"):
+            load(source)
+    with pytest.raises(ConfigError, match="one hyperthread or more"):
+        load({"vm": [{}] * 64})
+
+
+@pytest.mark.parametrize("table", ["/dev/zero", "/tmp", "."])
+def test_a_hint_never_names_what_was_refused(tmp_path, table):
+    with pytest.raises(ConfigError) as caught:
+        load({"vm": [{"on": ["c0h0"], "guest": {"source": "mix", "table": table}}]})
+    assert "must be a regular file" in str(caught.value) and "no such file" not in str(caught.value)
+    assert "Did you mean" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ['name = "a\u202eb"', '"a\u202eb" = 1', 'policy = { name = "asi\u202e" }',
+             '[[vm]]\non = ["c0h0"]\nguest = { source = "mix", table = "\u202e" }', '[[vm]]\non = ["c\u202e"]']
+)  # fmt: skip
+def test_an_error_shows_no_character_that_changes_how_it_is_read(tmp_path, text):
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, text))
+    assert "\u202e" not in f"{caught.value}{caught.value.hint}"
+    assert "u202e" in str(caught.value)
