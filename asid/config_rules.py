@@ -51,7 +51,10 @@ class RuleBroken(AsidError):
 
     def __init__(self, key: str, value: object, *, state: str = "", allowed: str = "", hint: str = "") -> None:
         super().__init__(
-            f"{printable(key)} = {printable(_shown(value))}", state=printable(state), allowed=allowed, hint=hint
+            f"{printable(key)} = {printable(_shown(value))}",
+            state=printable(state),
+            allowed=allowed,
+            hint=printable(hint),
         )
         self.key = key
 
