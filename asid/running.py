@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from asid import client as client_
+from asid import signals
 from asid.errors import (
     AsidError,
     Busy,
@@ -36,6 +37,7 @@ from asid.errors import (
 )
 from asid.judging import judge_run
 from asid.live import instance as instances_
+from asid.live.leash import Leash
 
 POLL_SLICE_S = 0.02
 DRAIN_S = 30.0  # from the request to stop to the end of the process; the verdict comes after it
@@ -102,14 +104,23 @@ class Run:
 
 
 class Daemon:
-    """A daemon that this process started. As a context manager it is stopped, or killed if it must be, at the end."""
+    """A daemon that this process started. As a context manager it is stopped, or killed if it must be, at the end.
+
+    However this process ends, the daemon ends with it, unless it was detached.
+    """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], paths: instances_.InstancePaths, endpoints: instances_.Endpoints
+        self,
+        process: subprocess.Popen[bytes],
+        paths: instances_.InstancePaths,
+        endpoints: instances_.Endpoints,
+        leash: Leash,
     ):
         self.process = process
         self.paths = paths
         self.endpoints = endpoints
+        self._leash = leash
+        self._asked = False  # to stop, once already
         self._clients: list[client_.Client] = []
 
     @classmethod
@@ -147,16 +158,27 @@ class Daemon:
             command += [option, value] if value else []
         command += ["--until-exhausted"] if until_exhausted else []
         command += ["--no-verdict"] if until_exhausted or duration_ns is not None else []  # its end is waited for
-        with paths.log.open("wb") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
-            )
-        return cls._wait_ready(process, paths, time.monotonic() + timeout_s, timeout_s)
+        leash = Leash()
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            with paths.log.open("wb") as log, signals.later():
+                process = subprocess.Popen(
+                    [*command, "--leash", str(leash.theirs)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True, close_fds=True, pass_fds=[leash.theirs],
+                )  # fmt: skip
+            leash.passed()
+            endpoints = cls._wait_ready(process, paths, time.monotonic() + timeout_s, timeout_s)
+            return cls(process, paths, endpoints, leash)
+        except BaseException:
+            if process is not None:
+                _bury(process, paths)
+            leash.close()
+            raise
 
-    @classmethod
+    @staticmethod
     def _wait_ready(
-        cls, process: subprocess.Popen[bytes], paths: instances_.InstancePaths, deadline: float, timeout_s: float
-    ) -> Daemon:
+        process: subprocess.Popen[bytes], paths: instances_.InstancePaths, deadline: float, timeout_s: float
+    ) -> instances_.Endpoints:
         while time.monotonic() < deadline:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(POLL_SLICE_S)
@@ -164,12 +186,12 @@ class Daemon:
             endpoints = instances_.read_endpoints(paths)
             if endpoints is None or endpoints.pid != process.pid:
                 continue
-            daemon = cls(process, paths, endpoints)
-            try:
-                daemon.client(timeout_s=max(0.1, deadline - time.monotonic()))
-            except AsidError:
-                continue
-            return daemon
+            with (
+                contextlib.suppress(AsidError),
+                client_.Client(endpoints, timeout_s=max(0.1, deadline - time.monotonic())) as caller,
+            ):
+                caller.hello()
+                return endpoints
         process.kill()
         process.wait(LAST_S)
         raise _failed_to_start(paths, f"was not ready after {timeout_s:g} s, and was killed", NoAnswer.exit_code)
@@ -198,6 +220,7 @@ class Daemon:
     def end(self, *, timeout_s: float = DRAIN_S, force: bool = False) -> Run:
         """Stop in order and return the run, which has no verdict yet. Raise NoAnswer as `stop` does."""
         if self.process.poll() is None and instances_.is_locked(self.paths):
+            self._asked = True
             with client_.Client(self.endpoints, name="stop", timeout_s=timeout_s) as stopper:
                 with contextlib.suppress(NotRunning):
                     stopper.stop(force=force)
@@ -208,17 +231,20 @@ class Daemon:
         except subprocess.TimeoutExpired:  # a signal had stopped it, and it judges: nothing of its work is lost
             self.process.kill()
             self.process.wait(LAST_S)
+        self._leash.close()
         self._clear()
         return Run(self.run_dir)
 
     def detach(self) -> None:
         """Leave the daemon running; this object is of no more use."""
         self._close_clients()
+        self._leash.release()
         self.process.returncode = 0  # else Popen warns, when it is collected, that its process still runs
 
     def kill(self) -> None:
         """SIGKILL the daemon; its children end with it."""
         self._close_clients()
+        self._leash.close()
         self.process.kill()
         self.process.wait(LAST_S)
 
@@ -239,10 +265,12 @@ class Daemon:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if self.process.poll() is None:
-                self.stop() if kind is None else self.end()  # who leaves in a hurry waits for no verdict
+                # Who leaves in a hurry waits for no verdict; who is interrupted again, not even for the gates.
+                self.stop() if kind is None else self.end(force=self._asked)
         finally:
             if self.process.poll() is None:
                 self.kill()
+            self._leash.close()
             self._close_clients()
             self._clear()
 
@@ -280,6 +308,22 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml_value(inner) for inner in value) + "]"
     return msgspec.json.encode(value).decode()  # text, integers, floats and booleans are written alike in both
+
+
+def _bury(process: subprocess.Popen[bytes], paths: instances_.InstancePaths) -> None:
+    """End a daemon whose start was given up: in order if it can, and at once when that is interrupted too."""
+    try:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(LAST_S)
+    except subprocess.TimeoutExpired:
+        pass  # killed now
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(LAST_S)
+        if OWN_NAME.fullmatch(paths.name) and not instances_.is_locked(paths):
+            shutil.rmtree(paths.root, ignore_errors=True)
 
 
 def _failed_to_start(paths: instances_.InstancePaths, what: str, code: int) -> AsidError:

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, Self
 
 import zmq
 
+from asid import signals
 from asid.errors import NoAnswer
 from asid.live import sockets
 from asid.live.birth import SPAWN
@@ -159,7 +160,8 @@ class Bare:
 
     def start(self, main: Callable[..., None], title: str, *arguments: Any) -> None:
         process = SPAWN.Process(target=child, args=(main, title, *arguments), daemon=True)
-        process.start()
+        with signals.deaf_children():  # the fork server too, which the first of them starts
+            process.start()
         self._processes.append(process)
 
     def __enter__(self) -> Self:

@@ -15,11 +15,12 @@ from typing import Any, NoReturn
 
 import click
 
-from asid import __version__
+from asid import __version__, signals
 from asid.commands.session import Session, Usage, json_option
-from asid.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_USAGE, AsidError, crash_of
+from asid.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, AsidError, crash_of
 
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output went away
+EXIT_SIGNALLED = 128  # and the number of the signal: 129, 130, 143
 
 # Heading, then (verb, what it does). tests/test_commands.py asserts that every module is here.
 VERBS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
@@ -79,7 +80,11 @@ NAMES = tuple(name for _, verbs in VERBS for name, _ in verbs)
 
 
 class Terminated(BaseException):
-    """SIGTERM, raised where the command happens to be, so that its `finally` blocks run."""
+    """SIGTERM or SIGHUP, raised where the command happens to be, so that its `finally` blocks run."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = EXIT_SIGNALLED + number
 
 
 class ReaderGone(BaseException):
@@ -137,13 +142,27 @@ def main() -> NoReturn:
         # Assertions are part of the emulator: each process checks what it can see of the guarantees.
         print("asid: python -O removes the checks that asid relies on\nhint: run without -O", file=sys.stderr)
         sys.exit(2)
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    code = invoke(sys.argv[1:])
+    signals.on_endings(_on_ending)
+    sys.exit(_last(sys.argv[1:]))
+
+
+def _last(args: list[str]) -> int:
+    """Run one command line. Once its exit code is known, no signal changes it or adds a word."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = _reader_gone()
-    sys.exit(code)
+        try:
+            code = invoke(args)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            return _reader_gone()
+        finally:
+            _ignore_endings()
+    except KeyboardInterrupt:  # another one, while the first was told
+        return EXIT_INTERRUPTED
+    except Terminated as ended:
+        return ended.exit_code
+    finally:
+        _ignore_endings()
 
 
 def invoke(args: list[str]) -> int:
@@ -167,9 +186,9 @@ def invoke(args: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         session.note("asid: interrupted")
         return EXIT_INTERRUPTED
-    except Terminated:
+    except Terminated as ended:
         session.note("asid: terminated")
-        return EXIT_TERMINATED
+        return ended.exit_code
     except ReaderGone:
         return _reader_gone()
     except Exception as fault:
@@ -187,8 +206,13 @@ def _usage(error: click.UsageError) -> Usage:
     return Usage(message, where=path, allowed=" ".join(usage.split()), hint=f"{path} --help")
 
 
-def _on_sigterm(_signal: int, _frame: object) -> NoReturn:
-    raise Terminated
+def _on_ending(number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+def _ignore_endings() -> None:
+    for signum in signals.ENDINGS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _reader_gone() -> int:

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
+from asid import signals
 from asid.errors import HostUnsuitable
 from asid.explore import schedule, story
 from asid.explore.parts import Model
@@ -118,10 +119,11 @@ def explore(
     counts, stop = context.Array("Q", len(models), lock=False), context.Event()
     with ProcessPoolExecutor(min(workers, len(models)), context, _begin, (counts, stop)) as pool:
         try:
-            waiting: set[Future[Outcome]] = {
-                pool.submit(_explore, at, name, model, states_max, deadline_ns)
-                for at, (name, model) in enumerate(models)
-            }
+            with signals.deaf_children():
+                waiting: set[Future[Outcome]] = {
+                    pool.submit(_explore, at, name, model, states_max, deadline_ns)
+                    for at, (name, model) in enumerate(models)
+                }
             while waiting:
                 done, waiting = wait(waiting, every_s, FIRST_COMPLETED)
                 for future in done:

@@ -13,7 +13,7 @@ from typing import Any
 from asid.config import Loaded, load
 from asid.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from asid.judging import judge_run
-from asid.live import instance
+from asid.live import instance, leash
 from asid.live.daemon import Daemon
 from asid.live.room import start_failure
 
@@ -30,6 +30,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--duration", type=int, default=0, help="ns; 0: until stopped")
     parser.add_argument("--until-exhausted", action="store_true", help="stop when every recording has ended")
+    parser.add_argument("--leash", type=int, default=-1, metavar="FD", help="see asid.live.leash")
     parser.add_argument("--no-verdict", action="store_true", help="whoever started it will judge the run")
     return parser.parse_args(arguments)
 
@@ -60,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     setproctitle.setproctitle(f"asid: daemon {options.instance}")
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, daemon.on_signal)
+    if options.leash >= 0:
+        leash.hold(daemon.node, options.leash, lambda: daemon.on_signal(signal.SIGHUP, None))
     try:
         daemon.start()
         daemon.run_loop(options.duration)

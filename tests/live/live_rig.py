@@ -88,8 +88,7 @@ class Rig:
             if daemon.process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     daemon.process.send_signal(signal.SIGCONT)
-                daemon.kill()
-            daemon._close_clients()
+            daemon.kill()
         for daemon in self.daemons:
             wait_until(lambda d=daemon: not family(d), GONE_S, f"processes of {daemon.paths.name}: {family(daemon)}")
             assert not list(daemon.paths.root.glob("*.sock")), "socket files were left"
