@@ -433,6 +433,35 @@ def test_a_reader_that_leaves_is_no_crash():
 
 
 @pytest.mark.live
+@pytest.mark.parametrize("where", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("line", ["status --instance nobody --json", "--json runs ls", "runs ls", "schema", "ls"])
+def test_output_that_cannot_be_written_is_told_in_one_error(where, line, tmp_path):
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m asid {line} {where}"],
+        stderr=subprocess.PIPE, text=True, timeout=20, cwd=ROOT, env=env,
+    )  # fmt: skip
+    assert done.returncode == 6, done.stderr
+    head, hint = done.stderr.splitlines()
+    assert head.startswith("asid: HostUnsuitable: standard output cannot be written (") and hint.startswith("hint: ")
+
+
+@pytest.mark.live
+def test_help_that_cannot_be_written_is_no_crash():
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m asid --help >/dev/full"], stderr=subprocess.PIPE, timeout=20
+    )
+    assert done.returncode == 6 and done.stderr.count(b"\n") == 2
+
+
+@pytest.mark.live
+def test_talk_that_cannot_be_written_changes_nothing():
+    for where in ("2>/dev/full", "2>&-"):
+        done = subprocess.run(["sh", "-c", f"{sys.executable} -m asid nothing-like-it {where}"], timeout=20)
+        assert done.returncode == 2
+
+
+@pytest.mark.live
 def test_sigterm_ends_with_143_and_runs_the_finally_blocks():
     code = (
         "import sys, threading\n"

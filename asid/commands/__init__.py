@@ -6,6 +6,7 @@ Each verb is a module of this package with an attribute `command`; it is importe
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -17,7 +18,7 @@ import click
 
 from asid import __version__, signals
 from asid.commands.session import Session, Usage, json_option
-from asid.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, AsidError, crash_of
+from asid.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, AsidError, HostUnsuitable, crash_of
 
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output went away
 EXIT_SIGNALLED = 128  # and the number of the signal: 129, 130, 143
@@ -150,11 +151,7 @@ def _last(args: list[str]) -> int:
     """Run one command line. Once its exit code is known, no signal changes it or adds a word."""
     try:
         try:
-            code = invoke(args)
-            sys.stdout.flush()
-            return code
-        except BrokenPipeError:
-            return _reader_gone()
+            return invoke(args)
         finally:
             _ignore_endings()
     except KeyboardInterrupt:  # another one, while the first was told
@@ -166,9 +163,21 @@ def _last(args: list[str]) -> int:
 
 
 def invoke(args: list[str]) -> int:
-    """Run one command line and return its exit code; every way to end is here."""
+    """Run one command line and return its exit code; every way to end is here, or in `_ended`."""
     # An error before the options are parsed must still be told in the form that was asked for.
     session = Session(as_json="--json" in args)
+    try:
+        code = _ended(session, args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except (BrokenPipeError, ReaderGone):
+        return _reader_gone()
+    except OSError as fault:  # of stdout, else `_ended` had reported it there; 1 would mean FAIL
+        return _unwritable(session, fault)
+
+
+def _ended(session: Session, args: list[str]) -> int:
     try:
         result: Any = cli.main(args, prog_name="asid", standalone_mode=False, obj=session)
         return result if isinstance(result, int) and not isinstance(result, bool) else EXIT_OK
@@ -189,9 +198,9 @@ def invoke(args: list[str]) -> int:
     except Terminated as ended:
         session.note("asid: terminated")
         return ended.exit_code
-    except ReaderGone:
-        return _reader_gone()
     except Exception as fault:
+        if isinstance(fault, OSError) and _of_output(fault):
+            raise
         if os.environ.get("ASID_DEBUG"):
             raise
         return session.report(crash_of(fault))
@@ -216,9 +225,40 @@ def _ignore_endings() -> None:
 
 
 def _reader_gone() -> int:
-    """The reader of our output has left (`asid ... | head`): end quietly, and do not fail again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """The reader of our output has left (`asid ... | head`): end quietly."""
+    _drop_output()
     return EXIT_BROKEN_PIPE
+
+
+def _of_output(fault: OSError) -> bool:
+    """Whether it was raised where stdout is written to, by us or by click's own help."""
+    trace = fault.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code in (click.echo.__code__, Session._write.__code__)
+
+
+def _unwritable(session: Session, fault: OSError) -> int:
+    """Say on stderr that stdout takes nothing, whatever form was asked for."""
+    _drop_output()
+    session.json = False
+    return session.report(
+        HostUnsuitable(
+            "standard output cannot be written",
+            state=fault.strerror or str(fault),
+            allowed="open, with room for the answer",
+            hint="The command itself may have done its work: look with asid status, asid runs ls.",
+        )
+    )
+
+
+def _drop_output() -> None:
+    """What is still to be written to stdout must not fail again at exit."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
 
 
 def _finish(command: click.Command) -> None:

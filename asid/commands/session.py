@@ -15,6 +15,7 @@ declared: the command tree adds it to every verb.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -46,7 +47,7 @@ class Session:
     @property
     def is_tty(self) -> bool:
         """True when a person reads stdout: tables may be coloured, progress may be drawn."""
-        return sys.stdout.isatty() and not self.json
+        return sys.stdout is not None and sys.stdout.isatty() and not self.json
 
     @property
     def colour(self) -> bool:
@@ -70,11 +71,11 @@ class Session:
             self._write(json.dumps(self.envelope(document, schema), ensure_ascii=False, separators=(",", ":")))
         else:
             self._write(text if isinstance(text, str) else text())
-        sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        """Talk to the person: never part of the answer."""
-        click.echo(text, err=True)
+        """Talk to the person: never part of the answer, nor a reason to fail when nobody can hear it."""
+        with contextlib.suppress(OSError):
+            click.echo(text, err=True)
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[Callable[[float], None]]:
@@ -83,7 +84,7 @@ class Session:
 
         def tell(seconds: float) -> None:
             nonlocal drawn, said
-            if sys.stderr.isatty():
+            if sys.stderr is not None and sys.stderr.isatty():
                 drawn = True
                 click.echo(f"\r{what}: {seconds:.0f} s so far ", nl=False, err=True)
             elif seconds > QUIET_S and not said:
@@ -138,7 +139,9 @@ class Session:
         return error.exit_code
 
     def _write(self, text: str) -> None:
-        click.echo(text.rstrip("\n"))
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
+        click.echo(text.rstrip("\n"))  # and flush
 
 
 class Usage(AsidError):

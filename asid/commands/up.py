@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from asid.commands.session import Session, instance_option
@@ -41,7 +39,6 @@ def command(
     for option, value in (("--policy", policy), ("--kick", kick), ("--seed", "" if seed is None else str(seed))):
         arguments += [option, value] if value else []
     code = main(arguments)
-    sys.stdout.flush()
     if code:
         session.finish(code)
 
