@@ -23,6 +23,7 @@ LONGEST_SOCKET = "urgent.sock"
 INSTANCE_NAME_MAX = 32
 FILES_NEEDED = 1024  # 64 hyperthreads and 8 coordinators with their sockets, pidfds and pages
 PROCESSES_NEEDED = 256
+FILE_BYTES_NEEDED = 2 << 20  # a ring, with some to spare
 MEMORY_NEEDED_BYTES = 1 << 30
 MEMORY_BAD_BYTES = 128 << 20
 PACKAGES = (("pyzmq", (27,)), ("msgpack", (1, 2, 1)), ("msgspec", (0, 19)), ("psutil", (5, 9)), ("click", (8, 1)))
@@ -153,7 +154,12 @@ def _limits() -> list[Finding]:
         shown = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
         level = "good" if free else "note" if hard == resource.RLIM_INFINITY or hard >= needed else "bad"
         items.append(Finding(level, what, shown, f"{needed} for the largest machines; {meaning}"))
-    return items
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    free = soft == resource.RLIM_INFINITY
+    shown = "unlimited" if free else format_size(soft)
+    level = "good" if free else "note" if soft >= FILE_BYTES_NEEDED or hard == resource.RLIM_INFINITY else "bad"
+    meaning = f"{format_size(FILE_BYTES_NEEDED)} between processes, and a journal as long as its run: ulimit -f"
+    return [*items, Finding(level, "file length", shown, meaning)]
 
 
 def _memory() -> list[Finding]:

@@ -8,6 +8,7 @@ from typing import Final
 
 from asid.config import Config
 from asid.errors import AsidError, HostUnsuitable, crash_of
+from asid.live.ring import HEAD_BYTES, RING_BYTES
 
 # Descriptors that a daemon holds, as counted in running ones: for itself and a first client, for each core (its
 # coordinator's pidfd, ring and pipe, the core page, a peer of the link), for each hyperthread the same and a doorbell.
@@ -15,11 +16,14 @@ FDS_OWN: Final = 24
 FDS_CORE: Final = 8
 FDS_HYPERTHREAD: Final = 7
 
+FILE_BYTES: Final = HEAD_BYTES + RING_BYTES  # the longest of them is a ring
+
 _LIMITS: Final = {
     errno.EMFILE: "open files of a process: ulimit -n",
     errno.ENFILE: "open files of the host: sysctl fs.file-max",
     errno.ENOMEM: "memory",
     errno.EAGAIN: "processes of this user: ulimit -u",
+    errno.EFBIG: "length of a file: ulimit -f",
 }
 
 
@@ -39,6 +43,22 @@ def check_descriptors(config: Config) -> None:
         hint=f"ulimit -n {needed}, then start again."
         if most == resource.RLIM_INFINITY or most >= needed
         else "Raise the hard limit of open files (ulimit -Hn), or start a smaller machine; asid doctor.",
+    )
+
+
+def check_file_size() -> None:
+    """Raise HostUnsuitable when not even the memory between two processes may be as long as it must."""
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit == resource.RLIM_INFINITY or limit >= FILE_BYTES:
+        return
+    raise HostUnsuitable(
+        "files may not be long enough (ulimit -f)",
+        where="start",
+        state=f"the limit is {limit} bytes",
+        allowed=f"{FILE_BYTES} bytes or more, and the length of a journal",
+        hint="ulimit -f unlimited, then start again."
+        if most == resource.RLIM_INFINITY
+        else "Raise the hard limit of the length of files (ulimit -Hf); asid doctor.",
     )
 
 

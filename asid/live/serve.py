@@ -15,7 +15,7 @@ from asid.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from asid.judging import judge_run
 from asid.live import instance, leash
 from asid.live.daemon import Daemon
-from asid.live.room import start_failure
+from asid.live.room import check_file_size, start_failure
 
 log = logging.getLogger("asid.daemon")
 
@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     assert __debug__, "the assertions are part of the protocol; never run with -O"
     try:
         loaded = load_for(options)
+        check_file_size()
         daemon = Daemon(loaded, options.instance, run_dir=options.run_dir, until_exhausted=options.until_exhausted)
     except Exception as fault:
         return report(fault)
