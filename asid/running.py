@@ -44,7 +44,8 @@ DRAIN_S = 30.0  # from the request to stop to the end of the process; the verdic
 LAST_S = 5.0  # a process that has said its last word, or was killed
 LOG_TAIL_LINES = 12
 OWN_PREFIX = "p"  # instances nobody named; their directories go with them
-OWN_NAME = re.compile(OWN_PREFIX + r"\d+-[0-9a-f]{6}")
+OWN_NAME = re.compile(rf"(?:{OWN_PREFIX}|bench-)(\d+)-[0-9a-f]{{4,6}}")  # with the process that named it
+SAID = re.compile(r"asid: (?:hint: (?P<hint>.*)|(?P<kind>[A-Z]\w+): (?P<what>.*))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,8 @@ class Daemon:
         config: a TOML file, or a map as one would be. instance: a fresh name by default.
         """
         check_config(config, policy, kick, seed)
+        if not instance:
+            _clear_stale()
         paths = instances_.make_instance_dir(instance or f"{OWN_PREFIX}{os.getpid()}-{secrets.token_hex(3)}")
         if instances_.is_locked(paths):
             raise Busy(f"instance {paths.name!r} is running already", hint=f"asid down --instance {paths.name}")
@@ -310,6 +313,18 @@ def _toml_value(value: Any) -> str:
     return msgspec.json.encode(value).decode()  # text, integers, floats and booleans are written alike in both
 
 
+def _clear_stale() -> None:
+    """Remove directories that programs named for their daemons, when neither program nor daemon lives any more."""
+    for found in instances_.find_instances():
+        name = OWN_NAME.fullmatch(found.name)
+        if name is None or found.running or Path("/proc", name[1]).exists():
+            continue
+        with contextlib.suppress(AsidError, OSError):
+            lock_fd = instances_.take_lock(found.paths)
+            shutil.rmtree(found.paths.root, ignore_errors=True)
+            os.close(lock_fd)
+
+
 def _bury(process: subprocess.Popen[bytes], paths: instances_.InstancePaths) -> None:
     """End a daemon whose start was given up: in order if it can, and at once when that is interrupted too."""
     try:
@@ -326,21 +341,21 @@ def _bury(process: subprocess.Popen[bytes], paths: instances_.InstancePaths) -> 
             shutil.rmtree(paths.root, ignore_errors=True)
 
 
-def _failed_to_start(paths: instances_.InstancePaths, what: str, code: int) -> AsidError:
+def _failed_to_start(paths: instances_.InstancePaths, happened: str, code: int) -> AsidError:
     try:
         lines = paths.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
     except OSError:
         lines = []
-    said = "\n".join(lines)
     if OWN_NAME.fullmatch(paths.name) and not instances_.is_locked(paths):
         shutil.rmtree(paths.root, ignore_errors=True)  # what its log said is in the error
     kind = _START_FAILURES.get(code, NotRunning if code < 0 else Crash)  # 1 is a FAIL, which no start can be
-    return kind(
-        f"the daemon {what}",
-        where=f"instance {paths.name}",
-        state=f"it said:\n{said}" if said else "it said nothing",
-        hint=next((line.partition("hint: ")[2] for line in reversed(lines) if "hint: " in line), "asid doctor"),
-    )
+    said = [found for line in lines if (found := SAID.fullmatch(line))]
+    hint = next((found["hint"] for found in reversed(said) if found["hint"]), "asid doctor")
+    what = next((found["what"] for found in reversed(said) if found["what"]), "")
+    if what and "Traceback (most recent call last):" not in lines:  # five parts already, in a sentence
+        return kind(what, hint=hint)
+    state = "it said:\n" + "\n".join(lines) if lines else "it said nothing"
+    return kind(f"the daemon {happened}", where=f"instance {paths.name}", state=state, hint=hint)
 
 
 _START_FAILURES: Mapping[int, type[AsidError]] = {

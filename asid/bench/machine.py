@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +25,7 @@ def idle_machine(*, cores: int = 1, smt: int = 2, **options: Any) -> Iterator[Da
     }
     with tempfile.TemporaryDirectory(prefix="asid-bench-") as root:
         run_dir = Path(root) / "run"
-        name = f"bench-{os.getpid()}-{secrets.token_hex(2)}"
-        with Daemon.start(config, instance=name, run_dir=run_dir, **options) as daemon:
+        with Daemon.start(config, run_dir=run_dir, **options) as daemon:
             yield daemon
 
 

@@ -14,8 +14,9 @@ import pytest
 from live_rig import ROOT, check_passes, family, machine, wait_progress, wait_until
 
 from asid.audit import audit
-from asid.errors import Crash, HostUnsuitable, NotRunning
+from asid.errors import Busy, Crash, HostUnsuitable, NotRunning
 from asid.live import instance
+from asid.running import Daemon
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(40, method="signal")]
 
@@ -201,4 +202,46 @@ def test_a_start_that_failed_is_never_a_fail(rig, code, expected):
     paths.log.write_text("asid: SomeError: it is so\nasid: hint: do that\n")
     error = _failed_to_start(paths, f"ended with exit code {code}", code)
     assert error.exit_code == expected
-    assert error.hint == "do that" and "it is so" in error.state
+    assert (str(error), error.hint) == ("it is so", "do that")
+    paths.log.write_text("Fatal Python error\n")
+    error = _failed_to_start(paths, f"ended with exit code {code}", code)
+    assert "Fatal Python error" in error.state and error.where and error.what
+
+
+def test_a_start_in_vain_has_its_five_parts_once(rig, monkeypatch):
+    """Two starters at a time: each looks at the lock, and the second daemon finds it held."""
+    rig.start(machine(2), instance="one")
+    monkeypatch.setattr(instance, "is_locked", lambda _: False)
+    with pytest.raises(Busy) as caught:
+        rig.start(machine(2), instance="one")
+    monkeypatch.undo()
+    said = f"{caught.value}\nhint: {caught.value.hint}"
+    assert said.count("hint:") == said.count("asid down") == said.count("running already") == 1
+    assert said.count("(") == said.count(")")
+
+
+def test_a_limit_of_the_length_of_files_is_named(rig):
+    line = f"ulimit -f 300; exec {sys.executable} -m asid up {ROOT}/configs/smt2.toml --detach --instance short"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30)
+    assert done.returncode == HostUnsuitable.exit_code, done.stderr
+    assert "ulimit -f" in done.stderr and "hint: " in done.stderr
+    looked = subprocess.run(
+        ["bash", "-c", f"ulimit -f 300; {sys.executable} -m asid doctor"], capture_output=True, text=True, timeout=30
+    )
+    assert "file length" in looked.stdout and looked.returncode == HostUnsuitable.exit_code
+
+
+def test_directories_that_nobody_needs_any_more_go_with_the_next_start(rig):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    gone, bench, kept, named = (
+        instance.make_instance_dir(name)
+        for name in (f"p{dead.pid}-0a1b2c", f"bench-{dead.pid}-0a1b", f"p{os.getpid()}-0a1b2c", "p-of-mine")
+    )
+    for paths in (gone, bench, kept, named):
+        paths.lock.touch()
+    held = instance.make_instance_dir(f"p{dead.pid}-ffffff")
+    lock_fd = instance.take_lock(held)
+    with Daemon.start(machine(2)):
+        assert [paths.root.exists() for paths in (gone, bench, kept, named, held)] == [False, False, True, True, True]
+    os.close(lock_fd)
