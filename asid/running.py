@@ -282,8 +282,6 @@ def check_config(config: str | Path | Mapping[str, Any], policy: str, kick: str,
     """Raise what is wrong with a configuration here, where its words reach the user, and not in the daemon's log."""
     from asid.config import load
 
-    if not isinstance(config, Mapping) and not Path(config).is_file():
-        raise ConfigError("no such file", where=str(config), hint="configs/ holds some to begin with.")
     given = (("policy.name", policy), ("policy.kick", kick), ("seed", "" if seed is None else seed))
     load(config, {key: value for key, value in given if value != ""})
 
@@ -291,10 +289,7 @@ def check_config(config: str | Path | Mapping[str, Any], policy: str, kick: str,
 def _config_file(config: str | Path | Mapping[str, Any], paths: instances_.InstancePaths) -> Path:
     """Return the file to start from. A map is written beside the sockets, as JSON, which the daemon takes too."""
     if not isinstance(config, Mapping):
-        path = Path(config).absolute()
-        if not path.is_file():
-            raise ConfigError("no such file", where=str(config), hint="configs/ holds some to begin with.")
-        return path
+        return Path(config).absolute()
     path = paths.root / "config.toml"
     path.write_text(_toml(config))
     return path
