@@ -27,9 +27,9 @@ def _guest_begins(core: CoreHistory, ht: int, until: int) -> list[ModeRow]:
 def g1_admission(history: History, held: dict[int, dict[int, list[Lease]]]) -> Finding:
     """G1. Guest only under a lease, and a lease only when every sibling has reported isolated.
 
-    Reads: ht.mode to GUEST, gate.admit, and what ends a lease (gate.grant, answer, leave, dead); of the siblings the
-    last thing the gate wrote down. Broken by: a GUEST without an admission of the same round and incarnation in
-    force, or an admission while the gate knew a sibling in HOST or leased to another VM.
+    Reads: ht.mode to GUEST, gate.admit, and what ends a lease (gate.grant, answer, leave, dead, an ask under a new
+    number); of the siblings the last thing the gate wrote down. Broken by: a GUEST without an admission of the same
+    round and incarnation in force, or an admission while the gate knew a sibling in HOST or leased to another VM.
     """
     finding = Finding("G1")
     if history.gateless and not history.counts.admits:
@@ -82,6 +82,8 @@ def _g1_siblings(finding: Finding, history: History, number: int, core: CoreHist
         elif row.kind in ("gate.leave", "gate.ask") and known.get(row.ht, ("",))[0] == "HOST":
             # It asks again under a new number: it had not seen that grant, and will not use it.
             known[row.ht] = ("TOLD", 0, row)
+        elif row.kind == "gate.ask" and row.ht in known and row.number != known[row.ht][2].number:
+            known[row.ht] = ("OUT", 0, row)  # as to an admission: who asks anew has none, and will not use the last
         elif row.kind in ("gate.done", "gate.answer", "gate.dead", "gate.idle", "gate.bye"):
             known[row.ht] = ("OUT", 0, row)
         elif row.kind in ("gate.resync", "gate.ready"):

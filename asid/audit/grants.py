@@ -99,7 +99,8 @@ def grants(finding: Finding, history: History, number: int, core: CoreHistory) -
             if _mode_at(core, ht, row.ts) not in IN_LEASE:
                 leased.pop(ht, None)
         elif kind in HANDED_BACK:
-            leased.pop(ht, None)
+            if kind != "gate.ask" or (ht in leased and leased[ht].number != row.number):
+                leased.pop(ht, None)  # a repetition of the ask that the lease answers had only crossed it
             if kind in ("gate.answer", "gate.dead", "gate.ready"):
                 kicked.pop(ht, None)
         if kind in SPOKE_AGAIN and ht in kicked and _has_seen(core, kicked[ht], row.ts):

@@ -18,6 +18,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from asid.audit.history import CoreHistory, History
+from asid.audit.rows import GateRow
 
 # What the coordinator heard that proves that a hyperthread is no longer in this mode.
 LEFT_BY = {
@@ -50,6 +51,7 @@ class Lease(NamedTuple):
     inc: int
     vm: int
     seq: int
+    number: int  # of the request that it answers
 
 
 class Clash(NamedTuple):
@@ -103,14 +105,19 @@ def leases(core: CoreHistory, end_ts: int) -> dict[int, list[Lease]]:
     open_: dict[int, Lease] = {}
     for row in core.gate:
         if row.kind == "gate.admit":
-            lease = Lease(row.ts, end_ts, row.round, row.inc, row.vm, row.seq)
+            lease = Lease(row.ts, end_ts, row.round, row.inc, row.vm, row.seq, row.number)
             _close(out, open_, row.ht, row.ts)
             open_[row.ht] = lease
-        elif row.kind in LEASE_ENDS:
+        elif row.kind in LEASE_ENDS or (row.kind == "gate.ask" and _is_anew(row, open_.get(row.ht))):
             _close(out, open_, row.ht, row.ts)
     for ht in list(open_):
         _close(out, open_, ht, end_ts)
     return out
+
+
+def _is_anew(ask: GateRow, lease: Lease | None) -> bool:
+    """Whether an ask gives a lease up. A repetition of the one that the lease answers had only crossed it."""
+    return lease is not None and ask.number != lease.number
 
 
 def _close(out: dict[int, list[Lease]], open_: dict[int, Lease], ht: int, ts: int) -> None:
