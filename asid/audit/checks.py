@@ -13,6 +13,7 @@ from itertools import pairwise
 from asid.audit.finding import Finding
 from asid.audit.history import CoreHistory, History
 from asid.audit.intervals import Lease
+from asid.audit.origins import admissions, kicks
 from asid.audit.rows import GateRow, ModeRow
 
 
@@ -29,7 +30,8 @@ def g1_admission(history: History, held: dict[int, dict[int, list[Lease]]]) -> F
 
     Reads: ht.mode to GUEST, gate.admit, and what ends a lease (gate.grant, answer, leave, dead, an ask under a new
     number); of the siblings the last thing the gate wrote down. Broken by: a GUEST without an admission of the same
-    round and incarnation in force, or an admission while the gate knew a sibling in HOST or leased to another VM.
+    round and incarnation in force, an admission while the gate knew a sibling in HOST or leased to another VM, or one
+    that nobody had asked for.
     """
     finding = Finding("G1")
     if history.gateless and not history.counts.admits:
@@ -40,6 +42,7 @@ def g1_admission(history: History, held: dict[int, dict[int, list[Lease]]]) -> F
         for ht in core.hts():
             _g1_leases(finding, number, ht, _guest_begins(core, ht, horizon), held[number].get(ht, []))
         _g1_siblings(finding, history, number, core)
+        admissions(finding, number, core)
     return finding
 
 
@@ -95,11 +98,11 @@ def _g1_siblings(finding: Finding, history: History, number: int, core: CoreHist
 def g4_kick(history: History) -> Finding:
     """G4. After its pending bit is visible a hyperthread starts no guest instruction before a later admission.
 
-    Reads: kick.seen (insns), gate.kick, gate.admit, ht.mode to GUEST. Broken by: an instruction retired behind the
-    bit (the one that had passed its look is announced before it, so the kicker's count has it already; a kick whose
-    insns were not measured is not counted as checked); a GUEST after the kick was seen and before the next admission;
-    a second GUEST after the kick was sent. The first one may have been under way when the bit was set: counted as
-    suspect, and its insns tell.
+    Reads: kick.seen (insns), gate.kick, gate.answer, gate.admit, ht.mode to GUEST. Broken by: an instruction retired
+    behind the bit (the one that had passed its look is announced before it, so the kicker's count has it already; a
+    kick whose insns were not measured is not counted as checked); a GUEST after the kick was seen and before the next
+    admission; a second GUEST after the kick was sent; a kick that was seen or answered and never sent. The first GUEST
+    may have been under way when the bit was set: counted as suspect, and its insns tell.
     """
     finding = Finding("G4")
     for number, core in history.cores.items():
@@ -116,9 +119,10 @@ def g4_kick(history: History) -> Finding:
                     finding.violate(row.ts, number, (ht,), (row.seq,), text)
             told = core.gate_of.get(ht, ())
             admits = [row.ts for row in told if row.kind == "gate.admit"]
-            kicks = [row for row in told if row.kind == "gate.kick"]
-            _g4_entries(finding, number, ht, _guest_begins(core, ht, horizon), admits, kicks,
+            sent = [row for row in told if row.kind == "gate.kick"]
+            _g4_entries(finding, number, ht, _guest_begins(core, ht, horizon), admits, sent,
                         [(row.ts, row.seq) for row in seen])  # fmt: skip
+        kicks(finding, history, number, core)
     return finding
 
 

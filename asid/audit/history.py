@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from asid.audit.frame import Frame
 from asid.audit.regime import UNSAID, Regime
 from asid.audit.rows import DoneRow, GateRow, InjectRow, IntrRow, IpiRow, ModeRow, ProcessRow, SeenRow
 from asid.core.record import RECORD_TYPES, Record, bucket_of, fault_of
@@ -69,6 +70,7 @@ class History:
     def __init__(self) -> None:
         self.cores: dict[int, CoreHistory] = {}
         self.counts = Counts()
+        self.frame = Frame()
         self.begin: dict[str, Any] = {}
         self.begin_ts = 0
         self.end_ts = 0  # of the last record by time
@@ -124,14 +126,14 @@ class History:
             self._fault(f"records {self._last_seq + 1} to {seq - 1} are missing" if seq > self._last_seq else
                         f"record {seq} comes after {self._last_seq}")  # fmt: skip
         self._last_seq = seq
-        fault = fault_of(record)
+        fault = fault_of(record) or self.frame.fault_of(record)
         if fault is not None:
             self._fault(f"record {seq}: {fault}")
             return
         if record.tseq:
             place = (record.core, record.ht, kind)
             last = self._tseqs.get(place, 0)
-            if record.tseq != last + 1 and last:
+            if record.tseq != last + 1:
                 self._fault(f"record {seq}: {kind} has tseq {record.tseq} after {last}")
             self._tseqs[place] = record.tseq
         if ts > self.end_ts:
@@ -177,6 +179,10 @@ class History:
     def _on_begin(self, record: Record) -> None:
         if self.begin:
             self._fault(f"record {record.seq}: a second run.begin")
+        elif record.seq > 1:
+            self._fault(f"record {record.seq}: run.begin is not the first record")
+        if fault := self.frame.begin(record):
+            self._fault(f"record {record.seq}: {fault}")
         self.begin, self.begin_ts = record.data, record.ts
         self.regimes.insert(0, Regime(record.ts, record.seq, record.data["policy"], record.data["kick"]))
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 # The policies that do not ask before HOST. Every other one asks, or kicks, as its kick says.
 BARE = frozenset({"none", "nosmt"})
 VIA_OF_KICK = {"ack": "grant", "send": "send"}
+KNOWN = BARE | {"kick-every-exit", "asi"}
 INVOLUNTARY = frozenset({"nmi", "mce"})
 
 

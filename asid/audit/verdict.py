@@ -21,6 +21,7 @@ from asid.audit.history import CoreHistory, History, gather
 from asid.audit.injections import g8_injections
 from asid.audit.intervals import Clash, Lease, clashes, leases, mode_intervals
 from asid.audit.liveness import l1_leaves, l2_asks, l3_progress, waits_of
+from asid.audit.origins import holes
 from asid.audit.recovery import g11_fail_closed, l4_recovery
 from asid.core.record import Record, as_map, percentile
 from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN
@@ -162,13 +163,14 @@ def _changes(history: History) -> list[dict[str, Any]]:
 def _doubts(history: History, damage: str | None) -> tuple[list[str], bool]:
     """Return why the journal is not whole, and whether what it does hold can be trusted."""
     reasons = []
+    certain = True
     if damage is not None:
         reasons.append(f"the journal is damaged: {damage}")
     if not history.begin:
+        certain = False
         reasons.append("the journal has no run.begin")
     if not history.complete:
         reasons.append("the journal has no run.end: the daemon did not end in order, or still runs")
-    certain = True
     if history.loss:
         certain = False
         reasons.append(f"{history.loss} records were lost before they were written")
@@ -176,6 +178,9 @@ def _doubts(history: History, damage: str | None) -> tuple[list[str], bool]:
         certain = False
         more = history.fault_count - len(history.faults)
         reasons += [*history.faults, *([f"and {more} more faults of this kind"] if more else [])]
+    if missing := holes(history):
+        certain = False
+        reasons += missing
     if not certain:
         reasons.append("with records missing, what looks broken may be an artefact")
     return reasons, certain

@@ -20,12 +20,14 @@ class Tale:
         self.mode: dict[int, str] = {}
         self.vm = vm
         self.round = 1
+        self._asked: dict[int, int] = {}
         self._tseqs: dict[tuple[int, int, str], int] = {}
         self.smt = smt
         self.say(0, "run.begin", -1, -1, name="tale", policy=policy, kick=kick, seed=1, cores=1, smt=smt, engine="live")
         self.say(0, "spawn", 0, -1, what="coordinator", pid=100, inc=1)
         for ht in range(smt):
             self.say(0, "spawn", 0, ht, what="ht", pid=101 + ht, inc=1)
+            self.say(0, "ht.mode", 0, ht, inc=1, old="OFFLINE", new="PARKED", vm=0)
             self.say(1, "gate.ready", 0, ht, inc=1, mode="PARKED")
             self.mode[ht] = "PARKED"
 
@@ -46,6 +48,11 @@ class Tale:
         return self.say(us, "ht.mode", 0, ht, self.round, inc=inc, old=old, new=new, vm=vm, **more)
 
     def gate(self, us: float, kind: str, ht: int = -1, **data: Any) -> int:
+        """gate.*; an admission that nobody asked for yet is asked for first, at the same moment."""
+        if kind == "ask":
+            self._asked[ht] = data["req"]
+        elif kind == "admit" and self._asked.pop(ht, None) != data["req"]:
+            self.say(us, "gate.ask", 0, ht, self.round, vm=data["vm"], req=data["req"])
         return self.say(us, f"gate.{kind}", 0, ht, self.round, **data)
 
     def enter(self, us: float, ht: int, *, vm: int | None = None, req: int = 1, inc: int = 1) -> None:

@@ -153,7 +153,7 @@ def test_g1_does_not_apply_to_a_policy_without_a_gate():
 
 def test_g2_the_negative_control_fails():
     """Policy none goes HOST without a word: that must be seen, whoever promised nothing."""
-    tale = Tale(policy="none", kick="bare")
+    tale = Tale(policy="none")
     tale.goes(10, 0, "GUEST")
     tale.goes(20, 1, "HOST", via="bare")
     tale.goes(50, 1, "ISOLATED")
@@ -208,6 +208,7 @@ def test_g3_two_vms_in_turn_are_fine(tale):
 
 
 def test_g4_instructions_after_the_pending_bit(tale):
+    tale.gate(9, "kick", 0, number=3, for_ht=1)
     tale.say(10, "kick.seen", 0, 0, 1, number=3, was="GUEST", avoidable=False, insns=2)
     verdict = tale.end(100)
     assert broken(verdict) == {"G4"}
@@ -215,12 +216,14 @@ def test_g4_instructions_after_the_pending_bit(tale):
 
 
 def test_g4_the_instruction_in_flight_is_in_the_kickers_count_so_one_more_is_one_too_many(tale):
+    tale.gate(9, "kick", 0, number=3, for_ht=1)
     tale.say(10, "kick.seen", 0, 0, 1, number=3, was="GUEST", avoidable=False, insns=1)
     finding = tale.end(100).finding("G4")
     assert finding.broken == 1 and "retired 1 instruction after" in finding.first.text
 
 
 def test_g4_a_kick_whose_instructions_were_not_measured_is_not_checked(tale):
+    tale.gate(9, "kick", 0, number=3, for_ht=1)
     tale.say(10, "kick.seen", 0, 0, 1, number=3, was="GUEST", avoidable=False)
     finding = tale.end(100).finding("G4")
     assert (finding.checked, finding.broken, finding.suspects) == (0, 0, 0)
@@ -726,7 +729,7 @@ def test_figures_of_a_small_run(tale):
     ordinary(tale)
     tale.say(500, "exit", 0, 0, 1, reason="CPUID", isa="vmx", full=False, n=9, sum_ns=90, min_ns=1, max_ns=20, hist=[])
     tale.say(501, "exit", 0, 0, 1, reason="HLT", isa="vmx", full=True, n=1, sum_ns=90, min_ns=90, max_ns=90, hist=[])
-    tale.say(502, "gate.wait", 0, 0, 1, wait_ns=3 * MS, vm=1)
+    tale.say(5000, "gate.wait", 0, 0, 1, wait_ns=3 * MS, vm=1)
     figures = tale.end(1_000_000).figures
     assert (figures["exits"], figures["full"], figures["full_percent"]) == (10, 1, 10.0)
     assert figures["exits_per_s"] == pytest.approx(10.0)

@@ -18,9 +18,14 @@ ASK = {"vm": 1, "req": 1}
 EXIT = {"reason": "CPUID", "isa": "vmx", "full": False, "n": 3, "sum_ns": 300, "min_ns": 90, "max_ns": 110,
         "hist": [[26, 3]]}  # fmt: skip
 
+STARTS = [
+    ("spawn", -1, {"what": "coordinator", "pid": 100, "inc": 1}),
+    *(("spawn", ht, {"what": "ht", "pid": 101 + ht, "inc": 1}) for ht in range(2)),
+]
+
 
 def records(*, leak: bool = False, end: bool = True) -> list[Record]:
-    told: list[tuple[str, int, dict]] = [("run.begin", -1, BEGIN), ("exit", 0, EXIT), ("gate.ask", 0, ASK)]
+    told: list[tuple[str, int, dict]] = [("run.begin", -1, BEGIN), *STARTS, ("exit", 0, EXIT), ("gate.ask", 0, ASK)]
     if leak:
         for ht, new, via in ((0, "GUEST", {}), (1, "HOST", {"via": "grant"}), (1, "PARKED", {})):
             told.append(("ht.mode", ht, {"inc": 1, "old": "PARKED", "new": new, "vm": 1, **via}))

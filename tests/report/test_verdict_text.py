@@ -10,9 +10,16 @@ from asid.report.verdict import record_line, summary_line, verdict_lines
 BEGIN = {"name": "smt2", "policy": "asi", "kick": "ack", "seed": 42, "cores": 1, "smt": 2, "engine": "live"}
 
 
+STARTS = [
+    (0, "spawn", -1, {"what": "coordinator", "pid": 100, "inc": 1}),
+    *((0, "spawn", ht, {"what": "ht", "pid": 101 + ht, "inc": 1}) for ht in range(2)),
+]
+
+
 def run(*told: tuple[int, str, int, dict], end: bool = True, **begin) -> list[Record]:
     rows = [
         (0, "run.begin", -1, {**BEGIN, **begin}),
+        *STARTS,
         *told,
         *([(9_000_000, "run.end", -1, {"reason": "stop"})] if end else []),
     ]
@@ -38,12 +45,12 @@ ASKED = (5_000, "gate.ask", 0, {"vm": 1, "req": 1})
 
 
 def test_a_failure_says_it_first_and_tells_the_story():
-    document = audit(run(*LEAK, policy="none", kick="bare")).as_map()
+    document = audit(run(*LEAK, policy="none")).as_map()
     lines = verdict_lines(document, name="20261104T101530Z-smt2-9f3a")
     assert lines[0].startswith("FAIL: 20261104T101530Z-smt2-9f3a")
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    assert "policy none, kick bare, seed 42, 1 x 2" in text
+    assert "policy none, kick ack, seed 42, 1 x 2" in text
     assert "G2   broken                  1 of 1  no guest beside a voluntary HOST" in text
     assert "Exposure: 1 x, p50 61.0us, p99 61.0us, max 61.0us" in text
     assert "First violation, G2:" in text
@@ -78,17 +85,17 @@ def test_a_verdict_of_nothing_at_all_can_be_shown():
 
 def test_one_line():
     assert summary_line(audit(run(ASKED)).as_map()).startswith("PASS: 2 held, 0 broken, 10 not exercised")
-    line = summary_line(audit(run(*LEAK, policy="none", kick="bare")).as_map())
+    line = summary_line(audit(run(*LEAK, policy="none")).as_map())
     assert line.startswith("FAIL: ") and "1 broken (G2)" in line and line.endswith("exposure 1 x, max 61.0us")
 
 
 def test_a_record_in_one_line():
-    line = record_line(run(*LEAK)[2]._asdict(), 1_000)
+    line = record_line(run(*LEAK)[5]._asdict(), 1_000)
     assert line == "   0.000001000  c0h1    ht.mode      PARKED -> HOST by bare"
 
 
 def test_runs_side_by_side():
-    none = audit(run(*LEAK, policy="none", kick="bare")).as_map()
+    none = audit(run(*LEAK, policy="none")).as_map()
     asi = audit(run(ASKED)).as_map()
     row = compare_row(none)
     assert (row["policy"], row["g2_violations"], row["exposure_max_ns"], row["verdict"]) == ("none", 1, 61_000, "FAIL")
@@ -105,5 +112,5 @@ def test_changes_of_policy_are_shown():
     told = [(ts, "policy", -1, {"old": old, "new": new, "kick": "ack"})
             for ts, old, new in ((1_000, "asi", "none"), (2_000, "none", "asi"))]  # fmt: skip
     lines = verdict_lines(audit(run(*told, ASKED)).as_map())
-    assert "  policy asi -> none, kick ack, at seq 2" in lines
-    assert "  policy none -> asi, kick ack, at seq 3" in lines
+    assert "  policy asi -> none, kick ack, at seq 5" in lines
+    assert "  policy none -> asi, kick ack, at seq 6" in lines
