@@ -33,7 +33,7 @@ def judge_run(path: Path, on_wait: Callable[[float], None] | None = None) -> dic
             return found
     from asid.audit import audit
 
-    with _told(on_wait):
+    with telling(on_wait):
         verdict: dict[str, Any] = audit(path).as_map()
     with contextlib.suppress(OSError):  # a run that cannot be written to has a verdict all the same
         if run.manifest().get("status") == "ended":  # while it is being written it is not over yet
@@ -43,8 +43,8 @@ def judge_run(path: Path, on_wait: Callable[[float], None] | None = None) -> dic
 
 
 @contextlib.contextmanager
-def _told(on_wait: Callable[[float], None] | None) -> Iterator[None]:
-    """Call on_wait while a block runs."""
+def telling(on_wait: Callable[[float], None] | None) -> Iterator[None]:
+    """Call on_wait(seconds so far) a few times a second while a block runs, in a thread of its own."""
     if on_wait is None:
         yield
         return

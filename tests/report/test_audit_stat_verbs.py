@@ -75,6 +75,16 @@ def test_audit_takes_the_latest(make_run, capsys):
     assert capsys.readouterr().out.startswith("PASS")
 
 
+def test_audit_of_a_run_that_is_still_going_says_so(make_run, capsys):
+    run = make_run(records(end=False))
+    assert invoke(["audit"]) == 3
+    out, err = capsys.readouterr()
+    assert out.startswith("UNKNOWN") and "is still going; its end is missing" in err
+    run.end("stop")
+    assert invoke(["audit"]) == 3
+    assert "still going" not in capsys.readouterr().err
+
+
 def test_audit_of_nothing(make_run, capsys):
     assert invoke(["audit"]) == 2
     assert "no run yet" in capsys.readouterr().err
