@@ -18,10 +18,11 @@ from typing import Any
 
 from asid.audit.frame import Frame
 from asid.audit.regime import UNSAID, Regime
-from asid.audit.rows import DoneRow, GateRow, InjectRow, IntrRow, IpiRow, ModeRow, ProcessRow, SeenRow
+from asid.audit.rows import DoneRow, GateRow, InjectRow, IntrRow, IpiRow, LongWait, ModeRow, ProcessRow, SeenRow
 from asid.core.record import RECORD_TYPES, Record, bucket_of, fault_of
 
 FAULTS_KEPT = 5
+LONG_NS = 1_000_000_000  # a wait that may be too long; the others are only counted
 LATE_NS = 2_000_000_000  # how much later than its stamp a record may come in the file
 GATE_KINDS_OF_CORE = frozenset({"gate.close", "gate.open", "gate.turn", "gate.hold", "gate.release"})
 
@@ -43,6 +44,7 @@ class CoreHistory:
         self.seen: dict[int, list[SeenRow]] = {}
         self.ipis: dict[int, list[IpiRow]] = {}  # by sender
         self.waited: dict[int, list[tuple[int, str]]] = {}  # (seq, type) of records that tell of a wait
+        self.long_waits: list[LongWait] = []  # in their hyperthreads' own words
         self.last_ts: dict[int, int] = {}  # by writer: a hyperthread's own records, -1 the coordinator's
         self.stamps = array("q")
 
@@ -253,6 +255,9 @@ class History:
     def _on_wait(self, record: Record) -> None:
         core, counts, wait_ns = self._own(record), self.counts, record.data.get("wait_ns", 0)
         core.waited.setdefault(record.ht, []).append((record.seq, record.type))
+        if wait_ns >= LONG_NS and record.type != "held":
+            kind = "ask" if record.type == "gate.wait" else "leave"
+            core.long_waits.append(LongWait(record.ts, wait_ns, kind, record.ht))
         bucket = bucket_of(wait_ns)
         if record.type == "gate.wait":
             counts.gate_wait[bucket] = counts.gate_wait.get(bucket, 0) + 1

@@ -7,6 +7,7 @@ what is open nothing is said when the journal has no end.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -79,15 +80,31 @@ def waits_of(history: History, core: CoreHistory) -> Waits:
     for (kind, ht), (ts, seq, vm) in open_.items():
         died = [row.ts for row in core.deaths.get(ht, ()) if row.ts >= ts]
         out.append(Wait(kind, ht, ts, died[0] if died else history.end_ts, seq, not died, vm))
-    return Waits(out, repeated)
+    return Waits(_as_felt(core, out), repeated)
+
+
+def _as_felt(core: CoreHistory, waits: list[Wait]) -> list[Wait]:
+    """Let long waits begin when their hyperthreads say so: a coordinator that was stopped read of them late."""
+    if not core.long_waits:
+        return waits
+    ended = {(wait.kind, wait.ht, wait.end): at for at, wait in enumerate(waits) if not wait.open}
+    for long in core.long_waits:
+        served = core.gate_of.get(long.ht, [])
+        at = bisect_right(served, long.ts, key=lambda row: row.ts) - 1
+        while at >= 0 and served[at].kind not in ANSWERS[long.kind]:
+            at -= 1
+        found = ended.get((long.kind, long.ht, served[at].ts)) if at >= 0 else None
+        if found is not None:  # what it did after it was served is its own time
+            waits[found] = waits[found]._replace(start=min(waits[found].start, long.ts - long.wait_ns))
+    return waits
 
 
 def l1_leaves(history: History, waits: dict[int, Waits], excuses: dict[int, Excuses]) -> Finding:
     """L1. Every leave is granted, or its hyperthread died.
 
-    Reads: gate.leave, gate.grant, gate.done, gate.dead, death; for the excuses gate.fence, inject (stall), spawn.
-    Broken by: a leave that waited longer than WAIT_NS beyond what excuses it, or one that is older than a second
-    without an excuse when the run ends and was not answered.
+    Reads: gate.leave, leave (how long it felt), gate.grant, gate.done, gate.dead, death; for the excuses gate.fence,
+    inject (stall), spawn. Broken by: a leave that waited longer than WAIT_NS beyond what excuses it, or one that is
+    older than a second without an excuse when the run ends and was not answered.
     """
     return _judged(Finding("L1"), "leave", history, waits, excuses, "wanted to leave and was not granted it in")
 
@@ -95,8 +112,8 @@ def l1_leaves(history: History, waits: dict[int, Waits], excuses: dict[int, Excu
 def l2_asks(history: History, waits: dict[int, Waits], excuses: dict[int, Excuses]) -> Finding:
     """L2. Every ask is admitted, withdrawn, or its hyperthread died, if every host visit ends.
 
-    Reads: gate.ask, gate.admit, gate.idle, gate.bye, gate.dead, death; for the excuses also gate.hold, gate.release,
-    gate.turn and the HOST intervals. Broken by: as L1.
+    Reads: gate.ask, gate.wait (how long it felt), gate.admit, gate.idle, gate.bye, gate.dead, death; for the excuses
+    also gate.hold, gate.release, gate.turn and the HOST intervals. Broken by: as L1.
     """
     return _judged(Finding("L2"), "ask", history, waits, excuses, "asked to enter guest and was not admitted in")
 

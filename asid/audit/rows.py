@@ -41,6 +41,15 @@ class ProcessRow(NamedTuple):
     status: int
 
 
+class LongWait(NamedTuple):
+    """What a hyperthread says of a long wait of its own. kind: ask or leave."""
+
+    ts: int
+    wait_ns: int
+    kind: str
+    ht: int
+
+
 class IntrRow(NamedTuple):
     """One intr: the end of a handler."""
 

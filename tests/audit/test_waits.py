@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from audit_tale import Tale
+from audit_tale import S, Tale
 
 SECOND = 1_000_000  # us
 LONG_US = 8 * SECOND
@@ -111,3 +111,23 @@ def test_with_nosmt_the_turns_are_those_of_hyperthreads():
     tale.gate(20, "turn", vm=2)  # of c0h1, which is of the same VM
     tale.gate(6 * SECOND, "admit", 0, vm=1, req=1, inc=1)
     assert tale.end(6 * SECOND + 10).finding("L2").broken == 0
+
+
+@pytest.mark.parametrize(("kind", "guarantee", "data", "answer", "more"), KINDS)
+@pytest.mark.parametrize(("felt_s", "broken"), [(2, 0), (25, 1)])
+def test_a_coordinator_that_was_stopped_read_of_it_late(tale, kind, guarantee, data, answer, more, felt_s, broken):
+    """Its own records say that the wait took microseconds; who waited says how long it did."""
+    end = 30_000_000
+    tale.gate(end, kind, 0, req=1, **data)
+    tale.gate(end + 1, answer, 0, req=1, **more)
+    told = {"ask": ("gate.wait", {"vm": 1}), "leave": ("leave", {"kind_": "ack", "reason": "HLT"})}[kind]
+    tale.say(end + 2, told[0], 0, 0, 1, wait_ns=felt_s * S, **told[1])
+    tale.say(end + 3, "exit", 0, 1, 1, reason="HLT", isa="vmx", full=False, n=1, sum_ns=1, min_ns=1, max_ns=1, hist=[])
+    assert tale.end(end + 10).finding(guarantee).broken == broken
+
+
+def test_what_a_hyperthread_does_after_it_was_served_is_its_own_time(tale):
+    tale.gate(10, "ask", 0, req=1, vm=1)
+    tale.gate(11, "admit", 0, req=1, vm=1, inc=1)
+    tale.say(25_000_000, "gate.wait", 0, 0, 1, wait_ns=24 * S, vm=1)
+    assert tale.end(25_000_010).finding("L2").state == "held"
