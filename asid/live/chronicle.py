@@ -40,7 +40,7 @@ class Chronicle:
         self._was_guest = False  # the last look followed an interrupted guest
         self._wanted_ns = 0
         self._reason = ""
-        self._asked_ns = 0
+        self._asked_ns = time.monotonic_ns()
         self._held: tuple[int, int] | None = None
         self._interrupts: list[tuple[str, int, int, int, Mode]] = []
         notebook.note("ht.mode", self._change(Mode.OFFLINE, Mode.PARKED, 0))
