@@ -88,7 +88,7 @@ class Reply:
 
 
 def instances() -> list[Instance]:
-    """Return the instances of this user; `stale` ones have a directory and no daemon."""
+    """Return the instances of this user; running, stale and ended ones."""
     return instances_.find_instances()
 
 

@@ -86,7 +86,7 @@ class InstancePaths:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """An instance as found. stale: its directory is there, its daemon is not (killed, or the host went down)."""
+    """An instance as found: running, stale (its daemon was killed, or the host went down) or ended in order."""
 
     paths: InstancePaths
     running: bool
@@ -98,7 +98,12 @@ class Instance:
 
     @property
     def stale(self) -> bool:
-        return not self.running
+        """Whether something is left that a daemon removes when it ends."""
+        return not self.running and (self.paths.endpoints.exists() or any(self.paths.root.glob("*.sock")))
+
+    @property
+    def state(self) -> str:
+        return "running" if self.running else "stale" if self.stale else "ended"
 
 
 def runtime_root() -> Path:
@@ -243,7 +248,7 @@ def read_endpoints(paths: InstancePaths) -> Endpoints | None:
 
 
 def find_instances() -> list[Instance]:
-    """Return the instances of this user, by name, stale ones included."""
+    """Return the instances of this user, by name, stale and ended ones included."""
     try:
         entries = sorted(runtime_root().iterdir())
     except OSError:

@@ -198,3 +198,11 @@ def test_toml_of_a_map_reads_back(tmp_path):
     config = {"name": 'a "b"', "seed": 3, "machine": {"smt": 2}, "vm": [{"on": ["c0h0"], "guest": {"loop": True}}]}
     with contextlib.nullcontext():
         assert tomllib.loads(_toml(config)) == config
+
+
+def test_an_instance_that_ended_in_order_is_not_stale(place, tmp_path):
+    os.close(instances_.take_lock(place))
+    instances_.point_to_run(place, tmp_path / "the-run")
+    (found,) = client_.instances()
+    assert (found.state, found.stale) == ("ended", False)
+    assert instances_.last_run(place) == tmp_path / "the-run"
