@@ -111,13 +111,13 @@ def l4_recovery(history: History) -> Finding:
             for at, death in enumerate(deaths):
                 if death.status == 0 or _said_bye(core, ht, death):
                     continue
-                finding.checked += 1
                 limit = death.ts + RECOVERY_NS
-                if history.end_ts <= limit:
-                    continue  # it ended, or the journal does, before the time was up
-                if at + 1 < len(deaths) and deaths[at + 1].ts <= limit:
-                    continue
-                if not _is_back(core, ht, death, limit):
+                back = _is_back(core, ht, death, limit)
+                dies_again = at + 1 < len(deaths) and deaths[at + 1].ts <= limit
+                if not back and (dies_again or history.end_ts <= limit):
+                    continue  # not judged: it died again, or the run or its journal ended, before the time was up
+                finding.checked += 1
+                if not back:
                     who = f"c{number}h{ht}" if ht >= 0 else f"the coordinator of c{number}"
                     text = f"{who} died (status {death.status}) and was not ready again within 5 s"
                     finding.violate(death.ts, number, (ht,), (death.seq,), text)

@@ -10,7 +10,7 @@ from asid.commands.session import Session, columns
 @click.command(epilog="asid ls\nasid ls --json")
 @click.pass_obj
 def command(session: Session) -> None:
-    """List instances and their last runs: running, ended, or stale (killed: the next `asid up` of that name clears it)."""
+    """List instances and their last runs: running, ended, or stale (killed; the next `asid up` clears what is left)."""
     from asid.live.instance import find_instances, last_run
 
     found = [
