@@ -253,9 +253,8 @@ class Daemon:
 
     def _clear(self) -> None:
         """Remove the directory of an instance that nobody named and nobody uses any more."""
-        ended_well = self.process.returncode == 0  # else its log is still wanted
-        if ended_well and OWN_NAME.fullmatch(self.paths.name) and not instances_.is_locked(self.paths):
-            shutil.rmtree(self.paths.root, ignore_errors=True)
+        if self.process.returncode == 0:  # else its log is still wanted
+            _remove_own(self.paths)
 
     def _close_clients(self) -> None:
         for made in self._clients:
@@ -332,8 +331,13 @@ def _bury(process: subprocess.Popen[bytes], paths: instances_.InstancePaths) -> 
         if process.poll() is None:
             process.kill()
             process.wait(LAST_S)
-        if OWN_NAME.fullmatch(paths.name) and not instances_.is_locked(paths):
-            shutil.rmtree(paths.root, ignore_errors=True)
+        _remove_own(paths)
+
+
+def _remove_own(paths: instances_.InstancePaths) -> None:
+    """Remove the directory of an instance that a program named for its daemon, when no daemon has it."""
+    if OWN_NAME.fullmatch(paths.name) and not instances_.is_locked(paths):
+        shutil.rmtree(paths.root, ignore_errors=True)
 
 
 def _failed_to_start(paths: instances_.InstancePaths, happened: str, code: int) -> AsidError:
@@ -341,8 +345,7 @@ def _failed_to_start(paths: instances_.InstancePaths, happened: str, code: int) 
         lines = paths.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
     except OSError:
         lines = []
-    if OWN_NAME.fullmatch(paths.name) and not instances_.is_locked(paths):
-        shutil.rmtree(paths.root, ignore_errors=True)  # what its log said is in the error
+    _remove_own(paths)  # what its log said is in the error
     kind = _START_FAILURES.get(code, NotRunning if code < 0 else Crash)  # 1 is a FAIL, which no start can be
     said = [found for line in lines if (found := SAID.fullmatch(line))]
     hint = next((found["hint"] for found in reversed(said) if found["hint"]), "asid doctor")

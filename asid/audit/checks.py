@@ -10,15 +10,11 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from itertools import pairwise
 
-from asid.audit.finding import Finding
+from asid.audit.finding import Finding, name_of
 from asid.audit.history import CoreHistory, History
 from asid.audit.intervals import Lease
 from asid.audit.origins import admissions, kicks
 from asid.audit.rows import GateRow, ModeRow
-
-
-def _name(core: int, ht: int) -> str:
-    return f"c{core}h{ht}"
 
 
 def _guest_begins(core: CoreHistory, ht: int, until: int) -> list[ModeRow]:
@@ -60,7 +56,7 @@ def _g1_leases(finding: Finding, number: int, ht: int, begins: list[ModeRow], he
             why = f"its lease is of round {near[-1].round} incarnation {near[-1].inc}"
         else:
             why = "its lease had ended" if at >= 0 else "it was never admitted"
-        text = f"{_name(number, ht)} entered guest in round {row.round} incarnation {row.inc}, but {why}"
+        text = f"{name_of(number, ht)} entered guest in round {row.round} incarnation {row.inc}, but {why}"
         finding.violate(row.ts, number, (ht,), seqs, text)
 
 
@@ -77,7 +73,7 @@ def _g1_siblings(finding: Finding, history: History, number: int, core: CoreHist
                     if any(told.ts <= death.ts <= row.ts for death in core.deaths.get(ht, ())):
                         continue
                     beside = "was granted HOST" if word == "HOST" else f"held a lease of vm{vm}"
-                    text = f"{_name(number, row.ht)} was admitted for vm{row.vm} while {_name(number, ht)} {beside}"
+                    text = f"{name_of(number, row.ht)} was admitted for vm{row.vm} while {name_of(number, ht)} {beside}"
                     finding.violate(row.ts, number, (row.ht, ht), (told.seq, row.seq), text)
             known[row.ht] = ("LEASE", row.vm, row)
         elif row.kind == "gate.grant":
@@ -115,7 +111,7 @@ def g4_kick(history: History) -> Finding:
                 finding.checked += 1
                 if row.insns > 0:
                     n = f"{row.insns} instruction{'s' * (row.insns > 1)}"
-                    text = f"{_name(number, ht)} retired {n} after kick {row.number} was visible"
+                    text = f"{name_of(number, ht)} retired {n} after kick {row.number} was visible"
                     finding.violate(row.ts, number, (ht,), (row.seq,), text)
             told = core.gate_of.get(ht, ())
             admits = [row.ts for row in told if row.kind == "gate.admit"]
@@ -143,11 +139,11 @@ def _g4_entries(
         s = bisect_left(seen_ts, row.ts) - 1
         k = bisect_left(kick_ts, row.ts) - 1
         if s >= 0 and seen_ts[s] > admitted:
-            text = f"{_name(number, ht)} entered guest after it had seen a kick, and was not admitted again"
+            text = f"{name_of(number, ht)} entered guest after it had seen a kick, and was not admitted again"
             finding.violate(row.ts, number, (ht,), (seen[s][1], row.seq), text)
         elif k >= 0 and kick_ts[k] > admitted:
             if in_flight == at:
-                text = f"{_name(number, ht)} entered guest twice after it was kicked"
+                text = f"{name_of(number, ht)} entered guest twice after it was kicked"
                 finding.violate(row.ts, number, (ht,), (kicks[k].seq, row.seq), text)
             else:
                 finding.suspects += 1
@@ -179,7 +175,7 @@ def g5_rounds(history: History) -> Finding:
             for before, after in pairwise(spawns):
                 finding.checked += 1
                 if after.inc <= before.inc:
-                    who = _name(number, ht) if ht >= 0 else f"the coordinator of c{number}"
+                    who = name_of(number, ht) if ht >= 0 else f"the coordinator of c{number}"
                     text = f"incarnation {after.inc} of {who} was started after incarnation {before.inc}"
                     finding.violate(after.ts, number, (ht,), (before.seq, after.seq), text)
         horizon = history.horizon_ns(core)
@@ -202,17 +198,17 @@ def _g5_modes(
     inc = 0
     for row in modes:
         if row.inc < inc:
-            text = f"{_name(number, ht)} of incarnation {row.inc} acted after incarnation {inc} had begun"
+            text = f"{name_of(number, ht)} of incarnation {row.inc} acted after incarnation {inc} had begun"
             finding.violate(row.ts, number, (ht,), (row.seq,), text)
         inc = max(inc, row.inc)
         death = died.get(row.inc)
         if death is not None and row.ts > death.ts:
-            text = f"{_name(number, ht)} acted after its death was confirmed"
+            text = f"{name_of(number, ht)} acted after its death was confirmed"
             finding.violate(row.ts, number, (ht,), (death.seq, row.seq), text)
         if row.round and rounds and row.ts <= horizon:
             finding.checked += 1
             at = bisect_right(steps, row.ts)
             reached = rounds[at - 1] if at else 0
             if row.round > reached:
-                text = f"{_name(number, ht)} is in round {row.round}, its gate in round {reached}"
+                text = f"{name_of(number, ht)} is in round {row.round}, its gate in round {reached}"
                 finding.violate(row.ts, number, (ht,), (row.seq,), text)

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from asid.audit.finding import Finding
+from asid.audit.finding import Finding, name_of
 from asid.audit.grants import granted, grants
 from asid.audit.history import CoreHistory, History
 from asid.audit.intervals import Clash, Interval, is_alive
 from asid.audit.rows import ModeRow
 
 WINDOW_NS = 3_000_000_000  # of exposure; a sibling that runs at all has looked at its pending bit by then
-
-
-def _name(core: int, ht: int) -> str:
-    return f"c{core}h{ht}"
 
 
 def _host_and_guest(clash: Clash) -> tuple[Interval, Interval]:
@@ -81,18 +77,18 @@ def _beside(finding: Finding, history: History, number: int, core: CoreHistory, 
     seqs, hts = (clash.first.seq, clash.second.seq), (host.ht, guest.ht)
     if not regime.exposes(host.via):
         text = (
-            f"{_name(number, guest.ht)} was in GUEST(vm{guest.vm}) beside {_name(number, host.ht)} in HOST"
+            f"{name_of(number, guest.ht)} was in GUEST(vm{guest.vm}) beside {name_of(number, host.ht)} in HOST"
             f" ({host.via or 'grant'}) for {clash.ns} ns"
         )
         finding.violate(clash.start, number, hts, seqs, regime.allows(text))
     elif not regime.guarded:
         return
     elif guest.start > host.start and _before(core, guest).ts > host.start:
-        text = f"{_name(number, guest.ht)} entered guest while {_name(number, host.ht)} was in HOST by {host.via}"
+        text = f"{name_of(number, guest.ht)} entered guest while {name_of(number, host.ht)} was in HOST by {host.via}"
         finding.violate(clash.start, number, hts, seqs, text)
     elif clash.ns > WINDOW_NS and not _was_still(history, core, number, guest):
         text = (
-            f"{_name(number, guest.ht)} stayed in GUEST beside {_name(number, host.ht)} in HOST by {host.via}"
+            f"{name_of(number, guest.ht)} stayed in GUEST beside {name_of(number, host.ht)} in HOST by {host.via}"
             f" for {clash.ns / 1e9:.1f} s, and nobody had stopped it"
         )
         finding.violate(clash.start, number, hts, seqs, text)
@@ -149,7 +145,7 @@ def _sent(finding: Finding, history: History, number: int, core: CoreHistory, ht
             continue
         for other in missing:
             if is_alive(core, other, row.ts):
-                text = f"{_name(number, ht)} went HOST by {row.via} without an IPI to {_name(number, other)}"
+                text = f"{name_of(number, ht)} went HOST by {row.via} without an IPI to {name_of(number, other)}"
                 finding.violate(row.ts, number, (ht, other), (row.seq,), text)
 
 
@@ -191,8 +187,8 @@ def g3_one_vm(history: History, clashes: dict[int, list[Clash]]) -> Finding:
                 finding.suspects += 1
                 continue
             text = (
-                f"{_name(number, a.ht)} was in {a.mode}(vm{a.vm}) beside {_name(number, b.ht)} in {b.mode}(vm{b.vm})"
-                f" for {clash.ns} ns"
+                f"{name_of(number, a.ht)} was in {a.mode}(vm{a.vm})"
+                f" beside {name_of(number, b.ht)} in {b.mode}(vm{b.vm}) for {clash.ns} ns"
             )
             seqs = (a.seq, b.seq)
             finding.violate(clash.start, number, (a.ht, b.ht), seqs, history.regime(clash.start).allows(text))

@@ -26,6 +26,11 @@ TITLES = {
 }
 
 
+def name_of(core: int, ht: int) -> str:
+    """Return what a hyperthread is called: c0h1."""
+    return f"c{core}h{ht}"
+
+
 class Violation(NamedTuple):
     """One broken promise. hts: those involved; seqs: the records that show it; text: one sentence."""
 

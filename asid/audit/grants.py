@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from asid.audit.finding import Finding
+from asid.audit.finding import Finding, name_of
 from asid.audit.history import CoreHistory, History
 from asid.audit.intervals import is_alive
 from asid.audit.regime import Regime
@@ -18,10 +18,6 @@ VOIDS = frozenset({"gate.admit", "gate.resync"}) | HANDED_BACK - {"gate.answer",
 SPOKE_AGAIN = frozenset({"gate.ask", "gate.leave", "gate.done", "gate.idle", "gate.bye"})
 
 
-def _name(core: int, ht: int) -> str:
-    return f"c{core}h{ht}"
-
-
 def granted(finding: Finding, history: History, number: int, core: CoreHistory, ht: int) -> None:
     """(b) Each voluntary HOST by what its policy has, and by a grant of its last request that it had not used."""
     events: list[tuple[int, int, int, GateRow | ModeRow]] = []
@@ -33,7 +29,7 @@ def granted(finding: Finding, history: History, number: int, core: CoreHistory, 
         via = row.via or "grant"
         if regime.via and via != regime.via:
             text = (
-                f"{_name(number, ht)} went HOST by {via}, but policy {regime.policy}, kick {regime.kick} was in force"
+                f"{name_of(number, ht)} went HOST by {via}, but policy {regime.policy}, kick {regime.kick} was in force"
             )
             finding.violate(row.ts, number, (ht,), (regime.seq, row.seq), text)
         elif via == "grant" and row.ts <= horizon:
@@ -50,11 +46,11 @@ def granted(finding: Finding, history: History, number: int, core: CoreHistory, 
     for _, _, _, event in events:
         if isinstance(event, ModeRow):
             if grant is None or asked is None:
-                text = f"{_name(number, ht)} went HOST by a grant, but {why}"
+                text = f"{name_of(number, ht)} went HOST by a grant, but {why}"
             elif asked and asked != grant.number:
-                text = f"{_name(number, ht)} went HOST in request {asked}, but was granted request {grant.number}"
+                text = f"{name_of(number, ht)} went HOST in request {asked}, but was granted request {grant.number}"
             elif inc and inc != event.inc:
-                text = f"{_name(number, ht)} of incarnation {event.inc} went HOST by a grant to incarnation {inc}"
+                text = f"{name_of(number, ht)} of incarnation {event.inc} went HOST by a grant to incarnation {inc}"
             else:
                 text = ""
             if text:
@@ -113,7 +109,7 @@ def grants(finding: Finding, history: History, number: int, core: CoreHistory) -
 def _changed(finding: Finding, number: int, core: CoreHistory, change: Regime, leased: dict[int, GateRow]) -> None:
     for other, lease in leased.items():
         if is_alive(core, other, change.ts):
-            text = f"the policy became {change.policy} while {_name(number, other)} held a lease"
+            text = f"the policy became {change.policy} while {name_of(number, other)} held a lease"
             finding.violate(change.ts, number, (other,), (lease.seq, change.seq), text)
 
 
@@ -125,7 +121,7 @@ def _c_grant(
     if any(since <= death.ts <= grant.ts for death in core.deaths.get(other, ())):
         return
     how = "held a lease and was never kicked" if kick is None else f"had not answered kick {kick.number}"
-    text = f"{_name(number, grant.ht)} was granted HOST while {_name(number, other)} {how}"
+    text = f"{name_of(number, grant.ht)} was granted HOST while {name_of(number, other)} {how}"
     seqs = tuple(row.seq for row in (lease, kick, grant) if row is not None)
     finding.violate(grant.ts, number, (grant.ht, other), seqs, text)
 

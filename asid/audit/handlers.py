@@ -5,14 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from heapq import merge
 
-from asid.audit.finding import Finding
+from asid.audit.finding import Finding, name_of
 from asid.audit.history import CoreHistory, History
 from asid.audit.regime import INVOLUNTARY
 from asid.audit.rows import IntrRow, ModeRow
-
-
-def _name(core: int, ht: int) -> str:
-    return f"c{core}h{ht}"
 
 
 def g10_interrupts(history: History) -> Finding:
@@ -45,7 +41,7 @@ def _g10_nesting(
             inner = None  # a death ends all handlers
             continue
         finding.checked += 1
-        what = f"{_name(number, ht)}: the {row.what} handler of depth {row.depth}"
+        what = f"{name_of(number, ht)}: the {row.what} handler of depth {row.depth}"
         seqs = (inner.seq, row.seq) if inner else (row.seq,)
         if row.depth < 1:
             finding.violate(row.ts, number, (ht,), seqs, f"{what}: the outermost has depth 1")
@@ -55,7 +51,7 @@ def _g10_nesting(
             finding.violate(row.ts, number, (ht,), seqs, f"{what} had an NMI inside: an NMI blocks NMIs")
         inner = row if row.depth > 1 else None
     if inner is not None and complete:
-        text = f"{_name(number, ht)}: the handler around one of depth {inner.depth} never ended"
+        text = f"{name_of(number, ht)}: the handler around one of depth {inner.depth} never ended"
         finding.violate(inner.ts, number, (ht,), (inner.seq,), text)
 
 
@@ -70,12 +66,12 @@ def _g10_restore(finding: Finding, number: int, ht: int, modes: list[ModeRow], w
             finding.checked += 1
             due = "ISOLATED" if entry.old == "GUEST" else entry.old
             if row.new != due:
-                text = f"{_name(number, ht)} came back from an {entry.via} to {row.new}, not to {due}"
+                text = f"{name_of(number, ht)} came back from an {entry.via} to {row.new}, not to {due}"
                 finding.violate(row.ts, number, (ht,), (entry.seq, row.seq), text)
             at = bisect_right(waited, (entry.seq, ""))
             if at < len(waited) and waited[at][0] < row.seq:
                 seq, kind = waited[at]
-                text = f"{_name(number, ht)} waited ({kind}) inside an {entry.via} handler"
+                text = f"{name_of(number, ht)} waited ({kind}) inside an {entry.via} handler"
                 finding.violate(row.ts, number, (ht,), (entry.seq, seq), text)
             entry = None
         elif row.new == "HOST" and row.old != "HOST" and row.via in INVOLUNTARY:
@@ -103,7 +99,7 @@ def _g10_handlers(finding: Finding, history: History, number: int, core: CoreHis
         else:
             entry, inside = None, ""  # back from it: its end comes next
         if entry is not None:
-            text = f"{_name(number, ht)} went HOST by {entry.via}, and no handler ended"
+            text = f"{name_of(number, ht)} went HOST by {entry.via}, and no handler ended"
             finding.violate(entry.ts, number, (ht,), (entry.seq, row.seq), text)
             under_way.pop(entry.via)
         if row.new == "HOST" and row.via in INVOLUNTARY:
@@ -116,6 +112,6 @@ def _g10_lost(finding: Finding, number: int, core: CoreHistory, ht: int, under_w
     """Of what is under way for ever: only a death that was no orderly exit may have come in between."""
     for entry in under_way.values():
         if not any(death.inc >= entry.inc and death.status != 0 for death in core.deaths.get(ht, ())):
-            text = f"{_name(number, ht)} went HOST by {entry.via}, and no handler ended"
+            text = f"{name_of(number, ht)} went HOST by {entry.via}, and no handler ended"
             finding.violate(entry.ts, number, (ht,), (entry.seq,), text)
     under_way.clear()

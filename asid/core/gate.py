@@ -206,17 +206,20 @@ def of_this_life(g: GateState, r: Report) -> bool:
     return r.inc > m.inc and m.belief is Belief.OFFLINE and r.said is Said.READY
 
 
-def resync_again(g: GateState, ht: int, inc: int) -> tuple[Action, ...]:
-    """Return RESYNC once more, to one that does not know this coordinator yet: the first may have been lost."""
+def resync_again(g: GateState, ht: int, inc: int, coord: int = 0) -> tuple[Action, ...]:
+    """Return RESYNC once more, to one that does not know this coordinator yet: the first may have been lost.
+
+    coord: the coordinator it believes in, 0 for one that has not said.
+    """
     m = g.members[ht]
-    if m.belief is not Belief.UNKNOWN or m.inc != inc:
+    if m.belief is not Belief.UNKNOWN or m.inc != inc or coord >= g.coord:
         return ()
     return (Action(Do.ORDER, Order(Bid.RESYNC, ht, inc, g.coord, 0, 0, 0)),)
 
 
 def on_report(spec: Spec, g: GateState, r: Report) -> Step:
     if not of_this_life(g, r):
-        return g, resync_again(g, r.ht, r.inc) if r.coord < g.coord else ()
+        return g, resync_again(g, r.ht, r.inc, r.coord)
     m = g.members[r.ht]
     if r.inc != m.inc:
         m = Member(inc=r.inc, attached=m.attached, leaving=m.leaving, kicks=m.kicks)

@@ -143,8 +143,7 @@ class Coordinator:
             return
         if not gate.of_this_life(self.state, report):
             self.drop("of another life")
-            if report.coord < self.birth.inc:
-                self.perform(gate.resync_again(self.state, report.ht, report.inc))
+            self.perform(gate.resync_again(self.state, report.ht, report.inc, report.coord))
             return
         if self.trap is not None:
             self.trap(RECEIVE)
@@ -313,25 +312,9 @@ def coordinator_main(birth: Birth) -> None:
     try:
         Coordinator(birth).run()
     except ParentGone:
-        clear_after(birth.instance_root)
+        if birth.instance_root:
+            from asid.live.instance import InstancePaths, clear_after
+
+            root = Path(birth.instance_root)
+            clear_after(InstancePaths(root.name, root))
         os._exit(0)
-
-
-def clear_after(instance_root: str) -> None:
-    """Remove the sockets of a daemon that was killed, unless a new one has the lock already."""
-    from asid.live.instance import InstancePaths, clear_leftovers, take_lock
-
-    if not instance_root:
-        return
-    root = Path(instance_root)
-    try:
-        paths = InstancePaths(root.name, root)
-        lock = take_lock(paths)
-    except Exception:  # somebody else has it, or it is gone: nothing of ours is left
-        return
-    try:
-        clear_leftovers(paths)
-        for path in root.glob("*.sock"):
-            path.unlink(missing_ok=True)
-    finally:
-        os.close(lock)

@@ -83,15 +83,13 @@ class Daemon(Parent):
         try:
             self._open(run_dir)
         except BaseException:
-            self._vanish()
+            instance.clear_leftovers(self.paths)
             os.close(self.lock_fd)
             raise
 
     def _open(self, run_dir: Path | None) -> None:
         """Everything that can refuse, before any process is started."""
         instance.clear_leftovers(self.paths)
-        for leftover in self.paths.root.glob("*.sock"):
-            leftover.unlink(missing_ok=True)
         plain = resolved(self.loaded)
         self.run_dir: RunDir = create_run(
             self.config.name, config_text=self.loaded.text or "", resolved=plain, seed=self.config.seed, path=run_dir
@@ -328,16 +326,12 @@ class Daemon(Parent):
                 for child in left:
                     child.kill()
             return
-        self._vanish()  # while there are coordinators, who would do it if this process were killed now
+        # While there are coordinators, who would do it if this process were killed now. Whoever is connected stays so.
+        instance.clear_leftovers(self.paths)
         for child in self.children.coordinators():
             child.kill()
         if not self.children.by_place:
             self._over = True
-
-    def _vanish(self) -> None:
-        """Remove what a new client would look for. Whoever is connected stays so."""
-        for path in (self.paths.endpoints, *self.paths.root.glob("*.sock")):
-            path.unlink(missing_ok=True)
 
     def end(self) -> None:
         """Write the end of the run: the last record and the statistics. The verdict is made from these, later."""
@@ -365,7 +359,7 @@ class Daemon(Parent):
         deadline_ns = self.now_ns() + DEATH_DEADLINE_NS
         while self.children.by_place and self.now_ns() < deadline_ns:
             self.node.turn(deadline_ns)
-        self._vanish()
+        instance.clear_leftovers(self.paths)
         self.journal.close()
         sockets.close(self.context, self.ctl, self.urgent, self.tel, self.link)
         self.reader.close()

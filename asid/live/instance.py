@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from asid.errors import Busy, ConfigError, NoAnswer, PermissionRefused
+from asid.errors import AsidError, Busy, ConfigError, NoAnswer, PermissionRefused
 from asid.live.sockets import make_private_dir
 
 DEFAULT_INSTANCE = "default"
@@ -218,13 +218,23 @@ def last_run(paths: InstancePaths) -> Path | None:
 
 
 def clear_leftovers(paths: InstancePaths) -> list[str]:
-    """Remove what a killed daemon left; return the names. The caller holds the lock."""
+    """Remove what a client would look for, sockets of children too; return the names. The caller holds the lock."""
     removed = []
-    for path in (paths.endpoints, paths.ctl, paths.urgent, paths.tel):
+    for path in (paths.endpoints, *sorted(paths.root.glob("*.sock"))):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
             removed.append(path.name)
     return removed
+
+
+def clear_after(paths: InstancePaths) -> None:
+    """Remove what a killed daemon left, unless a new one has the name already (it has cleared it) or it is gone."""
+    with contextlib.suppress(AsidError, OSError):
+        lock = take_lock(paths)
+        try:
+            clear_leftovers(paths)
+        finally:
+            os.close(lock)
 
 
 def write_endpoints(paths: InstancePaths, endpoints: Endpoints) -> None:

@@ -9,8 +9,8 @@ import signal
 
 import psutil
 
-from asid.errors import Busy, NoAnswer
-from asid.live.instance import InstancePaths, clear_leftovers, lock_holder, take_lock, wait_unlocked
+from asid.errors import NoAnswer
+from asid.live.instance import InstancePaths, clear_after, lock_holder, wait_unlocked
 
 
 def kill_daemon(paths: InstancePaths, timeout_s: float) -> None:
@@ -33,14 +33,7 @@ def kill_daemon(paths: InstancePaths, timeout_s: float) -> None:
         for each in (daemon, *children):
             if each >= 0:
                 select.select([each], [], [], timeout_s)
-    with contextlib.suppress(Busy):  # a new daemon has the name already, and has cleared it
-        lock = take_lock(paths)
-        try:
-            clear_leftovers(paths)
-            for path in paths.root.glob("*.sock"):
-                path.unlink(missing_ok=True)
-        finally:
-            os.close(lock)
+    clear_after(paths)
 
 
 def _descriptor(kept: contextlib.ExitStack, pid: int) -> int:

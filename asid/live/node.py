@@ -28,9 +28,7 @@ NEVER_NS = 1 << 63
 POLLIN = int(zmq.POLLIN)
 NOBLOCK = int(zmq.NOBLOCK)
 RCVMORE = int(zmq.RCVMORE)
-
-
-FD_SETSIZE = 1024
+FD_SETSIZE = 1024  # select takes no descriptor from here on
 
 
 class ParentGone(Exception):
@@ -47,7 +45,7 @@ class Node:
         self._next_ns = NEVER_NS  # no timer is due before; it may be too early, never too late
         self._items: list[tuple[zmq.Socket[bytes] | int, int]] = []  # everything to wait for, as zmq_poll takes it
         self._fds: list[int] = []  # the same, as select takes it
-        self._selectable = True  # it takes no higher numbers; a daemon of many cores has them
+        self._selectable = True  # a daemon of many cores has descriptors too high for select
         self.now_ns = time.monotonic_ns
 
     def add_socket(self, socket: zmq.Socket[bytes], on_message: Callable[[Frames], None]) -> None:

@@ -16,6 +16,7 @@ from asid.judging import judge_run
 from asid.live import instance, leash
 from asid.live.daemon import Daemon
 from asid.live.room import check_file_size, start_failure
+from asid.signals import ENDINGS
 
 log = logging.getLogger("asid.daemon")
 
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     import setproctitle
 
     setproctitle.setproctitle(f"asid: daemon {options.instance}")
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for signum in ENDINGS:
         signal.signal(signum, daemon.on_signal)
     if options.leash >= 0:
         leash.hold(daemon.node, options.leash, lambda: daemon.on_signal(signal.SIGHUP, None))
@@ -90,7 +91,7 @@ def judge(daemon: Daemon) -> int:
         raise GivenUp(number)
 
     try:
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for signum in ENDINGS:
             signal.signal(signum, give_up)
         if daemon.signalled:  # after its loop had ended
             raise GivenUp(signal.Signals[daemon.signalled])

@@ -291,7 +291,7 @@ def amnesia(stack: ExitStack) -> None:
 
 
 def resync_said_once(stack: ExitStack) -> None:
-    put(stack, gate, "resync_again", lambda g, ht, inc: ())
+    put(stack, gate, "resync_again", lambda *_: ())
 
 
 def resync_waits_for_ever(stack: ExitStack) -> None:

@@ -181,6 +181,18 @@ class PlayedMachine(Parent):
         elif place[1] < 0:
             self.later(0, lambda: None)
 
+    def changes_until_bound(self, args: Any) -> None:
+        """A change of policy (ticket 1) up to its point of no return, within a second of the played clock."""
+        self.begin("policy.set", args, 1)
+        for _ in range(1_000):
+            for place in list(self.by_place):
+                if self.coming is None:
+                    self.reads(place)
+            if self.coming is not None:
+                return
+            self.pass_ns(MS, MS)
+        raise AssertionError(f"the change of policy is not bound: {self.answers}")
+
     def pass_ns(self, ns: int, step_ns: int = 10 * MS) -> None:
         """Let time pass for a daemon that runs; those it killed die."""
         until = self.node.now + ns

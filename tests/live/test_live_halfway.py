@@ -144,28 +144,17 @@ def test_a_vcpu_that_nobody_takes_goes_nowhere_and_can_be_given_again(rig):
     check_safe(daemon.stop(), "G1")
 
 
-def test_a_detach_of_two_is_of_both_or_of_none(rig):
+@pytest.mark.parametrize("take", ["detach", "unplug"])
+def test_what_is_taken_from_two_is_taken_from_both_or_none(rig, take):
     daemon = rig.start(machine(2))
     client = daemon.client()
     wait_progress(client)
     stopped = sleeping_at_the_gate(client)
-    refused_without_effect(client.detach, "c0")
-    os.kill(stopped, signal.SIGCONT)
-    client.gate_release("c0")
-    assert [h["vm"] for h in client.status()["cores"][0]["hts"]] == [1, 1]
-    wait_each_progresses(client)
-    check_safe(daemon.stop(), "G1")
-
-
-def test_an_unplug_of_two_is_of_both_or_of_none(rig):
-    daemon = rig.start(machine(2))
-    client = daemon.client()
-    wait_progress(client)
-    stopped = sleeping_at_the_gate(client)
-    refused_without_effect(client.unplug, "c0")
+    refused_without_effect(getattr(client, take), "c0")
     os.kill(stopped, signal.SIGCONT)
     client.gate_release("c0")
     wait_ready(client)
+    assert [h["vm"] for h in client.status()["cores"][0]["hts"]] == [1, 1]
     wait_each_progresses(client)
     check_safe(daemon.stop(), "G1")
 

@@ -58,12 +58,7 @@ def test_a_change_that_cannot_begin_is_undone_and_the_old_policy_goes_on(machine
 
 @pytest.mark.parametrize("silent", [H1, GATE])
 def test_past_the_point_of_no_return_a_silent_process_is_killed_and_the_gates_wait(machine, silent):
-    machine.begin("policy.set", NONE, 1)
-    while machine.coming is None:
-        for place in PLACES:
-            if machine.coming is None:
-                machine.reads(place)
-        machine.pass_ns(MS, MS)
+    machine.changes_until_bound(NONE)
     before = machine.by_place[silent]
     machine.settle(silent)
     assert machine.policy == "asi" and policies(machine) == [], "not in force before everybody has it"
@@ -89,12 +84,7 @@ def test_a_daemon_that_was_stopped_holds_its_pause_against_nobody(machine):
 
 
 def test_who_waits_too_long_is_told_that_it_goes_on(machine):
-    machine.begin("policy.set", NONE, 1)
-    while machine.coming is None:
-        for place in PLACES:
-            if machine.coming is None:
-                machine.reads(place)
-        machine.pass_ns(MS, MS)
+    machine.changes_until_bound(NONE)
     for actor in machine.by_place.values():
         actor.kill = lambda signum=9: None  # a death that takes its time
     machine.pass_ns(2 * PROCEDURE_NS)
@@ -282,12 +272,7 @@ def test_a_plug_goes_on_until_the_hyperthread_is_there(machine):
 
 
 def test_when_the_machine_stops_a_change_under_way_opens_no_gate(machine):
-    machine.begin("policy.set", NONE, 1)
-    while machine.coming is None:
-        for place in PLACES:
-            if machine.coming is None:
-                machine.reads(place)
-        machine.pass_ns(MS, MS)
+    machine.changes_until_bound(NONE)
     machine.operations.close()
     assert isinstance(machine.answers[1], NoAnswer)
     machine.settle()
