@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
@@ -20,8 +21,38 @@ from asid.live.instance import Endpoints
 S = 1_000_000_000
 
 
+# What the machine says of itself; events.fetch is answered by its arguments.
+LOOKS: dict[str, dict[str, Any]] = {
+    "status.get": {
+        "state": "ready",
+        "name": "t",
+        "policy": "asi",
+        "kick": "ack",
+        "seed": 7,
+        "started_ns": 0,
+        "run_dir": "/run",
+        "cores": [],
+    },
+    "ht.list": {"hts": []},
+    "vm.list": {"vms": []},
+    "gate.get": {"gates": [{"core": 0}, {"core": 1}]},
+    "stats.get": {"rows": []},
+    "hist.get": {"buckets": [], "n": 0},
+    "policy.list": {"policies": [{"name": "asi"}], "current": "asi", "kick": "ack"},
+    "config.get": {"config": {"name": "t"}},
+}
+
+# What it says of what it did; an injection says how much it took, every other operation what it changed.
+DEEDS: dict[str, dict[str, Any]] = {
+    "stop": {},
+    "gate.hold": {"cores": []},
+    "gate.release": {"cores": []},
+    "policy.set": {"old": "asi", "new": "none", "kick": "ack"},
+}
+
+
 class FakeMachine:
-    """Answers at once with `rets`, or defers when `defer` is set. Two cores of two hyperthreads."""
+    """Answers at once in the operation's form (or with `ret`), or later when `defer` is set. Two cores of two."""
 
     def __init__(self) -> None:
         self.now = 1_000 * S
@@ -44,13 +75,7 @@ class FakeMachine:
             return self.ret
         if op.startswith("inject."):
             return {"accepted": 1}
-        return {
-            "mark": {"seq": self.head},
-            "stop": {},
-            "gate.hold": {"cores": []},
-            "gate.release": {"cores": []},
-            "policy.set": {"old": "asi", "new": "none", "kick": "ack"},
-        }.get(op, {"changed": []})
+        return {"seq": self.head} if op == "mark" else DEEDS.get(op, {"changed": []})
 
     def query(self, op: str, args: Any) -> dict[str, Any]:
         if self.refusal is not None:
@@ -58,7 +83,7 @@ class FakeMachine:
         if op == "events.fetch":
             events = [{"seq": n, "data": {"text": "x" * 500}} for n in range(args.since, args.since + args.limit)]
             return {"events": events, "next": args.since + args.limit, "complete": True, "head": 10_000}
-        return self.ret or {"gates": [{"core": 0}, {"core": 1}], "hts": [], "vms": []}
+        return self.ret or copy.deepcopy(LOOKS[op])  # the server writes into some answers
 
     def cancel(self, ticket: int) -> None:
         self.cancelled.append(ticket)

@@ -28,6 +28,7 @@ from live_rig import (
     wait_until,
 )
 
+from asid import ops
 from asid.errors import Busy, Conflict, NoSuchObject
 from asid.live import sockets
 
@@ -286,6 +287,20 @@ def test_interrupts_and_deaths_add_up(rig):
     results = Counter(result for results in injections(run).values() for result in results)
     assert results["handled"] > 50 and results["lost"] >= 0
     assert all(len(results) == 1 for results in injections(run).values())
+
+
+def test_every_question_has_an_answer_in_its_declared_form(rig):
+    """At the start, when there is little to tell, and under load; a return in another form would be Internal."""
+    daemon = rig.start(machine(2))
+    client = daemon.client()
+    questions = [name for name, op in ops.OPS.items() if op.machine and not op.mutating]
+    needed = {"hist.get": {"what": "exit"}, "events.fetch": {"since": 1}}
+    for _ in range(2):
+        for name in questions:
+            reply = client.call(name, needed.get(name, {}))
+            assert set(reply.ret) >= set(ops.OPS[name].ret.__struct_fields__), name
+        wait_progress(client)
+    check_passes(daemon.stop())
 
 
 def test_what_does_not_exist_is_refused_and_nothing_happens(rig):
