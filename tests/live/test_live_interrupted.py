@@ -17,17 +17,25 @@ from live_rig import ROOT, machine, wait_until
 
 from asid.live import instance
 from asid.running import Daemon
+from asid.signals import ENDINGS
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(60, method="signal")]
 
 RUN = ["run", "configs/smt2.toml", "--duration", "60s"]
 
 
+def heed_signals() -> None:
+    """As in a terminal, whoever runs the tests: under nohup, or behind a shell's `&`, some would be ignored."""
+    for signum in ENDINGS:
+        signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
+
+
 def spawn(*arguments: str, code: str = "") -> subprocess.Popen[str]:
     head = ["-c", code] if code else ["-m", "asid"]
     return subprocess.Popen(
         [sys.executable, *head, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=heed_signals,
     )  # fmt: skip
 
 
