@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -29,6 +30,7 @@ EXAMPLES = """examples:
 
 BAR_WIDTH = 40
 FOREVER_NS = 2**63
+PATIENCE_S = 30  # for the end of a job, beyond twice its length
 
 Span = tuple[int, int, str, str]
 """(begin ns, end ns, mode, via)"""
@@ -100,6 +102,19 @@ def summary(exposed_ns: list[int], unit_ns: int, unit: str) -> str:
     return histogram([ns // unit_ns for ns in ordered], unit) + f"\n\nexposed {len(ordered)} x: {figures}"
 
 
+def wait_job(
+    client: asid.client.Client, job: str, events: asid.client.Events, seen: list[asid.client.Event], timeout_s: float
+) -> asid.client.Reply:
+    """Wait for the end of the job and read meanwhile: events that nobody reads are dropped after a while."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        seen += events.drain()
+        reply = client.call("job.wait", {"job": job, "timeout_ms": 100})
+        if reply["state"] != "running":
+            return reply
+    raise asid.client.NoAnswer(f"job {job} still runs", hint=f"Wait longer, or cancel it: job.cancel {job}")
+
+
 def main() -> int:
     args = parse()
     count = max(2, int(args.rate * args.duration))
@@ -109,12 +124,13 @@ def main() -> int:
             f"Sending {args.rate} NMIs a second to each of {args.target} for {args.duration:g} s... Ctrl-C ends early."
         )
         job = client.inject_nmi(args.target, count=count, rate_hz=args.rate)["job"]
+        seen: list[asid.client.Event] = []
         try:
-            done = client.wait_job(job, timeout_s=args.duration * 2 + 30)
+            done = wait_job(client, job, events, seen, timeout_s=args.duration * 2 + PATIENCE_S)
         except KeyboardInterrupt:
             done = client.call("job.cancel", {"job": job}, timeout_s=10)
-        events.wait_seq(done["seq"], timeout_s=30)
-        seen = events.drain()
+        events.wait_seq(done["seq"], timeout_s=PATIENCE_S)
+        seen += events.drain()
     unit_ns, unit = (1_000_000, "msecs") if args.milliseconds else (1_000, "usecs")
     print("\n" + summary(exposures_ns(seen, idle), unit_ns, unit))
     names = ("accepted", "handled", "merged", "lost")

@@ -4,7 +4,8 @@ Topics are `CLASS.cNNN.hNN.TYPE.` (`e.c000.h01.exit.`), so ZeroMQ filters by cla
 here. A subscription takes effect some time after it was made. Instead of waiting a while, the reader subscribes to a
 topic of its own, `y.sync.<token>.`: the daemon answers each subscription to `y.welcome.` or under `y.sync.` on that
 very topic with the number of its last record, `{"seq": N}`. Subscriptions of one reader arrive in order, so from there
-on nothing is missed for want of one. `y.bye.` with a reason is the daemon's last word.
+on nothing is missed for want of one. `y.bye.` with a reason is the daemon's last word. An answer is lossy, too: it is
+dropped while the queue of a reader that was away is full, so the reader asks anew until there is room for one.
 
 Telemetry may be dropped. Each event has a number in its topic (`tseq`): a jump is a gap, and what is missing is fetched
 from the journal, in order. What cannot be fetched becomes one event of type `gap`.
@@ -30,6 +31,7 @@ from asid import ops
 from asid.errors import AsidError, NoAnswer, NotRunning
 from asid.live import sockets
 
+SYNC_AGAIN_NS = 200_000_000  # an answer that has not come by then was dropped, or the host is slow: no harm in two
 POLL_SLICE_MS = 20  # a poll starts anew at every signal, so no single poll is trusted with a deadline
 WELCOME = b"y.welcome."
 BYE = b"y.bye."
@@ -137,7 +139,8 @@ class Events:
     def _join(self) -> None:
         deadline_ns = time.monotonic_ns() + int(self._timeout_s * 1e9)
         while WELCOME not in self._syncs:
-            self._pump(deadline_ns, "no welcome from the telemetry socket")
+            if not self._take() and not self._poll(deadline_ns):
+                raise self._no_answer("no welcome from the telemetry socket")
         head = self._sync(deadline_ns)
         self._ready.clear()  # what came before the subscriptions were all in place has holes
         first = head + 1 if self._since is None else self._since
@@ -146,15 +149,19 @@ class Events:
             self._backfill(first, head)
 
     def _sync(self, deadline_ns: int) -> int:
-        """Return a record number up to which everything wanted has arrived."""
-        topic = b"y.sync.%s." % secrets.token_hex(8).encode()
-        self._socket.setsockopt(zmq.SUBSCRIBE, topic)
-        try:
-            while topic not in self._syncs:
-                self._pump(deadline_ns, "no answer from the telemetry socket")
-        finally:
-            self._socket.setsockopt(zmq.UNSUBSCRIBE, topic)
-        return self._syncs.pop(topic)
+        """Return a record number up to which everything wanted has arrived or was dropped."""
+        while True:
+            topic = b"y.sync.%s." % secrets.token_hex(8).encode()
+            again_ns = min(deadline_ns, time.monotonic_ns() + SYNC_AGAIN_NS)
+            self._socket.setsockopt(zmq.SUBSCRIBE, topic)
+            try:
+                while self._take() or self._poll(again_ns):
+                    if topic in self._syncs:
+                        return self._syncs.pop(topic)
+            finally:
+                self._socket.setsockopt(zmq.UNSUBSCRIBE, topic)
+            if again_ns == deadline_ns or self.ended:
+                raise self._no_answer("no answer from the telemetry socket")
 
     # ---------------------------------------------------------------- reading
 
@@ -189,15 +196,18 @@ class Events:
         return events
 
     def wait_seq(self, seq: int, timeout_s: float = 5.0) -> None:
-        """Wait until every event up to `seq` is here to be read (see `drain`). Raise NoAnswer, NotRunning."""
+        """Wait until every event up to `seq` is here to be read (see `drain`). Raise NoAnswer, NotRunning.
+
+        What was dropped behind the last event that arrived shows as no jump; it is fetched here.
+        """
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         while self._seq < seq and not self.ended:
-            if self._sync(deadline_ns) >= seq:
-                return
+            head = self._sync(deadline_ns)
+            if self._seq < seq <= head:
+                self._backfill(self._seq + 1, head)
 
-    def _pump(self, deadline_ns: int, what: str) -> None:
-        if not self._take() and not self._poll(deadline_ns):
-            raise NoAnswer(what, state="the daemon has ended" if self.ended else "", hint="asid status")
+    def _no_answer(self, what: str) -> NoAnswer:
+        return NoAnswer(what, state="the daemon has ended" if self.ended else "", hint="asid status")
 
     def _poll(self, deadline_ns: int) -> bool:
         """Wait for a message a little; return False when the deadline has passed."""

@@ -159,7 +159,7 @@ class Server:
         self.orders = []
         self.strays = []
         self.silent = False
-        self.published = 0
+        self.syncs_lost = 0  # so many answers to a sync are dropped, as behind a full queue
         self._end = threading.Event()
         self._up = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -202,7 +202,9 @@ class Server:
             while self.orders:
                 self.orders.pop(0)()
             while (message := sockets.receive_nonblocking(self.tel)) is not None:
-                if message[0].startswith((b"\x01y.welcome.", b"\x01y.sync.")):
+                if message[0].startswith(b"\x01y.sync.") and self.syncs_lost:
+                    self.syncs_lost -= 1
+                elif message[0].startswith((b"\x01y.welcome.", b"\x01y.sync.")):
                     self.publish(message[0][1:].decode(), seq=self.desk.machine.head)
             self.desk.machine.now = time.monotonic_ns()
             replies = self.desk.control.expire(self.desk.machine.now)

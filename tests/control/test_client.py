@@ -100,6 +100,31 @@ def test_a_gap_that_cannot_be_fetched_is_said(client, server):
     assert events.lost == 1
 
 
+def test_a_sync_whose_answer_is_dropped_is_asked_for_again(client, server):
+    """A reader that was away has a full queue in front of it: what is published then does not reach it."""
+    with client.events("exit") as events:
+        server.do(lambda s: (setattr(s, "syncs_lost", 2), s.event("exit", 50, 1), s.event("ht.mode", 51, 1, lose=True)))
+        events.wait_seq(51)
+        assert events.next(0.01).seq == 50
+    assert server.syncs_lost == 0
+
+
+def test_what_was_dropped_last_is_fetched_too(client, server):
+    """No later event of its topic shows a jump."""
+
+    def query(op, args):
+        found = [{"seq": n, "tseq": n - 49, "topic": "e.c000.h00.exit.", "type": "exit"} for n in (51, 52)]
+        return {"events": [e for e in found if args.since <= e["seq"] <= args.until], "next": 53, "complete": True,
+                "head": 52}  # fmt: skip
+
+    server.desk.machine.query = query
+    with client.events("exit") as events:
+        server.do(lambda s: [s.event("exit", n, n - 49, lose=n > 50) for n in (50, 51, 52)])
+        events.wait_seq(52)
+        assert [event.seq for event in events.drain()] == [50, 51, 52]
+    assert (events.filled, events.lost) == (2, 0)
+
+
 def test_events_since_a_record_begin_in_the_journal(client, server):
     server.desk.machine.query = lambda op, args: {
         "events": [{"seq": n, "tseq": n, "topic": "e.c000.h00.exit.", "type": "exit"} for n in range(args.since, 42)],
