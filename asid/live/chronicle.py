@@ -1,7 +1,8 @@
 """What a hyperthread tells the journal: states before and after a step become records. It decides nothing.
 
 ENTER is not recorded, and neither are the short visits to ISOLATED of fast exits: a recorded GUEST interval spans
-them. Every other change of mode is stamped when it is performed, so the order of causes is the order of stamps.
+them. One that does not lead back to guest is recorded when that shows, with the stamp of its beginning. Every change of
+mode has the stamp of when it was performed, so the order of causes is the order of stamps.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Chronicle:
         self.dropped = 0  # frames that were no orders
         self.cause = 0
         self._was_guest = False  # the last look followed an interrupted guest
+        self._isolated_ns = 0  # when a fast exit left guest, while nothing but a way back to guest has followed
         self._wanted_ns = 0
         self._reason = ""
         self._asked_ns = time.monotonic_ns()
@@ -55,18 +57,26 @@ class Chronicle:
         new = after.mode
         if new is Mode.ENTER and self.mode is not Mode.GUEST:
             new = Mode.ISOLATED  # where a handler that interrupted an entry comes back to
-        if new is Mode.ENTER or new is self.mode:
-            return
-        if new is Mode.ISOLATED and not before.frames:
-            if before.todo[1:2] == (WORK,):
-                return
-            self._was_guest = before.phase is Phase.ENTERING and self.mode is Mode.GUEST
         if new is Mode.GUEST:
             self._was_guest = False
+            self._isolated_ns = 0
+        if new is Mode.ENTER or new is self.mode:
+            return
+        now = time.monotonic_ns()
+        if new is Mode.ISOLATED and not before.frames:
+            if before.todo[1:2] == (WORK,):
+                self._isolated_ns = now
+                return
+            self._was_guest = before.phase is Phase.ENTERING and self.mode is Mode.GUEST and not self._isolated_ns
+        if self._isolated_ns:
+            change = self._change(self.mode, Mode.ISOLATED, before.vm)
+            self.notebook.note("ht.mode", change, after.round, ts=self._isolated_ns)
+            self.mode, self._isolated_ns = Mode.ISOLATED, 0
+            if new is Mode.ISOLATED:
+                return
         via = ""
         if new is Mode.HOST:
             via = before.frames[-1].what.name.lower() if before.frames else _VIA[kick]
-        now = time.monotonic_ns()
         change = self._change(self.mode, new, before.vm, via)
         key = self.notebook.note("ht.mode", change, after.round, self.cause, ts=now)
         self.mode = new
@@ -79,6 +89,10 @@ class Chronicle:
         self._reason = reason
         self._wanted_ns = time.monotonic_ns()
         self.cause = self.notebook.last
+
+    def wants_guest(self) -> None:
+        """A halted vCPU was woken: its wait for the gate begins; its sleep was none."""
+        self._asked_ns = time.monotonic_ns()
 
     def looked(self, before: HyperthreadState, after: HyperthreadState, eyes: Eyes) -> None:
         """A look may find a kick, or a sibling that holds us, or that the one that held us is gone."""
@@ -108,7 +122,7 @@ class Chronicle:
         if after.session and not before.session:
             wait_ns = max(0, time.monotonic_ns() - self._asked_ns)
             self.notebook.note("gate.wait", {"wait_ns": wait_ns, "vm": after.vm}, after.round, cause)
-        elif after.phase is Phase.ASKING:
+        elif after.phase is Phase.ASKING and before.phase is not Phase.ASKING:  # asking again begins no new wait
             self._asked_ns = time.monotonic_ns()
 
     def full_exit(self, event: Exit, round_: int) -> None:

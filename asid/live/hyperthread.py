@@ -168,6 +168,8 @@ class Hyperthread:
             self.trap(step_name(action, before.frames[-1].what.name if before.frames else ""))
         event = core.PERFORMED
         if do is core.DO_SET_MODE:
+            if action.a is core.MODE_ENTER and self.vcpu.unfinished and not self.vcpu.handles():
+                return
             self.words[self.own + MODE] = int(action.a) | before.vm << 8  # type: ignore[arg-type]
             if action.a is core.MODE_ENTER:
                 self.page.fence()
@@ -191,8 +193,8 @@ class Hyperthread:
         elif do is Do.SET_DEPTH:
             self.words[self.own + DEPTH] = int(action.a)  # type: ignore[arg-type]
             self.page.fence()
-        else:
-            self.work(before)
+        elif not self.work(before):
+            return
         self.step(event)
         if do is core.DO_SET_MODE:
             self.chronicle.mode_set(before, self.state, self.spec.kick)
@@ -221,12 +223,12 @@ class Hyperthread:
             return None
         return max(0, words[own + INSNS] - words[own + KICK_INSNS])  # below 0: the one in flight was taken back
 
-    def work(self, state: HyperthreadState) -> None:
-        """A handler's own time: an NMI's, a #MC's, or that of a fast exit."""
-        if state.frames:
-            self.spin(HANDLER_NS)
-        else:
-            self.vcpu.fast_exit()
+    def work(self, state: HyperthreadState) -> bool:
+        """A handler's own time: an NMI's, a #MC's, or that of a fast exit. Return whether it has passed."""
+        if not state.frames:
+            return self.vcpu.handles()
+        self.spin(HANDLER_NS)
+        return True
 
     def spin(self, ns: int) -> None:
         until = time.monotonic_ns() + ns
@@ -271,14 +273,17 @@ class Hyperthread:
         else:
             self.waiting()
 
+    def kicked(self) -> bool:
+        """Whether a kick of the gate is not answered yet."""
+        return bool(self.words[self.own + REQUEST] != self.state.answered)
+
     def interrupted(self) -> bool:
         """Whether an NMI or #MC waits to be taken."""
         return self.words[self.own + NMI] != self.nmis or self.words[self.own + MCE] != self.mces
 
     def waiting(self) -> None:
         """Nothing to do but to be told: orders, doorbells, time-outs."""
-        phase, state = self.state.phase, self.state
-        kicked = self.words[self.own + REQUEST] != state.answered
+        phase, kicked = self.state.phase, self.kicked()
         if phase is Phase.HELD:
             if kicked or not self.page.holders(self.siblings):
                 self.step(core.DOORBELL)
@@ -290,6 +295,7 @@ class Hyperthread:
         due = None
         if phase is Phase.HALTED:
             if self.vcpu.wakes(now):
+                self.chronicle.wants_guest()
                 self.step(core.RUNNABLE)
                 return
             due = self.vcpu.until_ns

@@ -36,6 +36,9 @@ class Vcpu:
         self.number = ht.birth.vcpu[1]  # among the vCPUs of its VM
         self.source: Source | None = None
         self.exit: Exit | None = None  # the next exit of the source, or the one being handled
+        self.unfinished = False  # the handler of a fast exit has begun: `left_ns` of it are still to come
+        self.left_ns = 0
+        self.took_ns = 0  # of the handler, so far
         self.exhausted = False  # the source has no more exits
         self.injected: deque[list[Any]] = deque()  # [id, Exit, to be done, refused]
         self.from_injection = False
@@ -46,6 +49,7 @@ class Vcpu:
         """Begin with another VM's guest; 0 for none. What was injected stays, until it is refused or runs here."""
         self.source = self.make_source(vm) if vm else None
         self.exit = None
+        self.unfinished = False
         self.from_injection = False
         self.exhausted = False
         if not vm:
@@ -184,21 +188,34 @@ class Vcpu:
             self.exit = None
         return done
 
-    def fast_exit(self) -> None:
-        """The handler of a fast exit: its service time passes here, in the isolated address space."""
+    def handles(self) -> bool:
+        """The handler of a fast exit: its service time passes here, in the isolated address space.
+
+        Return False when an NMI or #MC is to be let in first. A kick of the gate ends it, too: then the lease goes
+        back, and the rest of the handler comes after the next admission, in front of the guest.
+        """
         event = self.exit
         if event is None:
-            return
+            return True
         ht = self.ht
+        if not self.unfinished:
+            self.unfinished, self.left_ns, self.took_ns = True, event.service_ns, 0
         begin_ns = self.now_ns()
-        until = begin_ns + event.service_ns
-        if event.service_ns <= SPIN_NS_MAX:
-            ht.spin(event.service_ns)
+        until = begin_ns + self.left_ns
+        if self.left_ns <= SPIN_NS_MAX:
+            ht.spin(self.left_ns)
         else:
-            while self.now_ns() < until and not ht.interrupted():
+            while self.now_ns() < until and not ht.interrupted() and not ht.kicked():
                 ht.node.turn(until)
-        ht.chronicle.tally.add(event.reason, event.isa, 1, max(1, self.now_ns() - begin_ns))
+        now = self.now_ns()
+        self.took_ns += now - begin_ns
+        self.left_ns = max(0, until - now)
+        if self.left_ns:
+            return ht.kicked()
+        ht.chronicle.tally.add(event.reason, event.isa, 1, max(1, self.took_ns))
+        self.unfinished = False
         self.exit_over()
+        return True
 
     def exit_over(self) -> None:
         if self.from_injection:

@@ -137,7 +137,11 @@ class OneHyperthread:
 
     def records(self) -> list[tuple[str, dict[str, Any]]]:
         """(type, data) of what was noted since the last call."""
-        return [(item[2], item[7]) for item in map(msgpack.unpackb, self._reader.take(10**6))]
+        return [(kind, data) for _, kind, data in self.stamped()]
+
+    def stamped(self) -> list[tuple[int, str, dict[str, Any]]]:
+        """(stamp, type, data), in order of writing."""
+        return [(item[1], item[2], item[7]) for item in map(msgpack.unpackb, self._reader.take(10**6))]
 
     def modes(self) -> list[str]:
         return [f"{data['old']}-{data['new']}" for kind, data in self.records() if kind == "ht.mode"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from asid.live.node import Node
 from asid.live.page import DEPTH, FLAG, INSNS, KICK_NUMBER, MCE, MODE, NMI, PENDING, base_of
 
 FAST = Exit(0, "MSR_WRITE", "vmx", 0, False)
+LONG_NS = 20_000_000
+LONG_FAST = Exit(0, "APIC_WRITE", "vmx", LONG_NS, False)
 SLOW_FAST = Exit(0, "CPUID", "vmx", 2_000, False)
 FULL = Exit(0, "IO_INSTRUCTION", "vmx", 1_000, True)
 HLT = Exit(0, "HLT", "vmx", 0, True, 1_000)
@@ -117,6 +120,87 @@ def test_a_halted_vcpu_asks_again_when_it_wakes(one):
         one.ht.waiting()
     one.settle()
     assert (one.ht.state.phase, one.ht.state.want) == (Phase.ASKING, Want.ASK)
+
+
+def test_the_sleep_of_a_halted_vcpu_is_no_wait_for_the_gate(one):
+    one.enter()
+    leaves(one, Exit(0, "HLT", "vmx", 0, True, 30_000_000))
+    works(one)
+    woken_ns = 0
+    while one.ht.state.phase is Phase.HALTED:
+        woken_ns = time.monotonic_ns()
+        one.ht.waiting()
+    one.settle()
+    one.records()
+    one.order(Bid.ADMIT, vm=1)
+    [wait_ns] = [data["wait_ns"] for kind, data in one.records() if kind == "gate.wait"]
+    assert 0 < wait_ns <= time.monotonic_ns() - woken_ns
+
+
+def test_asking_again_begins_no_new_wait_for_the_gate(one):
+    """A grant that crossed a kick is dropped, and a coordinator that comes back is told: the wait goes on."""
+    one.settle()
+    one.order(Bid.ATTACH, vm=1)
+    asked_ns = time.monotonic_ns()
+    one.kick(1)
+    one.ht.waiting()
+    one.settle()
+    one.order(Bid.ADMIT, vm=1)
+    assert one.ht.state.phase is Phase.ASKING, "that grant was void"
+    one.order(Bid.RESYNC, coord=2)
+    told_ns = time.monotonic_ns()
+    one.order(Bid.ADMIT, vm=1, coord=2)
+    assert one.ht.state.phase is Phase.GUEST
+    [wait_ns] = [data["wait_ns"] for kind, data in one.records() if kind == "gate.wait"]
+    assert wait_ns >= told_ns - asked_ns
+
+
+def handles(one: OneHyperthread, meanwhile: Any) -> None:
+    """A long fast exit, from guest on; `meanwhile` is called once, in front of its handler."""
+    pending = [meanwhile]
+    one.between = lambda action: pending.pop()() if action == core.WORK and pending else None
+    one.ht.vcpu.exit = LONG_FAST
+    one.ht.vcpu.exits(LONG_FAST)
+    one.settle()
+    one.between = None
+
+
+def test_a_kick_ends_the_handler_of_a_fast_exit_and_the_rest_comes_before_the_guest(one):
+    """In isolated mode a lease is just handed back; who waits for it need not wait for the handler."""
+    one.enter()
+    one.reports()
+    handles(one, lambda: one.kick(1))
+    [report] = one.reports()
+    assert (report.said, report.answered, report.mode, report.want) == (Said.ANSWER, 1, Mode.PARKED, Want.ASK)
+    one.ht.chronicle.flush(1)
+    assert [kind for kind, _ in one.records() if kind == "exit"] == [], "it is not over"
+    insns = one.insns
+    one.order(Bid.ADMIT, vm=1)
+    assert (one.ht.state.phase, one.insns) == (Phase.GUEST, insns)
+    one.ht.chronicle.flush(1)
+    [exit_] = [data for kind, data in one.records() if kind == "exit"]
+    assert (exit_["reason"], exit_["n"], exit_["full"]) == ("APIC_WRITE", 1, False)
+    assert exit_["sum_ns"] >= LONG_NS, "all of its service time has passed, in two parts"
+
+
+@pytest.mark.parametrize("field", [NMI, MCE])
+def test_an_interrupt_is_let_into_the_handler_of_a_fast_exit_and_nothing_of_it_is_lost(one, field):
+    one.enter()
+    one.records()
+    node, turn = one.ht.node, one.ht.node.turn
+
+    def interrupted(due: int | None = None) -> bool:
+        node.turn = turn
+        one.interrupt(field)
+        return False
+
+    handles(one, lambda: setattr(node, "turn", interrupted))
+    assert one.ht.state.phase is Phase.GUEST
+    one.ht.chronicle.flush(1)
+    records = one.records()
+    assert [kind for kind, _ in records].count("intr") == 1
+    [exit_] = [data for kind, data in records if kind == "exit"]
+    assert exit_["n"] == 1 and exit_["sum_ns"] >= LONG_NS
 
 
 def test_a_kick_is_answered_in_guest_and_the_lease_is_gone(one):
@@ -283,6 +367,29 @@ def test_a_request_without_an_answer_is_made_again_under_a_new_number(one, phase
 
 
 # --- what is written down ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["held", "kicked", "nmi"])
+def test_a_fast_exit_that_does_not_lead_back_to_guest_ends_guest_when_it_began(one, why):
+    """Else its handler would count as time in guest, beside a sibling in HOST as exposure."""
+    one.enter()
+    one.records()
+    seen_ns = []
+
+    def meanwhile() -> None:
+        seen_ns.append(time.monotonic_ns())
+        if why == "held":
+            one.words[base_of(2) + DEPTH] = 1
+        elif why == "kicked":
+            one.kick(1)
+        else:
+            one.interrupt()
+
+    handles(one, meanwhile)
+    changes = [(ts, data["old"], data["new"]) for ts, kind, data in one.stamped() if kind == "ht.mode"]
+    assert changes[0][1:] == ("GUEST", "ISOLATED")
+    assert changes[0][0] <= seen_ns[0]
+    assert [ts for ts, _, _ in changes] == sorted(ts for ts, _, _ in changes)
 
 
 def test_a_leave_in_records(one):
