@@ -138,7 +138,8 @@ class VmListRet(Ret, frozen=True):
 
 
 class GateGetRet(Ret, frozen=True):
-    """A map a core: core, round, open, vm, phase, waiting, holder (client name or empty), held_ns."""
+    """A map a core: core, round, open, vm (that has the core; 0: none, or several under `none`), phase, waiting, holder
+    (client name or empty), held_ns."""
 
     gates: list[dict[str, Any]]
 

@@ -41,14 +41,14 @@ class Excuses:
         self._visits = [row for row in intervals if row.mode == "HOST"]
         self._of_all: list[Span] | None = None
         self._of_asks: list[Span] = []
-        self._turns: list[tuple[int, int]] = []  # (from when, whose)
+        self._turns: list[tuple[int, int]] = []  # (from when, whose room)
 
     def unexcused_ns(self, kind: str, ht: int, vm: int, start: int, end: int) -> int:
         """Return how long of [start, end) nothing excuses."""
         if self._of_all is None:
             self._of_all = self._gaps() + self._fences() + stalls_of(self._history, self._number)
             self._of_asks = self._holds()
-            self._turns = [(row.ts, row.vm) for row in self._core.gate if row.kind == "gate.turn"]
+            self._turns = [(row.ts, row.number) for row in self._core.gate if row.kind == "gate.turn"]
         spans = list(self._of_all)
         if kind == "ask":
             spans += self._of_asks

@@ -165,7 +165,7 @@ class History:
         core.last_ts[-1] = record.ts
         ht = -1 if kind in GATE_KINDS_OF_CORE else record.ht
         get = data.get
-        number = get("number", 0) or get("req", 0)
+        number = get("number", 0) or get("req", 0) or get("room", 0)
         row = GateRow(
             record.ts, record.seq, kind, ht, record.round, get("inc", 0), get("vm", 0), get("mode", ""), number
         )

@@ -19,7 +19,7 @@ class ModeRow(NamedTuple):
 
 
 class GateRow(NamedTuple):
-    """One gate.* record. number: the kick's or the request's; number, inc, vm, mode: 0 or empty where there is none."""
+    """One gate.* record. number: of kick, request or room; number, inc, vm, mode: 0 or empty where there is none."""
 
     ts: int
     seq: int

@@ -157,7 +157,12 @@ _CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     ("gate.bye", "coordinator", "", "a hyperthread goes away in order"),
     ("gate.close", "coordinator", "", "the gate closed"),
     ("gate.open", "coordinator", "", "the gate opened"),
-    ("gate.turn", "coordinator", "vm:int", "the core goes to this VM"),
+    (
+        "gate.turn",
+        "coordinator",
+        "vm:int room:int",
+        "the core goes to this VM; room is whose turn it is: the VM's, with nosmt a hyperthread's plus 1, with none 1",
+    ),
     ("gate.fence", "coordinator", "inc:int", "a hyperthread did not answer: it is to be killed"),
     ("gate.dead", "coordinator", "inc:int", "the gate was told of a confirmed death"),
     ("gate.hold", "coordinator", "by:str", "a client holds the gate closed"),

@@ -21,7 +21,7 @@ from asid.core.policy import make_policy
 from asid.live import sockets
 from asid.live.ahead import QUIET_NS, Ahead, likely_of_gate
 from asid.live.birth import Birth
-from asid.live.gate_chronicle import Note, notes_of
+from asid.live.gate_chronicle import Note, notes_of, vm_of
 from asid.live.link import Link
 from asid.live.node import Frames, Node, ParentGone, prepare_child, ring_doorbell
 from asid.live.notebook import Notebook
@@ -212,7 +212,7 @@ class Coordinator:
             "round": g.round,
             "open": g.open,
             "held": g.held,
-            "turn": g.turn,
+            "vm": vm_of(self.spec, g),
             "members": [
                 {"ht": ht, "belief": m.belief.name, "want": m.want.name, "kicked": m.kicked, "vm": m.attached}
                 for ht, m in enumerate(g.members)

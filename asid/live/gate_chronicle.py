@@ -1,4 +1,4 @@
-"""What a coordinator tells the journal: a decision of its gate becomes records. It decides nothing, and is pure.
+"""What a coordinator tells of its gate: its decisions as records, and whose the core is. Pure, and decides nothing.
 
 The records of a decision are stamped and written before any of it is performed, in the order given here: what was told,
 the gate's own change, what is granted.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from asid.core.events import Action, Bid, Do, Mode, Order, Report, Said, Want
-from asid.core.gate import Belief, Ev, Event, GateState
+from asid.core.gate import Belief, Ev, Event, GateState, Rooms, Spec
 
 
 class Note(NamedTuple):
@@ -42,7 +42,7 @@ def notes_of(before: GateState, event: Event, after: GateState, actions: tuple[A
     elif after.open and after.round != before.round:
         notes.append(Note("gate.open", {}, after.round))
     if after.turn != before.turn:
-        notes.append(Note("gate.turn", {"vm": after.turn}, after.round))
+        notes.append(Note("gate.turn", {"vm": _admitted(after, actions), "room": after.turn}, after.round))
     for action in actions:
         if action.do is Do.ORDER:
             order = action.a
@@ -53,6 +53,22 @@ def notes_of(before: GateState, event: Event, after: GateState, actions: tuple[A
             elif order.bid is Bid.GRANT:
                 notes.append(Note("gate.grant", {"req": order.req}, order.round, order.ht))
     return notes
+
+
+def _admitted(after: GateState, actions: tuple[Action, ...]) -> int:
+    """Return the VM whose admission made it the turn of its room: a room's number may be a hyperthread's."""
+    orders = [action.a for action in actions if isinstance(action.a, Order) and action.a.bid is Bid.ADMIT]
+    return next((order.vm for order in orders if after.members[order.ht].room == after.turn), 0)
+
+
+def vm_of(spec: Spec, g: GateState) -> int:
+    """Return the VM that has the core: that of its leases, else the one whose turn it is; 0 for none or several."""
+    vms = {m.vm for m in g.members if m.belief is Belief.SESSION}
+    if vms:
+        return vms.pop() if len(vms) == 1 else 0
+    if spec.rooms is Rooms.HYPERTHREAD and g.turn:
+        return g.members[g.turn - 1].attached
+    return g.turn if spec.rooms is Rooms.VM else 0
 
 
 def _told(before: GateState, r: Report, round_: int) -> list[Note]:

@@ -114,7 +114,7 @@ class Queries:
                     "core": core,
                     "round": self.daemon.words(core)[ROUND],
                     "open": bool(seen.get("open", False)),
-                    "vm": seen.get("turn", 0),
+                    "vm": seen.get("vm", 0),
                     "phase": "silent" if core in silent else phase_of(seen),
                     "waiting": [f"c{core}h{m['ht']} {m['want'].lower()}" for m in members if m["want"] != "NONE"],
                     "members": members,

@@ -49,7 +49,9 @@ class Tale:
 
     def gate(self, us: float, kind: str, ht: int = -1, **data: Any) -> int:
         """gate.*; an admission that nobody asked for yet is asked for first, at the same moment."""
-        if kind == "ask":
+        if kind == "turn":
+            data.setdefault("room", data["vm"])
+        elif kind == "ask":
             self._asked[ht] = data["req"]
         elif kind == "admit" and self._asked.pop(ht, None) != data["req"]:
             self.say(us, "gate.ask", 0, ht, self.round, vm=data["vm"], req=data["req"])

@@ -108,7 +108,7 @@ def test_another_vm_has_the_core_once_before_it_is_ones_own_turn(tale):
 def test_with_nosmt_the_turns_are_those_of_hyperthreads():
     tale = Tale(policy="nosmt")
     tale.gate(10, "ask", 0, req=1, vm=1)
-    tale.gate(20, "turn", vm=2)  # of c0h1, which is of the same VM
+    tale.gate(20, "turn", vm=1, room=2)  # of c0h1, which is of the same VM
     tale.gate(6 * SECOND, "admit", 0, vm=1, req=1, inc=1)
     assert tale.end(6 * SECOND + 10).finding("L2").broken == 0
 

@@ -6,9 +6,9 @@ import pytest
 
 from asid.core import gate
 from asid.core.events import Bid, Mode, Report, Said, Want
-from asid.core.gate import Belief, Ev, Event, GateState, Member, Spec
+from asid.core.gate import Belief, Ev, Event, GateState, Member, Rooms, Spec
 from asid.core.record import Record, fault_of
-from asid.live.gate_chronicle import Note, notes_of
+from asid.live.gate_chronicle import Note, notes_of, vm_of
 
 SPEC = Spec()
 LEASE = Member(inc=1, belief=Belief.SESSION, attached=1, room=1, req=2, vm=1, granted=-1, kicks=7)
@@ -21,8 +21,8 @@ def report(
     return Report(said, ht, 1, 1, 4 if lease else 0, req, want, False, mode, 1, lease, lease, answered)
 
 
-def told(state: GateState, event: Event) -> tuple[GateState, list[Note]]:
-    after, actions = gate.step(SPEC, state, event)
+def told(state: GateState, event: Event, spec: Spec = SPEC) -> tuple[GateState, list[Note]]:
+    after, actions = gate.step(spec, state, event)
     return after, notes_of(state, event, after, actions)
 
 
@@ -73,8 +73,39 @@ def test_the_core_going_to_another_vm_is_a_turn():
     state = OPEN._replace(open=False, turn=1, members=(parked, parked._replace(attached=0)))
     ask = report(Said.ASK, 0, Want.ASK, Mode.PARKED)._replace(vm=2)
     _, notes = told(state, Event(Ev.REPORT, ask))
-    assert Note("gate.turn", {"vm": 2}, 5) in notes
+    assert Note("gate.turn", {"vm": 2, "room": 2}, 5) in notes
     assert [note.kind for note in notes] == ["gate.ask", "gate.open", "gate.turn", "gate.admit"]
+
+
+def test_the_turn_of_a_hyperthread_is_told_with_its_vm():
+    """One VM under `nosmt`: it is h1's turn, which is room 2. There is no vm2."""
+    nosmt = Spec(Rooms.HYPERTHREAD)
+    parked = Member(inc=1, belief=Belief.PARKED, attached=1)
+    state = OPEN._replace(open=False, turn=1, members=(parked, parked))
+    state, notes = told(state, Event(Ev.REPORT, report(Said.ASK, 1, Want.ASK, Mode.PARKED, req=4)), nosmt)
+    assert Note("gate.turn", {"vm": 1, "room": 2}, 5) in notes
+    assert (state.turn, vm_of(nosmt, state)) == (2, 1)
+    state, _ = told(state, Event(Ev.REPORT, report(Said.LEAVE, 1, Want.LEAVE, Mode.ISOLATED, lease=True)), nosmt)
+    assert vm_of(nosmt, state) == 1, "it keeps its turn while it is in HOST"
+
+
+@pytest.mark.parametrize(
+    ("rooms", "vms", "turn", "vm"),
+    [
+        (Rooms.VM, (3, 3), 3, 3),
+        (Rooms.HYPERTHREAD, (0, 3), 2, 3),
+        (Rooms.ALL, (3, 3), 1, 3),
+        (Rooms.ALL, (3, 2), 1, 0),  # everybody's
+        (Rooms.VM, (0, 0), 3, 3),
+        (Rooms.HYPERTHREAD, (0, 0), 1, 7),
+        (Rooms.ALL, (0, 0), 1, 0),
+        (Rooms.HYPERTHREAD, (0, 0), 0, 0),
+    ],
+)
+def test_which_vm_has_the_core(rooms, vms, turn, vm):
+    """The one that holds leases, 0 for the place of each that holds none; else the one whose turn it is."""
+    members = tuple(LEASE._replace(vm=n) if n else Member(inc=1, belief=Belief.PARKED, attached=7) for n in vms)
+    assert vm_of(Spec(rooms), OPEN._replace(members=members, turn=turn)) == vm
 
 
 @pytest.mark.parametrize("said", [said for said in Said if said is not Said.READY])

@@ -77,6 +77,20 @@ def test_the_policy_changes_under_load_and_no_guarantee_breaks_on_the_way(rig, s
     assert words == ["gate.hold", "gate.hold", "policy", "gate.release", "gate.release"] * len(ways)
 
 
+def test_under_nosmt_a_turn_is_a_hyperthreads_and_its_vm_is_a_vm(rig):
+    daemon = rig.start(machine(2, policy={"name": "nosmt"}))
+    client = daemon.client()
+    seen = set()
+    for _ in range(10):
+        wait_progress(client, leaves=5)
+        seen.add(client.call("gate.get")["gates"][0]["vm"])
+    run = daemon.stop()
+    check_passes(run, "G1", "G2", "L2")
+    assert seen == {1}
+    turns = [record.data for record in run.records() if record.type == "gate.turn"]
+    assert {turn["vm"] for turn in turns} == {1} and {turn["room"] for turn in turns} == {1, 2}
+
+
 def test_the_way_to_none_and_back_ends(rig):
     """Under `none` nobody tells the gate anything; it must still find out when nobody holds a lease. And back means
     back: what `none` may do is over with the record of the next change."""
