@@ -145,14 +145,15 @@ class GateGetRet(Ret, frozen=True):
 
 
 class StatsGetRet(Ret, frozen=True):
-    """A map per hyperthread, VM and exit reason: n, full, sum_ns, min_ns, max_ns, hist."""
+    """A map per hyperthread, VM and exit reason: n, full, sum_ns, min_ns, max_ns, hist. `totals` are of the targets: an
+    exposure is of the hyperthread that was in guest, the death of a coordinator of its core as a whole."""
 
     rows: list[dict[str, Any]]
     totals: dict[str, Any] = {}
 
 
 class HistGetArgs(Args, frozen=True):
-    """Which distribution of which hyperthreads."""
+    """Which distribution of which hyperthreads; `reason` is for exits."""
 
     what: Literal["exit", "leave", "gate.wait", "exposure"]
     target: Target = "c*"
@@ -160,7 +161,8 @@ class HistGetArgs(Args, frozen=True):
 
 
 class HistGetRet(Ret, frozen=True):
-    """Buckets `[bucket, count]` with bucket = int(4 * log2(ns)), summed over the targets."""
+    """Buckets `[bucket, count]` with bucket = int(4 * log2(ns)), summed over the targets. An exposure is of the
+    hyperthread that was in guest."""
 
     buckets: list[tuple[int, int]]
     n: int

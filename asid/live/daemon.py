@@ -339,8 +339,8 @@ class Daemon(Parent):
         self.drain()
         self.journal.sync()
         self.journal.close()
-        document = {"schema": "stats/1", **self.merge.stats.as_map(), "exposure": self.merge.exposure.as_map()}
-        document["counters"] = self.counters
+        stats = self.merge.stats.as_map()
+        document = {"schema": "stats/1", **stats, "exposure": stats["totals"]["exposure"], "counters": self.counters}
         self.run_dir.write_json("stats.json", document)
         self.run_dir.end(self._stop_reason)
 

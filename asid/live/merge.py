@@ -17,7 +17,6 @@ import msgpack
 
 from asid.core.record import NO_CORE, NO_HT, Record, topic_of
 from asid.live.journal import JournalWriter
-from asid.report.exposure import ExposureFold
 from asid.report.stat import StatFold
 
 TAKE_MAX: Final = 256  # records of one ring in one drain: neither the other rings nor the daemon's clients wait long
@@ -36,7 +35,6 @@ class Merge:
         self.publish = publish
         self.seq = 0
         self.stats = StatFold()
-        self.exposure = ExposureFold()
         self.listeners: list[Callable[[Record], None]] = []
         self._tseq: dict[str, int] = {}
         self._seqs: dict[int, int] = {}
@@ -71,7 +69,6 @@ class Merge:
         self.journal.append(records, sync=urgent)
         for record in records:
             self.stats.add(record)
-            self.exposure.add(record)
             for listener in self.listeners:
                 listener(record)
         self.publish(records)

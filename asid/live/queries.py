@@ -13,6 +13,7 @@ from asid import optypes as t
 from asid.core.events import Mode
 from asid.core.policy import NAMES, make_policy
 from asid.core.record import as_map, topic_of
+from asid.errors import BadArgument
 from asid.live.children import Place
 from asid.live.page import INSNS, MCE, MODE, NMI, ROUND, base_of, interrupt_parts
 from asid.targets import resolve
@@ -124,25 +125,26 @@ class Queries:
             )
         return {"gates": gates}
 
+    def _writers(self, target: str) -> frozenset[Place]:
+        """Return the places whose records are of the target; a coordinator's are when its core is, as a whole."""
+        places = set(self.resolve(target))
+        for core in {core for core, _ in places}:
+            if all((core, ht) in places for ht in range(self.daemon.config.machine.smt)):
+                places.add((core, -1))
+        return frozenset(places)
+
     def query_stats_get(self, args: t.TargetArgs) -> dict[str, Any]:
         self.daemon.drain()
-        document = self.daemon.merge.stats.as_map()
-        places = set(self.resolve(args.target))
-        rows = [row for row in document["rows"] if (row["core"], row["ht"]) in places]
-        return {"rows": rows, "totals": document["totals"]}
+        return self.daemon.merge.stats.as_map(self._writers(args.target))
 
     def query_hist_get(self, args: t.HistGetArgs) -> dict[str, Any]:
-        places = frozenset(self.resolve(args.target))
-        if args.what == "exposure":
-            found = self.daemon.merge.exposure.as_map()
-            return {
-                "buckets": found.get("hist", []),
-                "n": found.get("count", 0),
-                "min_ns": found.get("min_ns", 0),
-                "max_ns": found.get("max_ns", 0),
-            }
-        row = self.daemon.merge.stats.histogram(args.what, args.reason, places).as_map()
-        return {"buckets": row["hist"], "n": row["n"], "min_ns": row["min_ns"], "max_ns": row["max_ns"]}
+        if args.reason and args.what != "exit":
+            raise BadArgument(
+                f"a reason for {args.what}", where="hist.get: args.reason", allowed="with what = exit",
+                hint="Leave it out.",
+            )  # fmt: skip
+        found = self.daemon.merge.stats.distribution(args.what, args.reason, self._writers(args.target)).as_map()
+        return {"buckets": found["hist"], "n": found["n"], "min_ns": found["min_ns"], "max_ns": found["max_ns"]}
 
     def query_policy_list(self, args: t.Args) -> dict[str, Any]:
         rows = []

@@ -1,15 +1,17 @@
 """Exposure while the run goes on: how long a sibling was in guest beside an NMI, a #MC or a `send` leave.
 
 The audit measures the same from the whole journal; this one keeps a little of each hyperthread's past, so that the
-daemon can say it at any moment. An overlap is counted once, when the second of its two intervals ends.
+daemon can say it at any moment. An overlap is counted once, when the second of its two intervals ends, and for the
+hyperthread that was in guest.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from collections.abc import Container
 
-from asid.core.record import Record, bucket_of, percentile
+from asid.core.record import Record
+from asid.report.sums import Place, Sums
 
 INVOLUNTARY = frozenset({"nmi", "mce", "send"})
 PAST_KEPT = 4096  # intervals of one hyperthread; a guest that nobody kicks may outlast many NMIs of its sibling
@@ -19,14 +21,12 @@ HOST = 1
 
 
 class ExposureFold:
-    """Feed it the records of a run in the order of the journal; read `as_map` at any time."""
+    """Feed it the records of a run in the order of the journal; read `sums` at any time."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.max_ns = 0
-        self.hist: dict[int, int] = {}
+        self._sums: dict[Place, Sums] = {}  # by the hyperthread in guest
         # (core, ht) -> (start, GUEST or HOST) of the stay that counts, absent for all other modes.
-        self._now: dict[tuple[int, int], tuple[int, int]] = {}
+        self._now: dict[Place, tuple[int, int]] = {}
         # core -> ht -> (end, start, GUEST or HOST), by end
         self._past: dict[int, dict[int, deque[tuple[int, int, int]]]] = {}
 
@@ -57,21 +57,10 @@ class ExposureFold:
                     break
                 ns = min(end, other_end) - max(start, other_start)
                 if other_kind != kind and ns > 0:
-                    self._count(ns)
+                    exposed = record.ht if kind == GUEST else ht
+                    self._sums.setdefault((record.core, exposed), Sums()).add_one(ns)
         hts.setdefault(record.ht, deque(maxlen=PAST_KEPT)).append((end, start, kind))
 
-    def _count(self, ns: int) -> None:
-        self.count += 1
-        self.max_ns = max(self.max_ns, ns)
-        bucket = bucket_of(ns)
-        self.hist[bucket] = self.hist.get(bucket, 0) + 1
-
-    def as_map(self) -> dict[str, Any]:
-        """Return count, p50_ns, p99_ns and max_ns."""
-        pairs = list(self.hist.items())
-        return {
-            "count": self.count,
-            "p50_ns": min(self.max_ns, percentile(pairs, 50)),
-            "p99_ns": min(self.max_ns, percentile(pairs, 99)),
-            "max_ns": self.max_ns,
-        }
+    def sums(self, places: Container[Place] | None = None) -> Sums:
+        """Return the exposure of these hyperthreads, of all by default."""
+        return Sums().add_all(own for place, own in self._sums.items() if places is None or place in places)

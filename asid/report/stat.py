@@ -7,132 +7,120 @@ stats.json holds. `stat_lines` draws either, and knows nothing of where it came 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
-from asid.core.record import BUCKETS_PER_OCTAVE, Record, add_hist, bucket_of, hist_pairs, percentile
+from asid.core.record import BUCKETS_PER_OCTAVE, Record, percentile
 from asid.report.exposure import ExposureFold
+from asid.report.sums import Place, Sums
 from asid.units import format_ns
 
 BYS = ("reason", "core", "ht", "vm")
 _HEADINGS = {"reason": "VM-EXIT", "core": "CORE", "ht": "HYPERTHREAD", "vm": "VM"}
 
 
-class _Row:
-    """Exits of one kind. min_ns is -1 while there is none."""
+class _Own:
+    """What the records of one hyperthread come to, but for its exits; of a coordinator, its deaths."""
 
-    __slots__ = ("full", "hist", "max_ns", "min_ns", "n", "sum_ns")
+    __slots__ = ("avoidable", "counts", "gate_waits", "leaves")
 
     def __init__(self) -> None:
-        self.n = self.full = self.sum_ns = self.max_ns = 0
-        self.min_ns = -1
-        self.hist: dict[int, int] = {}
-
-    def add(self, n: int, full: int, sum_ns: int, min_ns: int, max_ns: int, hist: Iterable[Sequence[int]]) -> None:
-        self.n += n
-        self.full += full
-        self.sum_ns += sum_ns
-        self.min_ns = min_ns if self.min_ns < 0 else min(self.min_ns, min_ns)
-        self.max_ns = max(self.max_ns, max_ns)
-        add_hist(self.hist, hist)
-
-    def as_map(self) -> dict[str, Any]:
-        return {
-            "n": self.n,
-            "full": self.full,
-            "sum_ns": self.sum_ns,
-            "min_ns": max(0, self.min_ns),
-            "max_ns": self.max_ns,
-            "hist": hist_pairs(self.hist),
-        }
+        self.counts: dict[str, int] = {}
+        self.avoidable = 0
+        self.gate_waits, self.leaves = Sums(), Sums()
 
 
 class StatFold:
-    """Sums over the records of a run, in the order of the journal."""
+    """Sums over the records of a run, in the order of the journal. places: (core, ht) pairs, None for all there are."""
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[int, int, int, str, str], _Row] = {}
-        self._vms: dict[tuple[int, int], int] = {}  # the VM that a hyperthread runs, as its modes tell
-        self._counts: dict[str, int] = {}
-        self._avoidable = 0
-        self._gate_waits, self._leaves = _Row(), _Row()
+        self._rows: dict[tuple[int, int, int, str, str], Sums] = {}
+        self._vms: dict[Place, int] = {}  # the VM that a hyperthread runs, as its modes tell
+        self._own: dict[Place, _Own] = {}
         self._exposure = ExposureFold()
 
     def add(self, record: Record) -> None:
         """Take one record."""
         kind, data = record.type, record.data
-        self._counts[kind] = self._counts.get(kind, 0) + 1
+        place = (record.core, record.ht)
+        own = self._own.get(place)
+        if own is None:
+            own = self._own[place] = _Own()
+        own.counts[kind] = own.counts.get(kind, 0) + 1
         if kind == "exit":
-            place = (record.core, record.ht)
             key = (*place, self._vms.get(place, 0), data["reason"], data["isa"])
             row = self._rows.get(key)
             if row is None:
-                row = self._rows[key] = _Row()
+                row = self._rows[key] = Sums()
             n = data["n"]
             row.add(n, n if data["full"] else 0, data["sum_ns"], data["min_ns"], data["max_ns"], data["hist"])
         elif kind == "ht.mode":
             if data["vm"]:
-                self._vms[record.core, record.ht] = data["vm"]
+                self._vms[place] = data["vm"]
             self._exposure.add(record)
-        elif kind == "gate.wait" or kind == "leave":
-            wait_ns = data["wait_ns"]
-            waits = self._leaves if kind == "leave" else self._gate_waits
-            waits.add(1, 0, wait_ns, wait_ns, wait_ns, ((bucket_of(wait_ns), 1),))
+        elif kind == "gate.wait":
+            own.gate_waits.add_one(data["wait_ns"])
+        elif kind == "leave":
+            own.leaves.add_one(data["wait_ns"])
         elif kind == "kick.seen":
-            self._avoidable += data["avoidable"]
+            own.avoidable += data["avoidable"]
         elif kind == "intr":
-            self._counts[data["what"]] = self._counts.get(data["what"], 0) + 1
+            own.counts[data["what"]] = own.counts.get(data["what"], 0) + 1
         elif kind == "death":
             self._exposure.add(record)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, places: Container[Place] | None = None) -> list[dict[str, Any]]:
         """Return a map per core, hyperthread, VM and reason: n, full, sum_ns, min_ns, max_ns, hist."""
         return [
             {"core": core, "ht": ht, "vm": vm, "reason": reason, "isa": isa, **row.as_map()}
             for (core, ht, vm, reason, isa), row in sorted(self._rows.items())
+            if places is None or (core, ht) in places
         ]
 
-    def totals(self) -> dict[str, Any]:
+    def totals(self, places: Container[Place] | None = None) -> dict[str, Any]:
         """Return what the last line of the screen says, and a little more."""
-        counts = self._counts
+        exits = self.distribution("exit", places=places)
+        owns = self._owns(places)
+
+        def count(kind: str) -> int:
+            return sum(own.counts.get(kind, 0) for own in owns)
+
         return {
-            "exits": sum(row.n for row in self._rows.values()),
-            "full": sum(row.full for row in self._rows.values()),
-            "sum_ns": sum(row.sum_ns for row in self._rows.values()),
-            "kicks": counts.get("gate.kick", 0),
-            "kicks_seen": counts.get("kick.seen", 0),
-            "avoidable": self._avoidable,
-            "admits": counts.get("gate.admit", 0),
-            "fences": counts.get("gate.fence", 0),
-            "deaths": counts.get("death", 0),
-            "nmis": counts.get("nmi", 0),
-            "mces": counts.get("mce", 0),
-            "gate_waits": _waits(self._gate_waits),
-            "leaves": _waits(self._leaves),
-            "exposure": self._exposure.as_map(),
+            "exits": exits.n,
+            "full": exits.full,
+            "sum_ns": exits.sum_ns,
+            "kicks": count("gate.kick"),
+            "kicks_seen": count("kick.seen"),
+            "avoidable": sum(own.avoidable for own in owns),
+            "admits": count("gate.admit"),
+            "fences": count("gate.fence"),
+            "deaths": count("death"),
+            "nmis": count("nmi"),
+            "mces": count("mce"),
+            "gate_waits": self.distribution("gate.wait", places=places).as_waits(),
+            "leaves": self.distribution("leave", places=places).as_waits(),
+            "exposure": self.distribution("exposure", places=places).as_waits(),
         }
 
-    def as_map(self) -> dict[str, Any]:
+    def as_map(self, places: Container[Place] | None = None) -> dict[str, Any]:
         """Return {"rows": [...], "totals": {...}}: stats.json, and the answer of stats.get."""
-        return {"rows": self.rows(), "totals": self.totals()}
+        return {"rows": self.rows(places), "totals": self.totals(places)}
 
-    def histogram(self, what: str, reason: str = "", places: frozenset[tuple[int, int]] | None = None) -> _Row:
-        """Return one distribution, with n, min_ns, max_ns and hist: `exit` (of one reason, of some places), `leave`,
-        `gate.wait` or `exposure` (of the whole machine)."""
-        out = _Row()
+    def distribution(self, what: str, reason: str = "", places: Container[Place] | None = None) -> Sums:
+        """Return one distribution: `exit` (of one reason, or of all), `leave`, `gate.wait`, or `exposure` (of those
+        that were in guest)."""
+        if what == "exposure":
+            return self._exposure.sums(places)
         if what == "exit":
-            for (core, ht, _, name, _), row in self._rows.items():
-                if reason in ("", name) and (places is None or (core, ht) in places):
-                    out.add(row.n, row.full, row.sum_ns, row.min_ns, row.max_ns, row.hist.items())
-        elif what == "exposure":
-            fold = self._exposure
-            if fold.count:
-                out.add(fold.count, 0, 0, 0, fold.max_ns, fold.hist.items())
-        else:
-            row = self._leaves if what == "leave" else self._gate_waits
-            if row.n:
-                out.add(row.n, 0, row.sum_ns, row.min_ns, row.max_ns, row.hist.items())
-        return out
+            return Sums().add_all(
+                row
+                for (core, ht, _, name, _), row in self._rows.items()
+                if reason in ("", name) and (places is None or (core, ht) in places)
+            )
+        return Sums().add_all(own.leaves if what == "leave" else own.gate_waits for own in self._owns(places))
+
+    def _owns(self, places: Container[Place] | None) -> list[_Own]:
+        return [own for place, own in self._own.items() if places is None or place in places]
 
 
 def fold(records: Iterable[Record]) -> StatFold:
@@ -146,9 +134,9 @@ def fold(records: Iterable[Record]) -> StatFold:
 def group_rows(rows: Iterable[Mapping[str, Any]], by: str, vm_names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return one row a reason, core, hyperthread or VM, with its `key`, largest first."""
     assert by in BYS
-    groups: dict[str, _Row] = {}
+    groups: dict[str, Sums] = {}
     for row in rows:
-        group = groups.setdefault(_key(row, by, vm_names), _Row())
+        group = groups.setdefault(_key(row, by, vm_names), Sums())
         group.add(row["n"], row["full"], row["sum_ns"], row["min_ns"], row["max_ns"], row["hist"])
     named = [{"key": key, **group.as_map()} for key, group in groups.items()]
     return sorted(named, key=lambda row: (-row["n"], row["key"]))
@@ -238,13 +226,3 @@ def _key(row: Mapping[str, Any], by: str, vm_names: Sequence[str]) -> str:
     if 1 <= vm <= len(vm_names) and vm_names[vm - 1]:
         return vm_names[vm - 1]
     return f"vm{vm}" if vm else "(none)"
-
-
-def _waits(row: _Row) -> dict[str, int]:
-    pairs = list(row.hist.items())
-    return {
-        "count": row.n,
-        "p50_ns": min(row.max_ns, percentile(pairs, 50)),
-        "p99_ns": min(row.max_ns, percentile(pairs, 99)),
-        "max_ns": row.max_ns,
-    }

@@ -142,9 +142,9 @@ def test_exposure_with_the_streams_merged_out_of_order():
 
 def test_distributions():
     sums = fold(RUN)
-    assert sums.histogram("exit").n == 103
-    assert sums.histogram("exit", "EPT_VIOLATION").n == 3
-    assert sums.histogram("exit", places=frozenset({(0, 1)})).n == 10
-    assert sums.histogram("leave").max_ns == 9 * US
-    assert sums.histogram("gate.wait").n == 1
-    assert sums.histogram("exposure").n == 0
+    assert sums.distribution("exit").n == 103
+    assert sums.distribution("exit", "EPT_VIOLATION").n == 3
+    assert sums.distribution("exit", places=frozenset({(0, 1)})).n == 10
+    assert sums.distribution("leave").max_ns == 9 * US
+    assert sums.distribution("gate.wait").n == 1
+    assert sums.distribution("exposure").n == 0
