@@ -238,6 +238,17 @@ class Client:
     def status(self) -> dict[str, Any]:
         return self.call("status.get").ret
 
+    def stats(self, target: str = "c*") -> dict[str, Any]:
+        """Return rows and totals of the exits, as in stats.json. A long table comes by pages, one after the other."""
+        rows: list[dict[str, Any]] = []
+        after = ""
+        while True:
+            page = self.call("stats.get", {"target": target, "after": after})
+            rows += page["rows"]
+            after = page["next"]
+            if not after:
+                return {"rows": rows, "totals": page["totals"]}
+
     def inject_exit(self, target: str, *, reason: str = "EPT_VIOLATION", full: str = "auto", **more: Any) -> Reply:
         """Make VM exits happen. more: count, rate_hz, wait; and timeout_s, idem."""
         return self.inject("exit", target, reason=reason, full=full, **more)

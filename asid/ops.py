@@ -56,6 +56,7 @@ LIMITS: dict[str, int] = {
     "inject_count": t.INJECT_COUNT_MAX,
     "inject_inline": t.INJECT_INLINE_MAX,
     "fetch_events": t.FETCH_EVENTS_MAX,
+    "stats_rows": t.STATS_ROWS_MAX,
 }
 
 assert REQUEST_BYTES_MAX <= FRAME_BYTES_MAX, "a request that is too long gets an error, not a cut connection"
@@ -108,7 +109,7 @@ _TABLE = (
     _read("ht.list", t.TargetArgs, t.HtListRet, "Hyperthreads: process, mode, vCPU, counts."),
     _read("vm.list", t.Nothing, t.VmListRet, "VMs and where their vCPUs are."),
     _read("gate.get", t.TargetArgs, t.GateGetRet, "Gates: round, open or closed, who waits, who holds."),
-    _read("stats.get", t.TargetArgs, t.StatsGetRet, "Exits by hyperthread, VM and reason, since the start."),
+    _read("stats.get", t.StatsGetArgs, t.StatsGetRet, "Exits by hyperthread, VM and reason, since the start."),
     _read("hist.get", t.HistGetArgs, t.HistGetRet, "A distribution: exits, leaves, gate waits, exposure."),
     _read("policy.list", t.Nothing, t.PolicyListRet, "Policies known and the one in force."),
     _read("config.get", t.Nothing, t.ConfigGetRet, "The configuration as resolved."),

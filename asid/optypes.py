@@ -25,6 +25,7 @@ STALL_MS_MAX = 60_000
 HOLD_TTL_MS_MAX = 3_600_000
 WAIT_MS_MAX = 600_000
 FETCH_EVENTS_MAX = 1_000  # records in one answer of events.fetch
+STATS_ROWS_MAX = 1_000  # rows in one answer of stats.get
 TOPIC_LENGTH_MAX = 64
 TOPICS_MAX = 32
 INT63_MAX = 2**63 - 1
@@ -144,12 +145,22 @@ class GateGetRet(Ret, frozen=True):
     gates: list[dict[str, Any]]
 
 
+class StatsGetArgs(Args, frozen=True):
+    """Whose exits; `after` is the `next` of the answer before, to go on from there."""
+
+    target: Target = "c*"
+    after: Annotated[str, Meta(max_length=TARGET_LENGTH_MAX)] = ""
+    limit: Annotated[int, Meta(ge=1, le=STATS_ROWS_MAX, description="rows")] = 500
+
+
 class StatsGetRet(Ret, frozen=True):
-    """A map per hyperthread, VM and exit reason: n, full, sum_ns, min_ns, max_ns, hist. `totals` are of the targets: an
-    exposure is of the hyperthread that was in guest, the death of a coordinator of its core as a whole."""
+    """A map per hyperthread, VM and exit reason: n, full, sum_ns, min_ns, max_ns, hist. `next` names the last row told
+    when there are more, and is empty when there are none. `totals` are of all the targets, each time: an exposure is of
+    the hyperthread that was in guest, the death of a coordinator of its core as a whole."""
 
     rows: list[dict[str, Any]]
     totals: dict[str, Any] = {}
+    next: str = ""
 
 
 class HistGetArgs(Args, frozen=True):

@@ -55,12 +55,12 @@ def _read(session: Session, run: str | None) -> tuple[str, dict[str, Any], list[
 
 def _read_live(session: Session) -> tuple[str, dict[str, Any], list[str]]:
     with session.client() as client:
-        stats = client.call("stats.get", {"target": "c*"})
+        stats = client.stats()
         vms = client.call("vm.list")
         names = {int(vm["vm"]): str(vm["name"]) for vm in vms["vms"]}
         return (
             f"instance {session.instance}",
-            {"rows": list(stats["rows"]), "totals": dict(stats["totals"])},
+            stats,
             [names.get(number, "") for number in range(1, max(names, default=0) + 1)],
         )
 

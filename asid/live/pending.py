@@ -15,6 +15,7 @@ from asid import ops, optypes
 from asid.errors import ControlError, Expired, Internal, LimitExceeded
 from asid.live import requests
 from asid.live.ledger import IdemCache, Job, Jobs, Ticket, Waiter
+from asid.report.stat import row_name
 
 FAULTS_KEPT_MAX = 16
 
@@ -189,15 +190,18 @@ def _end_job(job: Job, answer: dict[str, Any], seq: int) -> None:
 
 
 def _halved(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer of events.fetch with half its records. Raise LimitExceeded for any other answer."""
+    """Return an answer of events.fetch or stats.get with half of what it tells, and where to go on. Raise LimitExceeded
+    for any other answer."""
     ret = answer.get("ret", {})
-    events = ret.get("events") or []
-    if len(events) < 2:
+    name = "rows" if "rows" in ret else "events"
+    told = ret.get(name) or []
+    if len(told) < 2:
         raise LimitExceeded(
             "the answer is too long",
             allowed=f"at most {ops.REPLY_BYTES_MAX} bytes",
             hint="Ask for less.",
             data={"limit": "reply_bytes"},
         )
-    kept = events[: len(events) // 2]
-    return {**answer, "ret": {**ret, "events": kept, "next": kept[-1]["seq"] + 1, "complete": False}}
+    kept = told[: len(told) // 2]
+    after = {"next": row_name(kept[-1])} if name == "rows" else {"next": kept[-1]["seq"] + 1, "complete": False}
+    return {**answer, "ret": {**ret, name: kept, **after}}

@@ -133,9 +133,14 @@ class Queries:
                 places.add((core, -1))
         return frozenset(places)
 
-    def query_stats_get(self, args: t.TargetArgs) -> dict[str, Any]:
+    def query_stats_get(self, args: t.StatsGetArgs) -> dict[str, Any]:
         self.daemon.drain()
-        return self.daemon.merge.stats.as_map(self._writers(args.target))
+        try:
+            return self.daemon.merge.stats.page(self._writers(args.target), args.after, args.limit)
+        except ValueError:
+            raise BadArgument(
+                "no row is called so", where="stats.get: args.after", allowed="the `next` of an answer, or nothing"
+            ) from None
 
     def query_hist_get(self, args: t.HistGetArgs) -> dict[str, Any]:
         if args.reason and args.what != "exit":

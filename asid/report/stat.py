@@ -7,6 +7,7 @@ stats.json holds. `stat_lines` draws either, and knows nothing of where it came 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,24 @@ from asid.units import format_ns
 
 BYS = ("reason", "core", "ht", "vm")
 _HEADINGS = {"reason": "VM-EXIT", "core": "CORE", "ht": "HYPERTHREAD", "vm": "VM"}
+
+
+RowKey = tuple[int, int, int, str, str]  # core, ht, vm, reason, isa
+_ROW_NAME = re.compile(r"c(\d{1,3})h(\d)\.vm(\d{1,2})\.(.+)\.(vmx|svm)", re.ASCII)
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """Return what a row is called: `c0h1.vm2.EPT_VIOLATION.vmx`. It stays so while other rows come."""
+    return f"c{row['core']}h{row['ht']}.vm{row['vm']}.{row['reason']}.{row['isa']}"
+
+
+def row_key(name: str) -> RowKey:
+    """Return where the row of that name has its place. Raise ValueError for no such name."""
+    found = _ROW_NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(name)
+    core, ht, vm, reason, isa = found.groups()
+    return int(core), int(ht), int(vm), reason, isa
 
 
 class _Own:
@@ -34,7 +53,7 @@ class StatFold:
     """Sums over the records of a run, in the order of the journal. places: (core, ht) pairs, None for all there are."""
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[int, int, int, str, str], Sums] = {}
+        self._rows: dict[RowKey, Sums] = {}
         self._vms: dict[Place, int] = {}  # the VM that a hyperthread runs, as its modes tell
         self._own: dict[Place, _Own] = {}
         self._exposure = ExposureFold()
@@ -69,13 +88,13 @@ class StatFold:
         elif kind == "death":
             self._exposure.add(record)
 
-    def rows(self, places: Container[Place] | None = None) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """Return a map per core, hyperthread, VM and reason: n, full, sum_ns, min_ns, max_ns, hist."""
-        return [
-            {"core": core, "ht": ht, "vm": vm, "reason": reason, "isa": isa, **row.as_map()}
-            for (core, ht, vm, reason, isa), row in sorted(self._rows.items())
-            if places is None or (core, ht) in places
-        ]
+        return [self._row(key) for key in sorted(self._rows)]
+
+    def _row(self, key: RowKey) -> dict[str, Any]:
+        core, ht, vm, reason, isa = key
+        return {"core": core, "ht": ht, "vm": vm, "reason": reason, "isa": isa, **self._rows[key].as_map()}
 
     def totals(self, places: Container[Place] | None = None) -> dict[str, Any]:
         """Return what the last line of the screen says, and a little more."""
@@ -102,9 +121,17 @@ class StatFold:
             "exposure": self.distribution("exposure", places=places).as_waits(),
         }
 
-    def as_map(self, places: Container[Place] | None = None) -> dict[str, Any]:
-        """Return {"rows": [...], "totals": {...}}: stats.json, and the answer of stats.get."""
-        return {"rows": self.rows(places), "totals": self.totals(places)}
+    def as_map(self) -> dict[str, Any]:
+        """Return {"rows": [...], "totals": {...}}, as in stats.json."""
+        return {"rows": self.rows(), "totals": self.totals()}
+
+    def page(self, places: Container[Place], after: str, limit: int) -> dict[str, Any]:
+        """Return `limit` rows after the one of that name, all the totals, and the name to go on after: the answer of
+        stats.get. Raise ValueError for what is no name of a row."""
+        begin = row_key(after) if after else ()
+        keys = sorted(key for key in self._rows if key > begin and key[:2] in places)
+        rows = [self._row(key) for key in keys[:limit]]
+        return {"rows": rows, "totals": self.totals(places), "next": row_name(rows[-1]) if len(keys) > limit else ""}
 
     def distribution(self, what: str, reason: str = "", places: Container[Place] | None = None) -> Sums:
         """Return one distribution: `exit` (of one reason, or of all), `leave`, `gate.wait`, or `exposure` (of those

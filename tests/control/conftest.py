@@ -17,6 +17,7 @@ from asid.live import instance as instances_
 from asid.live import sockets
 from asid.live.control import Control, Identity, Reply
 from asid.live.instance import Endpoints
+from asid.report.stat import StatFold
 
 S = 1_000_000_000
 
@@ -62,6 +63,7 @@ class FakeMachine:
         self.begun: list[tuple[str, Any, int, str]] = []
         self.cancelled: list[int] = []
         self.ret: dict[str, Any] | None = None
+        self.stats: StatFold | None = None
 
     def begin(self, op: str, args: Any, ticket: int, client: str) -> dict[str, Any] | None:
         if self.refusal is not None:
@@ -83,6 +85,9 @@ class FakeMachine:
         if op == "events.fetch":
             events = [{"seq": n, "data": {"text": "x" * 500}} for n in range(args.since, args.since + args.limit)]
             return {"events": events, "next": args.since + args.limit, "complete": True, "head": 10_000}
+        if op == "stats.get" and self.stats is not None:
+            places = [(core, ht) for core in range(64) for ht in range(2) if args.target in ("c*", f"c{core}")]
+            return self.stats.page(places, args.after, args.limit)
         return self.ret or copy.deepcopy(LOOKS[op])  # the server writes into some answers
 
     def cancel(self, ticket: int) -> None:

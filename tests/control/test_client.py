@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 
@@ -11,9 +12,11 @@ import pytest
 import zmq
 
 from asid import client as client_
+from asid.core.record import Record
 from asid.errors import Busy, ConfigError, NoAnswer, NoSuchObject, NotRunning, PermissionRefused
 from asid.live import instance as instances_
 from asid.live import sockets
+from asid.report.stat import StatFold
 
 NMI = {"target": "c0h1"}
 
@@ -22,6 +25,25 @@ NMI = {"target": "c0h1"}
 def client(server):
     with client_.connect("t", name="tester", timeout_s=2) as one:
         yield one
+
+
+def wide_stats() -> StatFold:
+    """64 cores of two hyperthreads, each with eleven reasons and broad histograms."""
+    fold = StatFold()
+    for core, ht, reason in itertools.product(range(64), range(2), range(11)):
+        hist = [[bucket, 1_000] for bucket in range(20, 120)]
+        data = {"reason": f"REASON_{reason}", "isa": "vmx", "full": False, "n": 100_000, "sum_ns": 10**9}
+        fold.add(Record(1, 1, 1, "exit", core, ht, 1, 0, {**data, "min_ns": 1, "max_ns": 10**6, "hist": hist}))
+    return fold
+
+
+def test_a_table_that_is_too_long_for_one_answer_comes_by_pages(server, client):
+    fold = server.desk.machine.stats = wide_stats()
+    first = client.call("stats.get", {"limit": 1_000}).ret
+    assert 0 < len(first["rows"]) < 1_000 and first["next"], "as many as there is room for"
+    found = client.stats()
+    assert found == {"rows": fold.rows(), "totals": fold.totals()}
+    assert client.call("stats.get", {"target": "c0"}).ret["next"] == "", "what fits is told at once"
 
 
 def test_calls_and_errors(client, server):

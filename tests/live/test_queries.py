@@ -12,7 +12,7 @@ from asid.config import load_config
 from asid.core.record import Record
 from asid.errors import BadArgument
 from asid.live.queries import Queries
-from asid.report.stat import StatFold
+from asid.report.stat import StatFold, row_name
 
 US = 1_000
 
@@ -84,7 +84,7 @@ COUNTED = ("exits", "full", "kicks", "kicks_seen", "avoidable", "admits", "death
 def test_totals_and_distributions_are_of_the_target(target, counts, leaves, waits, exposed):
     """A coordinator's death is of its core as a whole; an exposure is of the hyperthread that was in guest."""
     asked = queries(RUN)
-    totals = asked.query_stats_get(t.TargetArgs(target))["totals"]
+    totals = asked.query_stats_get(t.StatsGetArgs(target))["totals"]
     assert tuple(totals[name] for name in COUNTED) == counts
     assert (totals["leaves"]["count"], totals["gate_waits"]["count"]) == (leaves, waits)
     assert totals["exposure"]["count"] == exposed
@@ -109,3 +109,24 @@ def test_a_distribution_has_its_ends():
 def test_a_reason_means_something_for_exits_only(what):
     with pytest.raises(BadArgument, match="reason"):
         queries(RUN).query_hist_get(t.HistGetArgs(what, reason="HLT"))
+
+
+def test_a_table_is_told_from_any_row_on():
+    asked = queries(RUN)
+    rows = asked.query_stats_get(t.StatsGetArgs())["rows"]
+    assert len(rows) == 3
+    for at, row in enumerate(rows):
+        assert asked.query_stats_get(t.StatsGetArgs(after=row_name(row)))["rows"] == rows[at + 1 :]
+    assert asked.query_stats_get(t.StatsGetArgs("c0", row_name(rows[0])))["rows"] == rows[1:2]
+    assert asked.query_stats_get(t.StatsGetArgs(after="c0h0.vm1.CPUID.vmx"))["rows"] == rows, (
+        "of a row that is not there"
+    )
+    page = asked.query_stats_get(t.StatsGetArgs(limit=2))
+    assert (page["rows"], page["next"]) == (rows[:2], row_name(rows[1]))
+    assert asked.query_stats_get(t.StatsGetArgs(limit=3))["next"] == "", "that was all"
+
+
+@pytest.mark.parametrize("after", ["c0", "c0h0.vm1..vmx", "c0h0.vm1.HLT", "c0h0.vm1.HLT.vmx\n", "c0h1.vm-1.HLT.vmx"])
+def test_what_names_no_row_is_refused(after):
+    with pytest.raises(BadArgument, match="after"):
+        queries(RUN).query_stats_get(t.StatsGetArgs(after=after))
