@@ -362,7 +362,8 @@ class JobWaitArgs(Args, frozen=True):
 
 
 class JobRet(Ret, frozen=True):
-    """`result` is the operation's return when done, `error` its error map when failed."""
+    """`done` of `total` (count times places) are delivered. cancelled: a cancel, or the end of the daemon, came before
+    the last of them. `result` is the operation's return in the end, `error` its error map when failed."""
 
     job: str
     op: str

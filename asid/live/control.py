@@ -126,7 +126,7 @@ class Control:
         return self._pending.settle(held, answer, self._machine.seq(), self._machine.now_ns())
 
     def progress(self, ticket: int, done: int, total: int) -> None:
-        """How far a job is. A ticket without a job, or one that is over, is ignored."""
+        """How far a job is: delivered so far, of how many. A ticket without a job, or one that is over, is ignored."""
         held = self._pending.find(ticket)
         if held is not None and held.job is not None:
             held.job.done, held.job.total = done, total
@@ -234,7 +234,7 @@ class Control:
         """Start a job and answer with its name. The key stands for that answer; the ticket ends the job."""
         jobs = self._pending.jobs
         try:
-            ticket.job = jobs.make(ticket.op.name, ticket.number, getattr(ticket.args, "count", 1))
+            ticket.job = jobs.make(ticket.op.name, ticket.number, self._total(ticket))
             ret = self._start(ticket)
         except Exception:
             self._pending.drop_ticket(ticket)
@@ -323,6 +323,11 @@ class Control:
     def _cores(self, op: ops.Op, args: optypes.Args) -> tuple[int, ...]:
         """Return the cores that this operation touches."""
         return tuple(sorted({core for name in op.targets for core, _ in self._machine.resolve(getattr(args, name))}))
+
+    def _total(self, ticket: Ticket) -> int:
+        """Return how many deeds a job is, as far as it can be told before the machine knows of it."""
+        places = {place for name in ticket.op.targets for place in self._machine.resolve(getattr(ticket.args, name))}
+        return getattr(ticket.args, "count", 1) * max(1, len(places))
 
     def _find_ticket(self, number: int) -> Ticket | None:
         assert number != self._starting or number == 0, "from within Machine.begin: return the map, or raise, instead"

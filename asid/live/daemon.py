@@ -273,6 +273,9 @@ class Daemon(Parent):
     def fail(self, ticket: int, error: Exception) -> None:
         self._reply(self.control.fail(ticket, error))
 
+    def progressed(self, batch: Batch) -> None:
+        self.control.progress(batch.ticket, batch.delivered, batch.accepted)
+
     def completed(self, batch: Batch) -> None:
         """An injection is over; its `inject.done` records get their numbers before the answer names them."""
         if batch.ticket:

@@ -45,6 +45,10 @@ class Batch:
     accepted: int = 0
 
     @property
+    def delivered(self) -> int:
+        return self.accepted - self.left * len(self.places)
+
+    @property
     def over(self) -> bool:
         return self.left == 0 and self.open == 0
 
@@ -63,6 +67,7 @@ class Machinery(Protocol):
     def tell(self, child: Child, message: dict[str, Any]) -> None: ...
     def note(self, kind: str, data: dict[str, Any], core: int = -1, ht: int = -1) -> None: ...
     def later(self, after_ns: int, what: Callable[[], None]) -> None: ...
+    def progressed(self, batch: Batch) -> None: ...
     def completed(self, batch: Batch) -> None: ...
     def now_ns(self) -> int: ...
 
@@ -113,13 +118,15 @@ class Injector:
         now = self._machine.now_ns()
         soonest: int | None = None
         for batch in list(self._batches):
-            burst = BURST_MAX
+            burst, before = BURST_MAX, batch.left
             while batch.left and batch.next_ns <= now and burst:
                 n = 1 if batch.interval_ns else batch.left if batch.what in MESSAGES else min(batch.left, burst)
                 self._deliver(batch, n)
                 batch.left -= n
                 batch.next_ns += batch.interval_ns
                 burst -= min(n, burst)
+            if batch.ticket and batch.left < before:
+                self._machine.progressed(batch)
             if batch.left and (soonest is None or batch.next_ns < soonest):
                 soonest = batch.next_ns
             self._finish(batch)

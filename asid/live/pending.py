@@ -184,9 +184,9 @@ def _end_job(job: Job, answer: dict[str, Any], seq: int) -> None:
         job.error, job.state = answer["err"], "failed"
         return
     job.result = answer["ret"]
-    job.state = "cancelled" if job.cancelling and job.done < job.total else "done"
-    if job.state == "done":
-        job.done = job.total
+    # What was accepted and not taken back is what was delivered, whoever cut it short: a cancel or the end.
+    job.done = min(job.result.get("accepted", job.total), job.total)
+    job.state = "cancelled" if job.done < job.total else "done"
 
 
 def _halved(answer: dict[str, Any]) -> dict[str, Any]:

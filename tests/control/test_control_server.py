@@ -303,6 +303,28 @@ def test_a_job_is_cancelled_once_and_answered_when_it_has_ended(desk):
     assert (ret["state"], ret["result"]["accepted"]) == ("cancelled", 7)
 
 
+def test_a_cancel_that_came_after_the_last_one_cancelled_nothing(desk):
+    job, ticket = start_job(desk)
+    desk.control.progress(ticket, 500, 500)
+    assert desk.ask("job.cancel", {"job": job}, urgent=True) is None
+    (reply,) = desk.control.complete(ticket, {"accepted": 500, "handled": 500}, 70)
+    ret = msgpack.unpackb(reply.frames[-1])["ret"]
+    assert (ret["state"], ret["done"], ret["total"]) == ("done", 500, 500)
+
+
+def test_a_job_that_the_end_of_the_machine_cut_short_is_not_done(desk):
+    job, ticket = start_job(desk)
+    desk.control.complete(ticket, {"accepted": 7, "handled": 7}, 70)
+    ret = desk.ask("job.get", {"job": job})["ret"]
+    assert (ret["state"], ret["done"], ret["total"]) == ("cancelled", 7, 500)
+
+
+def test_the_total_of_a_job_is_of_all_its_places(desk):
+    desk.machine.defer = True
+    job = desk.ask("inject.nmi", {"target": "c*", "count": 500, "rate_hz": 100})["ret"]["job"]
+    assert desk.ask("job.get", {"job": job})["ret"]["total"] == 2_000
+
+
 def test_a_job_that_fails_says_why(desk):
     job, ticket = start_job(desk)
     desk.control.fail(ticket, Conflict("c0h1 was unplugged"))

@@ -35,6 +35,7 @@ class Machine:
         self.rung: list[tuple[int, int]] = []
         self.timers: list[tuple[int, Callable[[], None]]] = []
         self.over: list[Batch] = []
+        self.progress: list[tuple[int, int, int]] = []
         for place in (H0, H1, (0, -1)):
             self.bear(place)
         self.injector = Injector(self)  # type: ignore[arg-type]
@@ -68,6 +69,9 @@ class Machine:
 
     def later(self, after_ns: int, what: Callable[[], None]) -> None:
         self.timers.append((self.now + after_ns, what))
+
+    def progressed(self, batch: Batch) -> None:
+        self.progress.append((batch.ticket, batch.delivered, batch.accepted))
 
     def completed(self, batch: Batch) -> None:
         self.over.append(batch)
@@ -329,6 +333,27 @@ def test_a_cancelled_batch_counts_what_was_delivered(machine):
     assert (batch.over, sum(batch.counts.values())) == (True, 3)
     machine.pass_ns(S)
     machine.assert_each_done_once()
+
+
+def test_a_job_tells_what_it_has_delivered_of_what(machine):
+    machine.inject("nmi", H0, H1, count=3, interval_ns=100, ticket=5)
+    machine.pass_ns(99)
+    assert machine.progress == [(5, 2, 6)], "nothing new is not told again"
+    machine.pass_ns(1)
+    machine.injector.cancel(5)
+    machine.pass_ns(S)
+    assert machine.progress == [(5, 2, 6), (5, 4, 6)]
+
+
+def test_what_nobody_asks_after_tells_no_progress(machine):
+    machine.inject("nmi", count=3, interval_ns=100)
+    machine.pass_ns(S)
+    assert machine.progress == []
+
+
+def test_a_job_that_is_handed_over_at_once_is_delivered_as_a_whole(machine):
+    machine.inject("exit", H0, H1, count=2_000, ticket=5)
+    assert machine.progress == [(5, 4_000, 4_000)]
 
 
 # --- deaths, refusals, the end ----------------------------------------------------------------------------

@@ -303,6 +303,22 @@ def test_interrupts_and_deaths_add_up(rig):
     assert all(len(results) == 1 for results in injections(run).values())
 
 
+def test_a_job_says_how_far_it_is_and_whether_a_cancel_cut_it_short(rig):
+    daemon = rig.start(machine(2))
+    client = daemon.client()
+    job = client.inject_exit("c0", count=1_000, rate_hz=200)["job"]
+    dones = [wait_until(lambda: client.call("job.get", {"job": job})["done"])]
+    dones.append(wait_until(lambda: found if (found := client.call("job.get", {"job": job})["done"]) > dones[0] else 0))
+    cut = client.call("job.cancel", {"job": job})
+    assert (cut["state"], cut["total"]) == ("cancelled", 2_000)
+    assert dones[1] <= cut["done"] == cut["result"]["accepted"] < 2_000
+    job = client.inject_exit("c0", count=3, rate_hz=1_000)["job"]
+    whole = client.wait_job(job)
+    assert (whole["state"], whole["done"], whole["total"]) == ("done", 6, 6)
+    assert client.call("job.cancel", {"job": job})["state"] == "done"
+    check_passes(daemon.stop(), "G8")
+
+
 def test_every_question_has_an_answer_in_its_declared_form(rig):
     """At the start, when there is little to tell, and under load; a return in another form would be Internal."""
     daemon = rig.start(machine(2))
