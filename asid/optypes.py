@@ -91,13 +91,13 @@ class PingRet(Ret, frozen=True):
 
 
 class SchemaArgs(Args, frozen=True):
-    """One operation, or all of them when empty."""
+    """One operation; all of them, and the events, when empty."""
 
     op: OptName = ""
 
 
 class SchemaRet(Ret, frozen=True):
-    """JSON Schema of operations and errors."""
+    """JSON Schema: `ops` with their arguments and returns (in `$defs`), `errors`, `limits`, `events`: one, by type."""
 
     schema: dict[str, Any]
 

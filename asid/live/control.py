@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from asid import ops, optypes
+from asid.core.record import events_schema
 from asid.errors import (
     BadArgument,
     ControlError,
@@ -271,7 +272,8 @@ class Control:
         if isinstance(args, optypes.HelloArgs):
             return self._answer(waiter, self._hello(args, waiter.entry), seq, now_ns)
         if isinstance(args, optypes.SchemaArgs):
-            return self._answer(waiter, {"schema": ops.ops_schema(args.op)}, seq, now_ns)
+            events = {} if args.op else {"events": events_schema()}
+            return self._answer(waiter, {"schema": {**ops.ops_schema(args.op), **events}}, seq, now_ns)
         if op.name == "ping":
             return self._answer(waiter, {"t": now_ns, "seq": seq}, seq, now_ns)
         assert isinstance(args, optypes.JobArgs | optypes.JobWaitArgs), "an operation that nobody answers"

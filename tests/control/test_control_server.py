@@ -6,6 +6,7 @@ import msgpack
 import pytest
 
 from asid import ops
+from asid.core.record import events_schema
 from asid.errors import Conflict, Internal, NoAnswer, NoSuchObject
 
 NMI = {"target": "c0h1"}
@@ -100,6 +101,16 @@ def test_events_that_do_not_fit_are_cut_and_say_where_to_go_on(desk):
     assert answer["ret"]["next"] == events[-1]["seq"] + 1
     assert answer["ret"]["complete"] is False
     assert len(msgpack.packb(answer)) <= ops.REPLY_BYTES_MAX
+
+
+def test_the_schema_tells_all_there_is_and_fits_into_an_answer(desk):
+    answer = desk.ask("schema")
+    schema = answer["ret"]["schema"]
+    assert set(schema["ops"]) == set(ops.OPS) and set(schema["errors"]) and schema["limits"] == ops.LIMITS
+    assert schema["events"] == events_schema()
+    assert len(msgpack.packb(answer)) < ops.REPLY_BYTES_MAX / 2
+    one = desk.ask("schema", {"op": "mark"})["ret"]["schema"]
+    assert set(one["ops"]) == {"mark"} and "events" not in one
 
 
 # ---------------------------------------------------------------- idempotency
