@@ -122,7 +122,7 @@ _TABLE = (
     _act("gate.hold", t.GateHoldArgs, t.GateRet, "Keep gates closed; others' changes to these cores get Busy.",
          urgent=True),
     _act("gate.release", t.GateReleaseArgs, t.GateRet, "Let gates open again.", urgent=True),
-    _act("policy.set", t.PolicySetArgs, t.PolicySetRet, "Change the policy, one gate after the other.",
+    _act("policy.set", t.PolicySetArgs, t.PolicySetRet, "Change the policy, of all gates together.",
          role="admin", targets=(), everything=True),
     _act("ht.plug", t.HtPlugArgs, t.HtRet, "Give hyperthreads back.", role="admin"),
     _act("ht.unplug", t.HtUnplugArgs, t.HtRet, "Take hyperthreads away.", role="admin"),
@@ -134,7 +134,8 @@ _TABLE = (
          machine=False),
     _read("events.fetch", t.EventsFetchArgs, t.EventsFetchRet, "Records out of the journal, to close a gap."),
     _act("mark", t.MarkArgs, t.MarkRet, "Write a remark into the journal.", targets=()),
-    _act("stop", t.StopArgs, t.StopRet, "Drain and end the daemon; answered when its run is complete, not yet audited.",
+    _act("stop", t.StopArgs, t.StopRet,
+         "Drain and end the daemon: a job, over when the run is complete, not yet audited.",
          urgent=True, role="admin", targets=()),
 )  # fmt: skip
 

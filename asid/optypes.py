@@ -229,7 +229,8 @@ class InjectMceArgs(Args, frozen=True):
 
 
 class InjectIrqArgs(Args, frozen=True):
-    """Device interrupts: an EXTERNAL_INTERRUPT exit when in guest, a leave when isolated."""
+    """Device interrupts. Each waits until its target is in guest and is an EXTERNAL_INTERRUPT exit there, handled in
+    the full address space. `vector` goes into the inject record, and changes nothing else."""
 
     target: Target
     vector: Annotated[int, Meta(ge=32, le=255)] = 236
@@ -293,7 +294,8 @@ class GateRet(Ret, frozen=True):
 
 
 class PolicySetArgs(Args, frozen=True):
-    """Policy for the whole machine, in force from the next round of each gate. An empty kick is the policy's own."""
+    """Policy for the whole machine: all gates are held, and once nobody has a lease everybody is told; then they open.
+    An empty kick is the one in force."""
 
     name: Name
     kick: Literal["", "ack", "send", "rendezvous", "stun"] = ""

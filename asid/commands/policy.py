@@ -42,7 +42,7 @@ def show(session: Session) -> None:
 @instance_option
 @click.pass_obj
 def set_(session: Session, name: str, kick: str | None) -> None:
-    """Set the policy, in force from the next round of each gate."""
+    """Set the policy: all gates are held, everybody changes, then they open."""
     with session.client() as client:
         reply = client.policy_set(name, kick=kick or "")
     text = f"policy {reply['old']} -> {reply['new']}, kick {reply['kick']} (seq {reply.seq})"

@@ -91,7 +91,12 @@ _CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
         "what:ht|coordinator pid:int inc:int status:int",
         "a process is confirmed dead (reaped); status is the exit code, or minus the signal",
     ),
-    ("inject", "daemon", "id:int what:str target:str reason?:str n?:int", "an injection (of n exits) was accepted"),
+    (
+        "inject",
+        "daemon",
+        "id:int what:str target:str reason?:str n?:int vector?:int",
+        "an injection (of n exits) was accepted; vector is that of an irq which a client sent",
+    ),
     (
         "inject.done",
         "daemon",

@@ -178,6 +178,8 @@ class Injector:
             data["reason"] = batch.details["reason"]
         if n > 1:
             data["n"] = n
+        if "vector" in batch.details:
+            data["vector"] = batch.details["vector"]
         self._machine.note("inject", data, core, max(ht, -1))
         return opened
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asid.core.record import Record
+from asid.core.record import Record, fault_of
 from asid.errors import Busy, Conflict
 from asid.live.injector import BURST_MAX, IDS_SHOWN_MAX, Batch, Injector
 from asid.live.page import MCE, NMI, base_of, interrupt_parts
@@ -188,6 +188,15 @@ def test_exits_go_as_one_message_and_are_counted_one_by_one(machine):
     machine.assert_each_done_once()
     [note] = [data for kind, data in machine.notes if kind == "inject"]
     assert (note["n"], note["reason"], note["target"]) == (100, "CPUID", "c0h0")
+
+
+def test_an_interrupt_of_a_device_is_noted_with_its_vector(machine):
+    machine.inject("irq", details={"reason": "EXTERNAL_INTERRUPT", "vector": 77})
+    assert [data["vector"] for kind, data in machine.notes if kind == "inject"] == [77]
+    machine.inject("exit", details={"reason": "CPUID"})
+    for kind, data in machine.notes:
+        assert fault_of(Record(1, 1, 1, kind, 0, 0, 0, 0, data)) is None
+    assert "vector" not in machine.notes[-1][1]
 
 
 def test_a_number_that_is_no_injections_is_not_taken(machine):

@@ -293,3 +293,15 @@ def test_a_vcpu_waits_for_no_hyperthread_that_is_dead_and_conflicts_with_one_tha
     machine.begin("vcpu.attach", attach, 3)
     assert isinstance(machine.answers[3], Conflict)
     assert not machine.stays_away(GATE)
+
+
+# --- injections -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("given", "vector"), [({}, 236), ({"vector": 77}, 77)])
+def test_an_interrupt_of_a_device_is_a_full_exit_with_its_vector(machine, given, vector):
+    batches = []
+    machine.injector.accept = batches.append
+    machine.operations.begin("inject.irq", t.InjectIrqArgs(target="c0h1", **given), 1, "me")
+    details = {"reason": "EXTERNAL_INTERRUPT", "isa": "vmx", "service_ns": 0, "full": True, "vector": vector}
+    assert [(batch.what, batch.details) for batch in batches] == [("irq", details)]
