@@ -33,7 +33,7 @@ BANNED_CALLS = {
     "eval": "msgspec.convert",
     "exec": "a function",
     "time.sleep": "a wait on a socket, pidfd or condition with a deadline",
-    "time.time": "time.monotonic_ns; wall time is in the manifest alone",
+    "time.time": "time.monotonic_ns; wall time is in the manifest and `y.clock.` alone",
     "random.seed": "a random.Random(seed) owned by the caller",
     "random.random": "a random.Random(seed) owned by the caller",
     "random.choice": "a random.Random(seed) owned by the caller",

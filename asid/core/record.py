@@ -263,9 +263,9 @@ def _is_hist(value: Any) -> bool:
 
 
 def topic_of(record: Record) -> str:
-    """Return the telemetry topic: `e.c000.h00.exit.`; core-wide `h--`; of the daemon `e.c---.h--.run.begin.`.
+    """Return the telemetry topic: `e.c000.h0.exit.`; core-wide `h-`; of the daemon `e.c---.h-.run.begin.`.
 
-    The first eleven characters have a fixed width and every word ends with a dot, so a prefix cannot match by accident.
+    The first ten characters have a fixed width and every word ends with a dot, so a prefix cannot match by accident.
     """
     return f"{place_topic('e', record.core, record.ht)}{record.type}."
 
@@ -274,7 +274,7 @@ def topic_of(record: Record) -> str:
 def place_topic(kind: str, core: int, ht: int) -> str:
     """Return the fixed-width head of a topic: class letter (s, e, m, r), core and hyperthread; -1 prints as dashes."""
     assert len(kind) == 1
-    return f"{kind}.c{_number(core, 3)}.h{_number(ht, 2)}."
+    return f"{kind}.c{_number(core, 3)}.h{_number(ht, 1)}."
 
 
 def _number(value: int, width: int) -> str:

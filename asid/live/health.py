@@ -54,6 +54,7 @@ class Health:
                 self._looks[core] = _Look(child, daemon.ask(child, {"op": "gate"}), now)
         for (core, ht), (n, full) in daemon.exit_counts.items():
             daemon.telemetry.counters(core, ht, {"exits": n, "full": full})
+        daemon.telemetry.clock()
         daemon.node.set_timer("gates", LOOK_NS, self.look)
 
     def silent(self) -> dict[int, _Look]:

@@ -1,6 +1,6 @@
 """A reader of the daemon's telemetry that knows what it lost.
 
-Topics are `CLASS.cNNN.hNN.TYPE.` (`e.c000.h01.exit.`), so ZeroMQ filters by class and place, and the type is filtered
+Topics are `CLASS.cNNN.hN.TYPE.` (`e.c000.h1.exit.`), so ZeroMQ filters by class and place, and the type is filtered
 here. A subscription takes effect some time after it was made. Instead of waiting a while, the reader subscribes to a
 topic of its own, `y.sync.<token>.`: the daemon answers each subscription to `y.welcome.` or under `y.sync.` on that
 very topic with the number of its last record, `{"seq": N}`. Subscriptions of one reader arrive in order, so from there
@@ -35,8 +35,9 @@ SYNC_AGAIN_NS = 200_000_000  # an answer that has not come by then was dropped, 
 POLL_SLICE_MS = 20  # a poll starts anew at every signal, so no single poll is trusted with a deadline
 WELCOME = b"y.welcome."
 BYE = b"y.bye."
+CLOCK = b"y.clock."
 RAW_PREFIX = re.compile(r"[serym]\.[A-Za-z0-9.-]*")
-PLACE = re.compile(r"c(\d{1,3})(?:h(\d{1,2}))?")
+PLACE = re.compile(r"c(\d{1,3})(?:h(\d))?")
 
 Fetch = Callable[[int, int, list[str]], Iterator[dict[str, Any]]]
 """(since, until, prefixes) -> records, both ends included; raises AsidError."""
@@ -76,7 +77,7 @@ class Filter:
         for topic in topics:
             place = PLACE.fullmatch(topic)
             if place is not None:
-                ht = f"h{int(place[2]):02}." if place[2] is not None else ""
+                ht = f"h{place[2]}." if place[2] is not None else ""
                 prefixes.append(f"e.c{int(place[1]):03}.{ht}")
             elif RAW_PREFIX.fullmatch(topic):
                 prefixes.append(topic)
@@ -255,6 +256,8 @@ class Events:
             self.ended = self.ended or "reason" in value  # without one it is an answer to the subscription
         elif topic == WELCOME or topic.startswith(b"y.sync."):
             self._syncs[topic] = int(value.get("seq", 0))
+        elif topic == CLOCK:
+            self._on_event(topic.decode(), value)
 
     def _on_event(self, topic: str, value: dict[str, Any]) -> None:
         event = as_event(topic, value)

@@ -1,20 +1,23 @@
 """The telemetry socket: records, state, counters and system messages to whoever subscribes; lossy, and numbered.
 
 Classes: `e` every record, `s` the mode of each hyperthread (on change, and at once to a late joiner), `m` counters at
-10 Hz, `y` welcome, sync and bye. A subscription under `y.` is answered on its own topic with the number of the last
-record, so a reader knows from where on it misses nothing.
+10 Hz, `y` welcome, sync, clock (1 Hz) and bye. A subscription under `y.` is answered on its own topic with the number
+of the last record, so a reader knows from where on it misses nothing.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import zmq
 
 from asid.core.record import Record, as_map, place_topic, topic_of
+
+CLOCK: Final = b"y.clock."
+CLOCK_NS: Final = 1_000_000_000
 
 _pack: Callable[[Any], bytes] = msgpack.Packer().pack
 
@@ -27,6 +30,7 @@ class Telemetry:
         self._seq = seq
         self._subscribers = 0
         self._state: dict[bytes, bytes] = {}
+        self._clock_ns = 0  # when the clock was told last
 
     def on_subscription(self, frames: list[bytes]) -> None:
         """A subscription (1) or its end (0), with the topic."""
@@ -37,7 +41,9 @@ class Telemetry:
             self._subscribers = max(0, self._subscribers - 1)
             return
         self._subscribers += 1
-        if topic.startswith(b"y."):
+        if topic == CLOCK:
+            self._tell_clock()
+        elif topic.startswith(b"y."):
             self._send(topic, _pack({"seq": self._seq(), "t": time.monotonic_ns()}))
         elif topic.startswith(b"s") or not topic:
             for place, state in self._state.items():
@@ -59,6 +65,15 @@ class Telemetry:
     def counters(self, core: int, ht: int, counts: dict[str, int]) -> None:
         if self._subscribers:
             self._send(place_topic("m", core, ht).encode(), _pack({"t": time.monotonic_ns(), **counts}))
+
+    def clock(self) -> None:
+        """Tell readers, once a second, which moment of the wall a stamp is. Nothing of asid goes by it."""
+        if self._subscribers and time.monotonic_ns() - self._clock_ns >= CLOCK_NS:
+            self._tell_clock()
+
+    def _tell_clock(self) -> None:
+        self._clock_ns = time.monotonic_ns()
+        self._send(CLOCK, _pack({"t": self._clock_ns, "wall_ns": time.time_ns()}))
 
     def bye(self, reason: str) -> None:
         self._send(b"y.bye.", _pack({"seq": self._seq(), "reason": reason}))

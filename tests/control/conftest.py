@@ -190,7 +190,7 @@ class Server:
     def event(self, kind, seq, tseq, *, lose=False):
         self.desk.machine.head = seq
         if not lose:
-            topic = f"e.c000.h00.{kind}."
+            topic = f"e.c000.h0.{kind}."
             self.publish(topic, seq=seq, tseq=tseq, ts=1, type=kind, core=0, ht=0, round=0, cause=0, data={})
 
     def _run(self):

@@ -98,7 +98,7 @@ def test_a_filter_by_type_and_place(client, server):
 
 
 def test_a_gap_is_seen_and_fetched_from_the_journal(client, server):
-    records = {n: {"seq": n, "tseq": n - 49, "topic": "e.c000.h00.exit.", "type": "exit"} for n in range(50, 60)}
+    records = {n: {"seq": n, "tseq": n - 49, "topic": "e.c000.h0.exit.", "type": "exit"} for n in range(50, 60)}
 
     def query(op, args):
         found = [records[n] for n in range(args.since, min(args.until, 59) + 1)]
@@ -149,7 +149,7 @@ def test_what_was_dropped_last_is_fetched_too(client, server):
 
 def test_events_since_a_record_begin_in_the_journal(client, server):
     server.desk.machine.query = lambda op, args: {
-        "events": [{"seq": n, "tseq": n, "topic": "e.c000.h00.exit.", "type": "exit"} for n in range(args.since, 42)],
+        "events": [{"seq": n, "tseq": n, "topic": "e.c000.h0.exit.", "type": "exit"} for n in range(args.since, 42)],
         "next": 42, "complete": True, "head": 41,
     }  # fmt: skip
     with client.events(since=38) as events:
@@ -253,3 +253,19 @@ def test_an_instance_that_ended_in_order_is_not_stale(place, tmp_path):
     (found,) = client_.instances()
     assert (found.state, found.stale) == ("ended", False)
     assert instances_.last_run(place) == tmp_path / "the-run"
+
+
+def test_the_daemons_clock_is_an_event_for_who_asks_for_it(server, client):
+    with client.events("y.clock.") as clocks, client.events() as events:
+        server.do(lambda s: s.publish("y.clock.", t=5, wall_ns=7))
+        clock = clocks.next(2)
+        assert clock is not None and (clock.type, clock.ts, clock.seq, clock.data["wall_ns"]) == ("clock", 5, 0, 7)
+        assert events.next(0.1) is None
+
+
+def test_a_place_is_filtered_by_its_topic(server, client):
+    with client.events("c0h1") as events:
+        server.do(lambda s: s.event("exit", 50, 1))
+        server.do(lambda s: s.publish("e.c000.h1.exit.", seq=51, tseq=1, ts=1, type="exit", core=0, ht=1, data={}))
+        event = events.next(2)
+        assert event is not None and event.ht == 1

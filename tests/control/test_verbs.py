@@ -136,7 +136,7 @@ def test_a_daemon_that_is_not_there(asid):
 
 
 def test_watch_since_a_record(asid, server):
-    place = {"topic": "e.c000.h01.gate.kick.", "core": 0, "ht": 1}
+    place = {"topic": "e.c000.h1.gate.kick.", "core": 0, "ht": 1}
     numbers = {"seq": 40, "tseq": 1, "ts": 1_500_000_000, "round": 8, "cause": 39}
     record = {**place, **numbers, "type": "gate.kick", "data": {"number": 3}}
     server.desk.machine.query = lambda op, args: {"events": [record], "next": 42, "complete": True, "head": 41}

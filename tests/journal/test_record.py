@@ -68,10 +68,10 @@ def test_the_catalogue_has_the_types_of_the_protocol():
 @pytest.mark.parametrize(
     ("core", "ht", "kind", "topic"),
     [
-        (0, 0, "exit", "e.c000.h00.exit."),
-        (12, 7, "gate.admit", "e.c012.h07.gate.admit."),
-        (3, -1, "gate.open", "e.c003.h--.gate.open."),
-        (-1, -1, "run.begin", "e.c---.h--.run.begin."),
+        (0, 0, "exit", "e.c000.h0.exit."),
+        (12, 7, "gate.admit", "e.c012.h7.gate.admit."),
+        (3, -1, "gate.open", "e.c003.h-.gate.open."),
+        (-1, -1, "run.begin", "e.c---.h-.run.begin."),
     ],
 )
 def test_topics_have_a_fixed_width(core, ht, kind, topic):

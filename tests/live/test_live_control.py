@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 
 import msgpack
@@ -377,6 +378,19 @@ def test_a_reader_that_fell_behind_sees_the_gap_and_can_fill_it(rig, peer):
     fetched = [event["seq"] for event in client.fetch(seqs[0], seqs[-1], [])]
     assert fetched == list(range(seqs[0], seqs[-1] + 1)), "whatever was dropped is in the journal"
     check_passes(daemon.stop())
+
+
+def test_stamps_have_a_moment_of_the_wall(rig):
+    """`y.clock.` is told to readers, and to nobody else: neither journal nor gate knows of it."""
+    daemon = rig.start(IDLE)
+    client = daemon.client()
+    with client.events("y.clock.") as events:
+        clocks = [events.next(5), events.next(5)]
+    assert all(clock is not None and clock.type == "clock" for clock in clocks)
+    assert clocks[1].ts > clocks[0].ts, "again and again"
+    assert all(abs(clock.data["wall_ns"] - time.time_ns()) < 60 * 10**9 for clock in clocks)
+    counts = check_passes(daemon.stop())
+    assert "clock" not in " ".join(counts)
 
 
 # --- clients that misbehave -------------------------------------------------------------------------------
