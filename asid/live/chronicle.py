@@ -14,7 +14,7 @@ from asid.core.events import Kick, Mode, Order
 from asid.core.hyperthread import WORK, HyperthreadState, Phase
 from asid.core.record import bucket_of
 from asid.guest.base import Exit
-from asid.live.notebook import Notebook, Tally, exit_data
+from asid.live.notebook import RAW, Notebook, Tally, exit_data
 
 _NAMES = tuple(mode.name for mode in Mode)
 _VIA = {Kick.ACK: "grant", Kick.SEND: "send", Kick.BARE: "bare"}
@@ -84,6 +84,10 @@ class Chronicle:
             wait_ns = now - self._wanted_ns
             data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": wait_ns}
             self.notebook.note("leave", data, after.round, key)
+
+    def moved(self, before: HyperthreadState, after: HyperthreadState) -> None:
+        """Show every change of mode as it is performed, ENTER and fast exits too: telemetry class `r`."""
+        self.notebook.show(RAW, self._change(before.mode, after.mode, before.vm), after.round)
 
     def wants_host(self, reason: str) -> None:
         self._reason = reason

@@ -31,7 +31,7 @@ from asid.live.journal import JournalReader, JournalWriter
 from asid.live.merge import Merge
 from asid.live.node import Node
 from asid.live.operations import Operations, exit_details
-from asid.live.page import CorePage, make_page
+from asid.live.page import WATCHED, CorePage, make_page
 from asid.live.parent import Parent
 from asid.live.ring import Ring
 from asid.live.rundir import RunDir, create_run
@@ -104,8 +104,8 @@ class Daemon(Parent):
         self.tel = sockets.tel_xpub(context, self.paths.tel)
         self.link_path = self.paths.root / "link.sock"
         self.link = sockets.daemon_link_router(context, self.link_path)
-        self.telemetry = Telemetry(self.tel, lambda: self.merge.seq)
-        self.merge = Merge(self.journal, self.telemetry.publish)
+        self.telemetry = Telemetry(self.tel, lambda: self.merge.seq, self._on_watched)
+        self.merge = Merge(self.journal, self.telemetry.publish, self.telemetry.show)
         self.injector = Injector(self)
         self.operations = Operations(self)
         self.health = Health(self)
@@ -244,6 +244,11 @@ class Daemon(Parent):
         self.merge.drain(rings)
         while self.merge.horizon_ns < now:
             self.merge.drain(rings)
+
+    def _on_watched(self, watched: bool) -> None:
+        """Telemetry class `r` has readers, or none any more: hyperthreads see it at their next change of mode."""
+        for core in self.pages:
+            self.words(core)[WATCHED] = int(watched)
 
     def _on_record(self, record: Record) -> None:
         place = (record.core, record.ht)

@@ -41,6 +41,7 @@ from asid.live.page import (
     NMI,
     PENDING,
     REQUEST,
+    WATCHED,
     CorePage,
     base_of,
     interrupt_parts,
@@ -198,6 +199,8 @@ class Hyperthread:
         self.step(event)
         if do is core.DO_SET_MODE:
             self.chronicle.mode_set(before, self.state, self.spec.kick)
+            if self.words[WATCHED]:
+                self.chronicle.moved(before, self.state)
         elif do is core.DO_LOOK:
             self.chronicle.looked(before, self.state, self)
         if before.frames and len(self.state.frames) < len(before.frames):

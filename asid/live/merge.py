@@ -17,6 +17,7 @@ import msgpack
 
 from asid.core.record import NO_CORE, NO_HT, Record, topic_of
 from asid.live.journal import JournalWriter
+from asid.live.notebook import RAW
 from asid.report.stat import StatFold
 
 TAKE_MAX: Final = 256  # records of one ring in one drain: neither the other rings nor the daemon's clients wait long
@@ -30,9 +31,13 @@ _stamp = itemgetter(1)
 class Merge:
     """The run's one stream of records."""
 
-    def __init__(self, journal: JournalWriter, publish: Callable[[list[Record]], None]) -> None:
+    def __init__(
+        self, journal: JournalWriter, publish: Callable[[list[Record]], None], show: Callable[[list[Any]], None]
+    ) -> None:
+        """publish: what became a record; show: what is for readers of telemetry only, as its writer packed it."""
         self.journal = journal
         self.publish = publish
+        self.show = show
         self.seq = 0
         self.stats = StatFold()
         self.listeners: list[Callable[[Record], None]] = []
@@ -62,6 +67,10 @@ class Merge:
             at = bisect_right(raw, cut_ns, key=_stamp)
             self._own = raw[at:]
             del raw[at:]
+        shown = [item for item in raw if item[2] == RAW]
+        if shown:
+            self.show(shown)
+            raw = [item for item in raw if item[2] != RAW]
         if not raw:
             return 0
         records = [self._numbered(item) for item in raw]

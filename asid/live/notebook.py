@@ -16,6 +16,7 @@ import msgpack
 from asid.core.record import bucket_of
 from asid.live.ring import Ring
 
+RAW: Final = "raw"  # kind of what is shown to readers of telemetry and is no record
 OVERFLOW_MAX: Final = 100_000  # records kept in memory while the ring is full; then they are counted as lost
 # Part of a ring that may wait for the daemon before the guest pauses. All rings together are what a stop has to write
 # down before it can end, so it is some thousand records a ring and not all that there is room for.
@@ -54,6 +55,11 @@ class Notebook:
         whose = self._ht if ht is None else ht
         self._put(_pack((self.last, ts or time.monotonic_ns(), kind, self._core, whose, round_, cause, data)))
         return self.last
+
+    def show(self, kind: str, data: dict[str, Any], round_: int) -> None:
+        """Hand something to the daemon that is for its readers only: no record, and not kept when there is no room."""
+        if not self.full:
+            self._ring.put(_pack((0, time.monotonic_ns(), kind, self._core, self._ht, round_, 0, data)))
 
     def _put(self, record: bytes) -> None:
         if self._overflow:

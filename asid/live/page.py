@@ -4,6 +4,7 @@ One 64-byte line a word, one writer a word (but for the pending bit, which any s
 clears), 8-byte aligned, so no read is torn. A memfd handed down to the children: nothing to unlink, nothing to leak.
 
     core lines          ROUND, KICKS           written by the coordinator: numbers it must not give out twice
+                        WATCHED                written by the daemon: somebody wants to see every change of mode
     hyperthread lines   MODE FLAG DEPTH INSNS  written by the hyperthread
                         REQUEST                written by the coordinator: number of the kick that stands
                         KICK_NUMBER KICK_INSNS written by the coordinator after a kick is visible: INSNS by then,
@@ -23,11 +24,12 @@ import threading
 from typing import Final
 
 LINE_WORDS: Final = 8  # one 64-byte line
-CORE_LINES: Final = 2
+CORE_LINES: Final = 3
 HT_LINES: Final = 10
 
 ROUND: Final = 0 * LINE_WORDS
 KICKS: Final = 1 * LINE_WORDS
+WATCHED: Final = 2 * LINE_WORDS
 
 MODE, FLAG, DEPTH, INSNS, REQUEST, PENDING, NMI, MCE, KICK_NUMBER, KICK_INSNS = (
     line * LINE_WORDS for line in range(HT_LINES)

@@ -37,7 +37,10 @@ WELCOME = b"y.welcome."
 BYE = b"y.bye."
 CLOCK = b"y.clock."
 RAW_PREFIX = re.compile(r"[serym]\.[A-Za-z0-9.-]*")
+TOPIC_PLACE = re.compile(r"[serm]\.c(\d{3})\.(?:h(\d)\.)?")
 PLACE = re.compile(r"c(\d{1,3})(?:h(\d))?")
+
+KINDS = {"s": "state", "m": "counters"}  # types of what has none in its topic
 
 Fetch = Callable[[int, int, list[str]], Iterator[dict[str, Any]]]
 """(since, until, prefixes) -> records, both ends included; raises AsidError."""
@@ -295,9 +298,10 @@ class Events:
 def as_event(topic: str, value: dict[str, Any]) -> Event:
     """Return the event in a telemetry message; what is no record keeps its map as data."""
     if "seq" not in value or "type" not in value:
-        return Event(
-            topic, 0, 0, int(value.get("t", 0)), topic.split(".")[-2] if "." in topic else topic, -1, -1, 0, 0, value
-        )
+        place = TOPIC_PLACE.match(topic)
+        core, ht = (int(place[1]), int(place[2] or -1)) if place is not None else (-1, -1)
+        kind = KINDS.get(topic[:1]) or (topic.split(".")[-2] if "." in topic else topic)
+        return Event(topic, 0, 0, int(value.get("t", 0)), kind, core, ht, int(value.get("round", 0)), 0, value)
     return Event(
         topic,
         value["seq"],

@@ -1,8 +1,9 @@
 """The telemetry socket: records, state, counters and system messages to whoever subscribes; lossy, and numbered.
 
 Classes: `e` every record, `s` the mode of each hyperthread (on change, and at once to a late joiner), `m` counters at
-10 Hz, `y` welcome, sync, clock (1 Hz) and bye. A subscription under `y.` is answered on its own topic with the number
-of the last record, so a reader knows from where on it misses nothing.
+10 Hz, `r` every change of mode as it is performed, `y` welcome, sync, clock (1 Hz) and bye. A subscription under `y.`
+is answered on its own topic with the number of the last record, so a reader knows from where on it misses nothing.
+Nobody looks at `r` as a rule, and it costs every fast exit its short way: it is there while somebody subscribes to it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ _pack: Callable[[Any], bytes] = msgpack.Packer().pack
 class Telemetry:
     """Publishes; never waits, and never tells anybody how things stand but readers."""
 
-    def __init__(self, socket: zmq.Socket[bytes], seq: Callable[[], int]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], seq: Callable[[], int], watched: Callable[[bool], None]) -> None:
+        """seq: number of the last record; watched: called when class `r` gets its first reader or loses its last."""
         self._socket = socket
         self._seq = seq
         self._subscribers = 0
         self._state: dict[bytes, bytes] = {}
+        self._watched = watched
+        self._watching: set[bytes] = set()  # subscriptions to class `r`
         self._clock_ns = 0  # when the clock was told last
 
     def on_subscription(self, frames: list[bytes]) -> None:
@@ -37,6 +41,8 @@ class Telemetry:
         if len(frames) != 1 or not frames[0]:
             return
         topic = frames[0][1:]
+        if topic.startswith(b"r"):
+            self._watch(topic, frames[0][:1] == b"\x01")
         if frames[0][:1] != b"\x01":
             self._subscribers = max(0, self._subscribers - 1)
             return
@@ -50,6 +56,16 @@ class Telemetry:
                 if place.startswith(topic):
                     self._send(place, state)
 
+    def _watch(self, topic: bytes, begins: bool) -> None:
+        """The end of a subscription is told once, when its last reader has left."""
+        before = bool(self._watching)
+        if begins:
+            self._watching.add(topic)
+        else:
+            self._watching.discard(topic)
+        if bool(self._watching) is not before:
+            self._watched(not before)
+
     def publish(self, records: list[Record]) -> None:
         for record in records:
             if record.type == "ht.mode":
@@ -61,6 +77,12 @@ class Telemetry:
                     self._send(place, self._state[place])
             if self._subscribers:
                 self._send(topic_of(record).encode(), _pack(as_map(record)))
+
+    def show(self, items: list[Any]) -> None:
+        """Publish changes of mode that are no records, as their hyperthreads packed them (see `Notebook.show`)."""
+        for _, ts, _, core, ht, round_, _, data in items:
+            body = {"t": ts, "round": round_, **data}
+            self._send(f"{place_topic('r', core, ht)}mode.".encode(), _pack(body))
 
     def counters(self, core: int, ht: int, counts: dict[str, int]) -> None:
         if self._subscribers:

@@ -14,7 +14,7 @@ from asid.core import hyperthread as core
 from asid.guest.base import Exit, Source
 from asid.live.ahead import QUIET_NS
 from asid.live.fast import Left, run_fast
-from asid.live.page import INSNS, PENDING, REQUEST
+from asid.live.page import INSNS, PENDING, REQUEST, WATCHED
 
 if TYPE_CHECKING:
     from asid.live.hyperthread import Hyperthread
@@ -152,13 +152,13 @@ class Vcpu:
     # --- exits --------------------------------------------------------------------------------------------
 
     def exits(self, event: Exit) -> None:
-        """One VM exit. A fast one that needs no time is done here; the step functions see all others."""
+        """One VM exit. A fast one that needs no time is done here, unless somebody watches; the rest in steps."""
         ht = self.ht
         if ht.policy.needs_full(event.full):
             ht.chronicle.wants_host(event.reason)
             self.until_ns = HOST_BEGINS
             ht.step(core.FULL_EXIT)
-        elif event.service_ns:
+        elif event.service_ns or self.words[WATCHED]:
             ht.step(core.FAST_EXIT)
         else:
             self.fast(event, 1)
@@ -246,7 +246,7 @@ class Vcpu:
     def injected_exit(self) -> None:
         _, event, left, _ = self.injected[0]
         ht = self.ht
-        if ht.policy.needs_full(event.full) or event.service_ns:
+        if ht.policy.needs_full(event.full) or event.service_ns or self.words[WATCHED]:
             if self.retire():
                 self.exit = event
                 self.from_injection = True

@@ -32,7 +32,10 @@ PROTOCOL_RULES = """\
   y system. A subscription to `y.welcome.` or `y.sync.ANYTHING.` is answered on that topic with `{"seq": N}`: every
   later event reaches this subscriber unless it is dropped, and a jump in `tseq` within a topic says so.
   `events.fetch` has what was dropped.
-  `y.clock.`, once a second and at once to its subscriber, has `t` of every stamp's clock (CLOCK_MONOTONIC) beside
+- What is no record has no `seq` but a stamp `t`: `s.cNNN.hN.` a hyperthread's recorded mode, `m.cNNN.hN.` its counters
+  at 10 Hz, `r.cNNN.hN.mode.` each change of mode as it is performed, ENTER and the ISOLATED of fast exits too. `r` is
+  published while somebody subscribes to it, and slows fast exits down.
+- `y.clock.`, once a second and at once to its subscriber, has `t` of every stamp's clock (CLOCK_MONOTONIC) beside
   `wall_ns`, the time since 1970. `y.bye.` with a `reason` is the daemon's last word.
 """
 

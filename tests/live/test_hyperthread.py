@@ -18,7 +18,7 @@ from asid.core.record import Record, fault_of
 from asid.guest.base import Exit
 from asid.live import hyperthread as hyperthread_
 from asid.live.node import Node
-from asid.live.page import DEPTH, FLAG, INSNS, KICK_NUMBER, MCE, MODE, NMI, PENDING, base_of
+from asid.live.page import DEPTH, FLAG, INSNS, KICK_NUMBER, MCE, MODE, NMI, PENDING, WATCHED, base_of
 
 FAST = Exit(0, "MSR_WRITE", "vmx", 0, False)
 LONG_NS = 20_000_000
@@ -367,6 +367,23 @@ def test_a_request_without_an_answer_is_made_again_under_a_new_number(one, phase
 
 
 # --- what is written down ---------------------------------------------------------------------------------
+
+
+def test_who_watches_sees_every_change_of_mode_and_the_journal_stays_as_it_was(one):
+    one.words[WATCHED] = 1
+    one.enter()
+    one.records()
+    for event in (FAST, SLOW_FAST):
+        one.ht.vcpu.exit = event
+        one.ht.vcpu.exits(event)
+        one.settle()
+    stays = [(kind, data["old"], data["new"]) for kind, data in one.records()]
+    assert stays == 2 * [("raw", "GUEST", "ISOLATED"), ("raw", "ISOLATED", "ENTER"), ("raw", "ENTER", "GUEST")]
+    one.words[WATCHED] = 0
+    one.ht.vcpu.exit = FAST
+    one.ht.vcpu.exits(FAST)
+    one.settle()
+    assert one.records() == []
 
 
 @pytest.mark.parametrize("why", ["held", "kicked", "nmi"])

@@ -334,6 +334,24 @@ def test_every_question_has_an_answer_in_its_declared_form(rig):
     check_passes(daemon.stop())
 
 
+def test_class_r_shows_every_change_of_mode_while_somebody_reads_it(rig):
+    daemon = rig.start(machine(2))
+    client = daemon.client()
+    with client.events("r.") as events:
+        seen = {(0, 0): [], (0, 1): []}
+        deadline = time.monotonic() + 10
+        while min(map(len, seen.values())) < 50:
+            assert time.monotonic() < deadline, {place: len(moves) for place, moves in seen.items()}
+            event = events.next(1)
+            if event is not None:
+                assert (event.type, event.seq) == ("mode", 0)
+                seen[event.core, event.ht].append((event.data["old"], event.data["new"]))
+    for moves in seen.values():
+        assert ("ENTER", "GUEST") in moves, "what the journal leaves out"
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(moves))
+    check_passes(daemon.stop())
+
+
 def test_what_does_not_exist_is_refused_and_nothing_happens(rig):
     daemon = rig.start(IDLE)
     client = daemon.client()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,8 @@ class Desk:
         self.rings = [Ring(fd) for fd in self.fds]
         self.journal = JournalWriter(path)
         self.published: list[Record] = []
-        self.merge = Merge(self.journal, self.published.extend)
+        self.shown: list[Any] = []
+        self.merge = Merge(self.journal, self.published.extend, self.shown.extend)
         self.ht = Notebook(Ring(self.fds[0]), 0, 0, 1)
         self.gate = Notebook(Ring(self.fds[1]), 0, -1, 1)
 
@@ -47,6 +49,28 @@ def desk(tmp_path):
     made = Desk(tmp_path / "journal.asid")
     yield made
     made.close()
+
+
+def test_what_is_only_shown_gets_no_number_and_is_nobodys_cause(desk):
+    first = desk.ht.note("gate.done", {})
+    desk.ht.show("raw", MODE, 7)
+    assert desk.ht.last == first
+    desk.ht.note("ht.mode", MODE, 7, desk.ht.last)
+    assert [(record.seq, record.type, record.cause) for record in desk.drain()] == [
+        (1, "gate.done", 0), (2, "ht.mode", 1),
+    ]  # fmt: skip
+    [(key, _, kind, core, ht, round_, cause, data)] = desk.shown
+    assert (key, kind, core, ht, round_, cause, data) == (0, "raw", 0, 0, 7, 0, MODE)
+
+
+def test_what_is_only_shown_is_left_out_when_the_ring_is_behind(desk):
+    while not desk.ht.full:
+        desk.ht.note("ht.mode", MODE)
+    for _ in range(10_000):
+        desk.ht.show("raw", MODE, 7)
+    while len(desk.published) < 1_000 and desk.drain():
+        pass
+    assert desk.shown == [] and desk.ht.lost == 0
 
 
 def test_numbers_have_no_holes_and_the_journal_has_what_was_published(desk, tmp_path):

@@ -29,6 +29,7 @@ from asid.live.page import (
     PENDING,
     REQUEST,
     ROUND,
+    WATCHED,
     CorePage,
     base_of,
     interrupt_parts,
@@ -46,7 +47,7 @@ FIELDS = (MODE, FLAG, DEPTH, INSNS, REQUEST, PENDING, NMI, MCE, KICK_NUMBER, KIC
 
 @pytest.mark.parametrize("siblings", [1, 2, 4, 8])
 def test_every_word_has_a_cache_line_of_its_own(siblings):
-    words = [ROUND, KICKS, *(base_of(ht) + field for ht in range(siblings) for field in FIELDS)]
+    words = [ROUND, KICKS, WATCHED, *(base_of(ht) + field for ht in range(siblings) for field in FIELDS)]
     lines = [word // LINE_WORDS for word in words]
     assert len(set(lines)) == len(lines) == CORE_LINES + siblings * HT_LINES
     assert all(word % LINE_WORDS == 0 for word in words), "8-byte words at the start of 64-byte lines are never torn"

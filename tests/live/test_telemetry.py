@@ -1,4 +1,4 @@
-"""What the telemetry socket says of time: `y.clock.` tells which moment of the wall a stamp is."""
+"""What the telemetry socket says of time, and to whom it shows every change of mode."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Wire:
     """A socket that keeps what it is given."""
 
     def __init__(self) -> None:
+        self.watched: list[bool] = []
         self.sent: list[tuple[bytes, dict[str, Any]]] = []
 
     def send_multipart(self, frames: list[bytes], flags: int) -> None:
@@ -32,7 +33,7 @@ def wire():
 
 @pytest.fixture
 def telemetry(wire):
-    return Telemetry(wire, lambda: 41)  # type: ignore[arg-type]
+    return Telemetry(wire, lambda: 41, wire.watched.append)  # type: ignore[arg-type]
 
 
 def test_the_clock_is_told_once_a_second_and_to_nobody_when_nobody_listens(wire, telemetry, monkeypatch):
@@ -54,3 +55,22 @@ def test_the_clock_is_both_clocks_of_one_moment(wire, telemetry):
     [(topic, body)] = wire.sent
     assert topic == CLOCK and set(body) == {"t", "wall_ns"}, "a late joiner does not wait for it"
     assert abs(body["wall_ns"] - body["t"] - before) < S
+
+
+def test_changes_of_mode_are_wanted_from_the_first_reader_to_the_last(wire, telemetry):
+    telemetry.on_subscription([b"\x01e.c000."])
+    assert wire.watched == []
+    for topic in (b"r.", b"r.", b"r.c000.h1."):  # the second reader of one topic is told of, its end is not
+        telemetry.on_subscription([b"\x01" + topic])
+    assert wire.watched == [True]
+    telemetry.on_subscription([b"\x00r."])
+    assert wire.watched == [True]
+    telemetry.on_subscription([b"\x00r.c000.h1."])
+    assert wire.watched == [True, False]
+
+
+def test_a_change_of_mode_that_is_shown_has_its_place_and_no_number(wire, telemetry):
+    telemetry.show([[0, 77, "raw", 3, 1, 9, 0, {"inc": 1, "old": "ISOLATED", "new": "ENTER", "vm": 1}]])
+    assert wire.sent == [
+        (b"r.c003.h1.mode.", {"t": 77, "round": 9, "inc": 1, "old": "ISOLATED", "new": "ENTER", "vm": 1})
+    ]
