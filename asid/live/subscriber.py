@@ -296,12 +296,13 @@ class Events:
 
 
 def as_event(topic: str, value: dict[str, Any]) -> Event:
-    """Return the event in a telemetry message; what is no record keeps its map as data."""
+    """Return the event in a telemetry message; what is no record keeps the rest of its map as data."""
     if "seq" not in value or "type" not in value:
         place = TOPIC_PLACE.match(topic)
         core, ht = (int(place[1]), int(place[2] or -1)) if place is not None else (-1, -1)
         kind = KINDS.get(topic[:1]) or (topic.split(".")[-2] if "." in topic else topic)
-        return Event(topic, 0, 0, int(value.get("t", 0)), kind, core, ht, int(value.get("round", 0)), 0, value)
+        data = {name: found for name, found in value.items() if name not in ("t", "round")}
+        return Event(topic, 0, 0, int(value.get("t", 0)), kind, core, ht, int(value.get("round", 0)), 0, data)
     return Event(
         topic,
         value["seq"],
