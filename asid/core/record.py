@@ -111,6 +111,12 @@ _CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("mark", "daemon", "text:str", "a client's remark"),
     (
+        "job",
+        "daemon",
+        "job:str op:str state:running|done|failed|cancelled done:int total:int",
+        "work that outlives its request has begun, goes on (told ten times a second at most) or is over",
+    ),
+    (
         "loss",
         "daemon",
         "what:str n:int",

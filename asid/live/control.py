@@ -36,12 +36,14 @@ from asid.errors import (
 )
 from asid.live import requests
 from asid.live.holds import Hold, Holds
-from asid.live.ledger import ClientEntry, Clients, Ticket, Waiter
+from asid.live.ledger import ClientEntry, Clients, Job, Ticket, Waiter
 from asid.live.machine import Identity, Machine
 from asid.live.pending import Pending, Reply, over_limit
 
 NS_PER_MS = 1_000_000
 OWN_CLIENT = "asid"  # who releases a hold whose time is over
+JOB_TOLD_NS = 100_000_000  # between two records of one job that goes on
+
 COUNTS = (
     "requests",
     "replies",
@@ -115,7 +117,7 @@ class Control:
             answer = {"ok": True, "ret": _checked(held.op, ret)}
         except Internal as error:
             answer = {"ok": False, "err": requests.error_map(self._pending.explain(error))}
-        return self._pending.settle(held, answer, seq, self._machine.now_ns())
+        return self._settle(held, answer, seq)
 
     def fail(self, ticket: int, error: Exception) -> list[Reply]:
         """The machine could not do what the ticket asked for."""
@@ -124,13 +126,28 @@ class Control:
             return []
         self._holds.failed(held.args, held.cores, held.fresh)
         answer = {"ok": False, "err": requests.error_map(self._pending.explain(error))}
-        return self._pending.settle(held, answer, self._machine.seq(), self._machine.now_ns())
+        return self._settle(held, answer, self._machine.seq())
 
     def progress(self, ticket: int, done: int, total: int) -> None:
         """How far a job is: delivered so far, of how many. A ticket without a job, or one that is over, is ignored."""
         held = self._pending.find(ticket)
-        if held is not None and held.job is not None:
-            held.job.done, held.job.total = done, total
+        if held is None or held.job is None:
+            return
+        job, now_ns = held.job, self._machine.now_ns()
+        job.done, job.total = done, total
+        if now_ns - job.told_ns >= JOB_TOLD_NS:
+            job.told_ns = now_ns
+            self._tell(job)
+
+    def _tell(self, job: Job) -> None:
+        self._machine.note_job(job.name, job.op, job.state, job.done, job.total)
+
+    def _settle(self, ticket: Ticket, answer: dict[str, Any], seq: int) -> list[Reply]:
+        """The ticket is over, and so is its job; the end of a stop is that of the run."""
+        replies = self._pending.settle(ticket, answer, seq, self._machine.now_ns())
+        if ticket.job is not None and ticket.op.ret is not optypes.StopRet:
+            self._tell(ticket.job)
+        return replies
 
     def expire(self, now_ns: int) -> list[Reply]:
         """Answer the requests whose deadline has passed, and begin to release the holds whose time is over."""
@@ -242,6 +259,8 @@ class Control:
             if ticket.job is not None:
                 jobs.drop(ticket.job)
             raise
+        ticket.job.told_ns = now_ns
+        self._tell(ticket.job)
         first = {"job": ticket.job.name} | ({"accepted": 0} if ticket.op.ret is optypes.InjectRet else {})
         answer, seq = {"ok": True, "ret": _checked(ticket.op, first)}, self._machine.seq()
         self._pending.idem.begin(idem, digest, ticket)

@@ -73,7 +73,7 @@ class Daemon(Parent):
         self.signalled = ""  # the last one caught; acted upon by the loop, never from within its handler
         self._stop_reason = ""
         self._stop_deadline_ns = 0
-        self._over = False
+        self.over = False
         self._synced_ns = self.started_ns
         self._met_ns = 0
         self.verdict_wanted = True  # by this process, when it has ended: nobody who stops it will see to it
@@ -193,7 +193,7 @@ class Daemon(Parent):
         """Serve until stopped; after `duration_ns` (0: never) stop by itself."""
         if duration_ns:
             self.later(duration_ns, lambda: self.begin_stop("duration"))
-        while not self._over:
+        while not self.over:
             if self.signalled:
                 name, self.signalled = self.signalled, ""
                 self.begin_stop(name, force=self.state == "draining")
@@ -229,7 +229,7 @@ class Daemon(Parent):
         after = 0 if behind else BUSY_TICK_NS if busy else TICK_NS
         if soonest is not None:
             after = max(0, min(after, soonest - now))
-        if not self._over:
+        if not self.over:
             self.node.set_timer("tick", after, self._tick)
 
     def _all_exhausted(self) -> bool:
@@ -339,7 +339,7 @@ class Daemon(Parent):
         for child in self.children.coordinators():
             child.kill()
         if not self.children.by_place:
-            self._over = True
+            self.over = True
 
     def end(self) -> None:
         """Write the end of the run: the last record and the statistics. The verdict is made from these, later."""

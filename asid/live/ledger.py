@@ -118,6 +118,7 @@ class Job:
     total: int = 0
     seq: int = 0
     cancelling: bool = False
+    told_ns: int = 0  # when its progress was last told to readers of the events
     result: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] = field(default_factory=dict)
     waiters: list[Waiter] = field(default_factory=list)

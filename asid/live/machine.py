@@ -24,6 +24,10 @@ class Machine(Protocol):
         """End this job early. Its complete(ticket) follows all the same, later, with what was done by then."""
         ...
 
+    def note_job(self, job: str, op: str, state: str, done: int, total: int) -> None:
+        """Let readers of the events know of a job: at its begin, on its way, and at its end."""
+        ...
+
     def resolve(self, target: str) -> tuple[tuple[int, int], ...]:
         """Return the (core, ht) pairs of a target. Raise NoSuchObject, or ConfigError for a bad form."""
         ...

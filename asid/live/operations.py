@@ -33,6 +33,11 @@ class Operations(Procedures):
     def cancel(self, ticket: int) -> None:
         self.daemon.injector.cancel(ticket)
 
+    def note_job(self, job: str, op: str, state: str, done: int, total: int) -> None:
+        if not self.daemon.over:  # nothing comes behind the end of the run
+            data = {"job": job, "op": op, "state": state, "done": done, "total": total}
+            self.daemon.merge.note("job", data)
+
     def query(self, op: str, args: t.Args) -> dict[str, Any]:
         name = "query_" + op.replace(".", "_")
         found: dict[str, Any] = getattr(self, name)(args)

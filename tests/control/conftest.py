@@ -62,6 +62,7 @@ class FakeMachine:
         self.refusal: Exception | None = None
         self.begun: list[tuple[str, Any, int, str]] = []
         self.cancelled: list[int] = []
+        self.jobs: list[tuple[str, str, str, int, int]] = []
         self.ret: dict[str, Any] | None = None
         self.stats: StatFold | None = None
 
@@ -89,6 +90,9 @@ class FakeMachine:
             places = [(core, ht) for core in range(64) for ht in range(2) if args.target in ("c*", f"c{core}")]
             return self.stats.page(places, args.after, args.limit)
         return self.ret or copy.deepcopy(LOOKS[op])  # the server writes into some answers
+
+    def note_job(self, job: str, op: str, state: str, done: int, total: int) -> None:
+        self.jobs.append((job, op, state, done, total))
 
     def cancel(self, ticket: int) -> None:
         self.cancelled.append(ticket)

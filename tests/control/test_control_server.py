@@ -295,6 +295,30 @@ def test_long_work_is_a_job_with_progress_and_a_result(desk):
     assert again["ret"]["job"] == job and len(desk.machine.begun) == 1
 
 
+def test_readers_of_the_events_are_told_of_a_job_at_its_begin_now_and_then_and_at_its_end(desk):
+    job, ticket = start_job(desk)
+    total = desk.ask("job.get", {"job": job})["ret"]["total"]
+    for done in range(30):  # one in 10 ms
+        desk.pass_s(0.01)
+        desk.control.progress(ticket, done, total)
+    desk.control.complete(ticket, {"accepted": total}, 99)
+    assert [(name, op, state) for name, op, state, _, _ in desk.machine.jobs] == [
+        (job, "inject.nmi", "running"), (job, "inject.nmi", "running"), (job, "inject.nmi", "running"),
+        (job, "inject.nmi", "running"), (job, "inject.nmi", "done"),
+    ]  # fmt: skip
+    assert [done for _, _, _, done, _ in desk.machine.jobs] == [0, 9, 19, 29, total]
+
+
+def test_a_job_that_was_refused_is_told_to_nobody_and_the_end_of_a_stop_is_that_of_the_run(desk):
+    desk.machine.refusal = NoSuchObject("gone")
+    desk.ask("inject.exit", {"target": "c0", "count": 5_000})
+    assert desk.machine.jobs == []
+    desk.machine.refusal, desk.machine.defer = None, True
+    desk.ask("stop")
+    desk.control.complete(desk.machine.begun[-1][2], {}, 99)
+    assert [(op, state) for _, op, state, _, _ in desk.machine.jobs] == [("stop", "running")]
+
+
 def test_waiting_for_a_job_ends_with_the_job_as_it_is(desk):
     job, _ = start_job(desk)
     assert desk.ask("job.wait", {"job": job, "timeout_ms": 200}) is None

@@ -311,6 +311,9 @@ def test_a_job_says_how_far_it_is_and_whether_a_cancel_cut_it_short(rig):
     dones = [wait_until(lambda: client.call("job.get", {"job": job})["done"])]
     dones.append(wait_until(lambda: found if (found := client.call("job.get", {"job": job})["done"]) > dones[0] else 0))
     cut = client.call("job.cancel", {"job": job})
+    told = [record["data"] for record in client.fetch(1, 2**62, []) if record["type"] == "job"]
+    assert [data["state"] for data in told] == ["running"] * (len(told) - 1) + ["cancelled"]
+    assert sorted(data["done"] for data in told) == [data["done"] for data in told]
     assert (cut["state"], cut["total"]) == ("cancelled", 2_000)
     assert dones[1] <= cut["done"] == cut["result"]["accepted"] < 2_000
     job = client.inject_exit("c0", count=3, rate_hz=1_000)["job"]
