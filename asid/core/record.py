@@ -89,7 +89,7 @@ _CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
         "death",
         "daemon",
         "what:ht|coordinator pid:int inc:int status:int",
-        "a process is confirmed dead (reaped); status is the exit code, or minus the signal",
+        "a process is confirmed dead; status is the exit code, or minus the signal; 255 when nobody could tell it",
     ),
     (
         "inject",

@@ -1,7 +1,8 @@
 """The children of the daemon: born, named, watched through pidfds, reaped, born again.
 
-A death is confirmed when the pidfd is readable *and* the exit status is known; never by a time-out. The fork server is
-the children's parent and reports their status; should it die, the pidfd alone is the proof and the status is unknown.
+A death is confirmed by the pidfd: readable, it says that the process executes nothing any more; no silence and no
+time-out says so. How it ended is another matter. Its corpse tells, else the fork server, its parent, who may be late:
+it is waited for in the loop, and after STATUS_WAIT_NS the status of that death is unknown.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Final
 
 from asid.errors import AsidError, Busy, Conflict
+from asid.live import fork_server
 from asid.live.birth import PRELOAD, SPAWN, Birth
 from asid.live.coordinator import coordinator_main
 from asid.live.hyperthread import hyperthread_main
+from asid.live.node import Node
 from asid.live.ring import Ring
 
-STATUS_WAIT_S: Final = 0.2  # between a readable pidfd and the fork server's word
+STATUS_WAIT_NS: Final = 200_000_000  # from a readable pidfd to the fork server's word
 BIRTH_FDS: Final = 12  # descriptors that a birth may need at a time, with some to spare
 STATUS_UNKNOWN: Final = 255
 YOUNG_NS: Final = 2_000_000_000  # who dies younger was not well born
@@ -68,10 +72,10 @@ class Child:
             return
 
     def close(self) -> None:
+        """Close what is ours of it. `process` is closed when the fork server has said its word."""
         self.ring.close()
         os.close(self.ring_fd)
         os.close(self.pidfd)
-        self.process.close()
 
 
 @dataclass
@@ -140,21 +144,34 @@ def pidfd_of(process: BaseProcess) -> int:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)  # always readable, as a dead one's would be
 
 
-class Children:
-    """All children by place. `on_death(child, status)` is called once for each, after its confirmed death."""
+def status_of_corpse(pid: int) -> int | None:
+    """Return how a process ended that is dead and not reaped: the exit code, or minus the signal. None: it is not told.
 
-    def __init__(
-        self, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None],
-        on_death: Callable[[Child, int], None],
-    ) -> None:  # fmt: skip
+    An orderly end is never told here: the kernel shows 0 as well to whom it would not show anything else.
+    """
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (OSError, ValueError):
+        return None
+    status = int(fields[48]) if state == b"Z" and len(fields) > 48 else 0  # exit_code, the 52nd field of all
+    return os.waitstatus_to_exitcode(status) if status else None
+
+
+class Children:
+    """All children by place. `on_death(child, status)` is called once for each, after its confirmed death; `say` is
+    told what somebody should know of the fork server.
+    """
+
+    def __init__(self, node: Node, on_death: Callable[[Child, int], None], say: Callable[[str], None]) -> None:
         self.by_place: dict[Place, Child] = {}
-        self._watch = watch
-        self._unwatch = unwatch
+        self._node = node
         self._on_death = on_death
+        self._say = say
+        self._unsaid: dict[int, BaseProcess] = {}  # by sentinel: dead and told, but for the fork server's word
         SPAWN.set_forkserver_preload(PRELOAD)
 
     def bear(self, birth: Birth, ring_fd: int, now_ns: int) -> Child:
-        """Start a process. The place must be empty: a death is done with before the next birth."""
+        """Start a process. The place must be empty: a death is done with before the next birth. Raise OSError."""
         place = (birth.core, birth.ht)
         assert place not in self.by_place, f"{birth.name} is alive"
         main = coordinator_main if birth.ht < 0 else hyperthread_main
@@ -162,9 +179,13 @@ class Children:
         ring = Ring(ring_fd)
         process = SPAWN.Process(target=main, args=(birth,), name=birth.name, daemon=True)
         try:
-            with without_main():
+            self._wake()
+            with without_main(), fork_server.watched(self._say):
                 process.start()
             pidfd = pidfd_of(process)
+        except EOFError:
+            ring.close()
+            raise fork_server.ForkServerEnded from None
         except OSError:  # out of descriptors, of memory or of processes: whatever was begun is undone
             ring.close()
             if process.pid is not None:
@@ -173,18 +194,50 @@ class Children:
         assert process.pid is not None
         child = Child(birth, process, process.pid, pidfd, ring, ring_fd, now_ns)
         self.by_place[place] = child
-        self._watch(pidfd, lambda: self.reap(child))
+        self._node.add_reader(pidfd, lambda: self.reap(child))
         return child
 
+    def _wake(self) -> None:
+        if pid := fork_server.wake():
+            self._say(fork_server.woken(pid))
+
     def reap(self, child: Child) -> None:
-        """The pidfd is readable: the process has ended. Take its status and tell."""
-        child.process.join(STATUS_WAIT_S)
-        status = child.process.exitcode
-        self._unwatch(child.pidfd)
-        if self.by_place.get(child.place) is child:
-            del self.by_place[child.place]
+        """The pidfd is readable: the process has ended. Tell, at once or when its status is known."""
+        self._node.drop_reader(child.pidfd)
+        status = status_of_corpse(child.pid)
+        if status is None:
+            status = child.process.exitcode
+        if status is not None:
+            self._bury(child, status)
+            return
+        self._wake()
+        sentinel = child.process.sentinel
+        self._node.add_reader(sentinel, lambda: self._bury(child, child.process.exitcode))
+        self._node.set_timer(("status", sentinel), STATUS_WAIT_NS, lambda: self._bury(child, STATUS_UNKNOWN))
+
+    def _bury(self, child: Child, status: int | None) -> None:
+        del self.by_place[child.place]
+        self._node.drop_timer(("status", child.process.sentinel))
+        self._part_with(child.process)
         self._on_death(child, STATUS_UNKNOWN if status is None else status)
         child.close()
+
+    def _part_with(self, process: BaseProcess) -> None:
+        """Close what is left of a dead process, now or when the fork server has said its word of it."""
+        sentinel = process.sentinel
+        if process.exitcode is None:
+            self._unsaid[sentinel] = process
+            self._node.add_reader(sentinel, lambda: self._part_with(process))
+            return
+        self._node.drop_reader(sentinel)
+        self._unsaid.pop(sentinel, None)
+        process.close()
+
+    def close(self) -> None:
+        """End the fork server, and with it the last of those that it has not spoken of."""
+        fork_server.end()
+        for process in list(self._unsaid.values()):
+            self._part_with(process)
 
     def hyperthreads(self) -> list[Child]:
         return [child for (_, ht), child in sorted(self.by_place.items()) if ht >= 0]

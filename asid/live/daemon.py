@@ -116,7 +116,7 @@ class Daemon(Parent):
             capabilities=("live", "events.fetch", "jobs"),
         )  # fmt: skip
         self.control = Control(self.operations, identity)
-        self.children = Children(self.node.add_reader, self.node.drop_reader, self.on_death)
+        self.children = Children(self.node, self.on_death, self.warn)
         self.node.add_socket(self.urgent, lambda frames: self._on_request(self.urgent, frames, urgent=True))
         self.node.add_socket(self.ctl, lambda frames: self._on_request(self.ctl, frames, urgent=False))
         self.node.add_socket(self.link, self.on_link)
@@ -291,6 +291,10 @@ class Daemon(Parent):
     def note(self, kind: str, data: dict[str, Any], core: int = -1, ht: int = -1) -> None:
         self.merge.note(kind, data, core, ht)
 
+    def warn(self, text: str) -> None:
+        log.warning("%s", text)
+        self.merge.note("warn", {"text": text})
+
     def note_policy(self, old: str, new: str, kick: str) -> None:
         self.policy, self.kick, self.coming = new, kick, None
         self.merge.note("policy", {"old": old, "new": new, "kick": kick})
@@ -365,9 +369,12 @@ class Daemon(Parent):
         for child in list(self.children.by_place.values()):
             child.kill()
         deadline_ns = self.now_ns() + DEATH_DEADLINE_NS
-        while self.children.by_place and self.now_ns() < deadline_ns:
-            self.node.turn(deadline_ns)
-        instance.clear_leftovers(self.paths)
+        try:
+            while self.children.by_place and self.now_ns() < deadline_ns:
+                self.node.turn(deadline_ns)
+        finally:
+            self.children.close()
+            instance.clear_leftovers(self.paths)
         self.journal.close()
         sockets.close(self.context, self.ctl, self.urgent, self.tel, self.link)
         self.reader.close()

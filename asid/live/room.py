@@ -8,6 +8,7 @@ from typing import Final
 
 from asid.config import Config
 from asid.errors import AsidError, HostUnsuitable, crash_of
+from asid.live.fork_server import ForkServerEnded
 from asid.live.ring import HEAD_BYTES, RING_BYTES
 
 # Descriptors that a daemon holds, as counted in running ones: for itself and a first client, for each core (its
@@ -66,6 +67,11 @@ def start_failure(fault: Exception) -> AsidError:
     """Return what a user is told when a daemon ends by `fault`: a limit of the host by name, or a fault of ours."""
     if isinstance(fault, AsidError):
         return fault
+    if isinstance(fault, ForkServerEnded):
+        return HostUnsuitable(
+            str(fault.strerror), where="start", state="it was killed, by asid itself if it bore nobody",
+            allowed="a fork server that lives", hint="Start again; asid doctor; look at load and memory.",
+        )  # fmt: skip
     limit = _LIMITS.get(getattr(fault, "errno", None) or 0)
     if limit is None:
         return crash_of(fault)

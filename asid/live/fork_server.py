@@ -1,0 +1,96 @@
+"""The fork server, parent of all children: continued when it was stopped, killed when it is mute, ended at last.
+
+A birth waits for its word in reads of multiprocessing's own, which have no deadline; all the while the daemon answers
+nobody. So a thread looks after it meanwhile. Killed, it takes its children along, and the next birth starts another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
+from typing import Any, Final
+
+BIRTH_S: Final = 20.0  # the first birth includes the fork server's own start, on a host that may be busy
+LOOK_S: Final = 0.02
+
+_server: Any = forkserver._forkserver  # its lock is held while it is reaped: under it, its pid is its own
+
+
+class ForkServerEnded(OSError):
+    """The fork server ended during a birth. Whoever it may have begun to bear ends with it."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EOWNERDEAD, "the fork server ended during a birth")
+
+
+def wake() -> int:
+    """Continue the fork server if it was stopped. Return its pid then, else 0."""
+    with _server._lock:
+        pid: int | None = _server._forkserver_pid
+        if pid is None or not _is_stopped(pid):
+            return 0
+        os.kill(pid, signal.SIGCONT)
+        return pid
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # it is dead
+        return False
+
+
+def kill() -> int:
+    """SIGKILL the fork server. Return its pid, 0 when there is none."""
+    with _server._lock:
+        pid: int | None = _server._forkserver_pid
+        if pid is None:
+            return 0
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+
+def end() -> None:
+    """Kill it, also when it is stopped, and reap it. What it has not said of its children by then it never will."""
+    kill()
+    with contextlib.suppress(OSError):  # of its socket, which may be cleared away already
+        _server._stop()
+
+
+@contextlib.contextmanager
+def watched(say: Callable[[str], None]) -> Iterator[None]:
+    """A block with a birth, which ends within BIRTH_S. What had to be done for that is told to `say` at its end."""
+    over, done = threading.Event(), []
+
+    def look() -> None:
+        deadline = time.monotonic() + BIRTH_S
+        while not over.wait(LOOK_S):
+            if time.monotonic() > deadline:
+                done.append(f"the fork server (pid {kill()}) bore nobody for {BIRTH_S:g} s and was killed")
+                return
+            if pid := wake():
+                done.append(woken(pid))
+
+    watcher = threading.Thread(target=look, name="fork server", daemon=True)
+    try:
+        watcher.start()
+    except RuntimeError as error:  # no more threads: then no more processes either
+        raise OSError(errno.EAGAIN, str(error)) from None
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        for text in done:
+            say(text)
+
+
+def woken(pid: int) -> str:
+    """What is said when `wake` had something to do."""
+    return f"the fork server (pid {pid}) had been stopped; it was continued, for no process can be born without it"
