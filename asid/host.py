@@ -19,7 +19,7 @@ from typing import NamedTuple
 from asid.units import format_cpulist, format_size, parse_cpulist
 
 SOCKET_PATH_MAX_BYTES = 107  # sockaddr_un has 108, one of them the final NUL
-LONGEST_SOCKET = "urgent.sock"
+LONGEST_SOCKET = "listener-12345678"  # the fork server's
 INSTANCE_NAME_MAX = 32
 FILES_NEEDED = 1024  # 64 hyperthreads and 8 coordinators with their sockets, pidfds and pages
 PROCESSES_NEEDED = 256

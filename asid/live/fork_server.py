@@ -13,13 +13,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver
+from multiprocessing import forkserver, process
+from pathlib import Path
 from typing import Any, Final
+
+from asid.live.sockets import ipc_endpoint
 
 BIRTH_S: Final = 20.0  # the first birth includes the fork server's own start, on a host that may be busy
 LOOK_S: Final = 0.02
+LISTENER: Final = "listener-12345678"  # what multiprocessing calls its socket, the last eight at random
 
 _server: Any = forkserver._forkserver  # its lock is held while it is reaped: under it, its pid is its own
+_current: Any = process.current_process()
 
 
 class ForkServerEnded(OSError):
@@ -27,6 +32,15 @@ class ForkServerEnded(OSError):
 
     def __init__(self) -> None:
         super().__init__(errno.EOWNERDEAD, "the fork server ended during a birth")
+
+
+def settle(root: Path) -> None:
+    """Have its socket in the instance's directory, where whoever clears up finds it. Raise ConfigError: no room there.
+
+    In a directory that multiprocessing makes it would outlive a daemon that is killed.
+    """
+    ipc_endpoint(root / LISTENER)
+    _current._config["tempdir"] = str(root)
 
 
 def wake() -> int:
@@ -61,6 +75,7 @@ def end() -> None:
     kill()
     with contextlib.suppress(OSError):  # of its socket, which may be cleared away already
         _server._stop()
+    _current._config["tempdir"] = None
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@
         endpoints.json   written last and atomically: whoever can read it can connect
         run              link to the directory of the last run
         daemon.log       stderr of a detached daemon
+        listener-*       the fork server's socket, named by multiprocessing
 
 An ipc bind steals the path of a living socket without an error, so nothing here is bound or removed without the lock.
 """
@@ -78,6 +79,10 @@ class InstancePaths:
     def log(self) -> Path:
         return self.root / "daemon.log"
 
+    def sockets(self) -> list[Path]:
+        """Every socket file that is there: the daemon's, its children's, its fork server's."""
+        return sorted(path for pattern in ("*.sock", "listener-*") for path in self.root.glob(pattern))
+
     @property
     def run(self) -> Path:
         """A link to the last run. It stays: who comes late to a daemon's end finds what it left."""
@@ -99,7 +104,7 @@ class Instance:
     @property
     def stale(self) -> bool:
         """Whether something is left that a daemon removes when it ends."""
-        return not self.running and (self.paths.endpoints.exists() or any(self.paths.root.glob("*.sock")))
+        return not self.running and (self.paths.endpoints.exists() or any(self.paths.sockets()))
 
     @property
     def state(self) -> str:
@@ -220,7 +225,7 @@ def last_run(paths: InstancePaths) -> Path | None:
 def clear_leftovers(paths: InstancePaths) -> list[str]:
     """Remove what a client would look for, sockets of children too; return the names. The caller holds the lock."""
     removed = []
-    for path in (paths.endpoints, *sorted(paths.root.glob("*.sock"))):
+    for path in (paths.endpoints, *paths.sockets()):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
             removed.append(path.name)

@@ -83,7 +83,7 @@ class Rig:
         return daemon.paths.log.read_text(errors="replace")
 
     def check_nothing_left(self) -> None:
-        """No process, no socket file, no lock, no descriptor."""
+        """No process, no socket file, no lock, no temporary file, no descriptor."""
         for daemon in self.daemons:
             if daemon.process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -91,10 +91,11 @@ class Rig:
             daemon.kill()
         for daemon in self.daemons:
             wait_until(lambda d=daemon: not family(d), GONE_S, f"processes of {daemon.paths.name}: {family(daemon)}")
-            assert not list(daemon.paths.root.glob("*.sock")), "socket files were left"
+            assert not daemon.paths.sockets(), "socket files were left, or the fork server's"
             assert not instance.is_locked(daemon.paths)
             assert Path(daemon.paths.root).stat().st_mode & 0o777 == 0o700
             assert "Traceback" not in self.log(daemon), self.log(daemon)
+        assert not list((self.runtime.parent / "t").iterdir()), "something was left in the temporary directory"
         wait_until(lambda: open_fds() <= self.fds_before, 2.0, "descriptors of the test's own process")
 
 
@@ -225,10 +226,11 @@ def injections(run: Run) -> dict[int, list[str]]:
 def directories(monkeypatch: Any) -> Any:
     """Directories of this test's own. Not pytest's: a socket's path has room for 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="asid-") as top:
-        runtime, state = Path(top) / "r", Path(top) / "s"
-        runtime.mkdir(mode=0o700)
-        state.mkdir(mode=0o700)
+        runtime, state, temporary = (Path(top) / name for name in "rst")
+        for each in (runtime, state, temporary):
+            each.mkdir(mode=0o700)
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        monkeypatch.setenv("TMPDIR", str(temporary))
         monkeypatch.setenv("XDG_STATE_HOME", str(state))
         monkeypatch.delenv("ASID_INSTANCE", raising=False)
         yield runtime, state

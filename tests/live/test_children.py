@@ -5,21 +5,26 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import tempfile
 import time
 from multiprocessing import forkserver
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from asid.errors import HostUnsuitable
+from asid import host
+from asid.errors import ConfigError, HostUnsuitable
 from asid.live import children as children_
-from asid.live import fork_server
+from asid.live import fork_server, instance
 from asid.live.birth import SPAWN
 from asid.live.children import STATUS_UNKNOWN, STATUS_WAIT_NS, Child, Children, status_of_corpse
 from asid.live.node import Node
 from asid.live.ring import make_ring
 from asid.live.room import start_failure
+
+ROOT = Path("/tmp")
 
 
 class Played:
@@ -49,7 +54,9 @@ class Ward:
         self.node = Node()
         self.deaths: list[tuple[tuple[int, int], int]] = []
         self.said: list[str] = []
-        self.children = Children(self.node, lambda child, status: self.deaths.append((child.place, status)), self.say)
+        self.children = Children(
+            self.node, ROOT, lambda child, status: self.deaths.append((child.place, status)), self.say
+        )
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -73,6 +80,7 @@ class Ward:
 
 @pytest.fixture
 def ward(monkeypatch):
+    monkeypatch.setattr(fork_server, "settle", lambda root: None)
     monkeypatch.setattr(fork_server, "end", lambda: None)
     monkeypatch.setattr(fork_server, "wake", lambda: 0)
     return Ward()
@@ -160,6 +168,26 @@ def said():
     yield []
     fork_server.end()
     assert vars(forkserver._forkserver)["_forkserver_pid"] is None
+
+
+@pytest.mark.live
+@pytest.mark.slow
+@pytest.mark.timeout(40, method="signal")
+def test_its_socket_is_where_it_is_cleared_away_and_named_as_the_doctor_believes(said):
+    with tempfile.TemporaryDirectory(prefix="asid-") as root:
+        paths = instance.InstancePaths("i", Path(root))
+        fork_server.settle(paths.root)
+        born(said)
+        [socket] = paths.sockets()
+        assert len(socket.name) == len(fork_server.LISTENER) == len(host.LONGEST_SOCKET)
+        assert instance.clear_leftovers(paths) == [socket.name]
+        fork_server.end()
+    born(said)  # and another time elsewhere
+
+
+def test_a_directory_too_deep_for_it_is_refused():
+    with pytest.raises(ConfigError, match="socket path"):
+        fork_server.settle(Path("/" + "d" * 90))
 
 
 @pytest.mark.live

@@ -67,7 +67,7 @@ def test_a_machine_with_a_stopped_fork_server_ends_in_order(rig):
     daemon.process.send_signal(signal.SIGTERM)
     assert daemon.process.wait(10) == 0, rig.log(daemon)
     wait_until(lambda: not family(daemon), 1, "nobody is left")
-    assert not list(daemon.paths.root.glob("*.sock"))
+    assert not daemon.paths.sockets()
 
 
 def test_a_stopped_fork_server_ends_with_a_daemon_that_is_killed(rig):
@@ -76,7 +76,7 @@ def test_a_stopped_fork_server_ends_with_a_daemon_that_is_killed(rig):
     os.kill(fork_server(daemon), signal.SIGSTOP)
     daemon.kill()
     wait_until(lambda: not family(daemon), 2, "nobody is left")
-    wait_until(lambda: not list(daemon.paths.root.glob("*.sock")), 2, "no socket file")
+    wait_until(lambda: not daemon.paths.sockets(), 2, "no socket file")
     assert not instance.is_locked(daemon.paths)
 
 
