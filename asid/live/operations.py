@@ -122,19 +122,21 @@ class Operations(Procedures):
         return {"old": old, "new": name, "kick": kick}
 
     def do_ht_unplug(self, args: t.HtUnplugArgs, client: str, ticket: int) -> Procedure:
+        """Keep away all that do not stay away already: those that are about to be born again, too."""
         daemon = self.daemon
-        going = {place: child for place in self.resolve(args.target) if (child := daemon.child(place)) is not None}
+        living = {place: child for place in self.resolve(args.target) if (child := daemon.child(place)) is not None}
+        going = [place for place in self.resolve(args.target) if place in living or not daemon.stays_away(place)]
         if args.force:
             self._bind(ticket, "the hyperthreads were killed; their deaths are not confirmed yet")
         try:
-            for place, child in going.items():
-                daemon.unplugged.add(place)
+            daemon.unplugged.update(going)
+            for place, child in living.items():
                 coordinator = daemon.coordinator(place[0])
                 if args.force:
                     child.kill()
                 elif coordinator is not None:  # one that is not there is told when it comes back
                     daemon.tell(coordinator, {"op": "stop", "ht": place[1]})
-            while any(daemon.child(place) is child for place, child in going.items()):
+            while any(daemon.child(place) is child for place, child in living.items()):
                 yield set()
         except BaseException:
             if not args.force:

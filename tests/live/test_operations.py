@@ -258,6 +258,39 @@ def test_an_unplug_that_one_hyperthread_does_not_answer_unplugs_none(machine):
     assert {H0, H1} <= set(machine.by_place)
 
 
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("buried", [False, True])
+def test_an_unplug_of_one_that_is_about_to_be_born_again_keeps_it_away(machine, force, buried):
+    """1. A hyperthread dies young. 2. Before its successor is born, its burial done or not, it is unplugged."""
+    dead = machine.by_place.pop(H1)
+    dead.born_ns = machine.now_ns()
+    machine.on_death(dead, -9)
+    if buried:
+        machine._buried(H1, dead.birth.inc)
+    machine.begin("ht.unplug", t.HtUnplugArgs(target="c0h1", force=force), 1)
+    assert machine.answers == {1: {"changed": ["c0h1"]}}
+    machine.settle()
+    machine.pass_ns(S)
+    assert H1 not in machine.by_place and machine.unplugged == {H1}
+    machine.begin("ht.unplug", t.HtUnplugArgs(target="c0h1", force=force), 2)
+    assert machine.answers[2] == {"changed": []}
+    machine.begin("ht.plug", t.HtPlugArgs(target="c0h1"), 3)
+    machine.settle()
+    assert machine.answers[3] == {"changed": ["c0h1"]} and H1 in machine.by_place
+
+
+def test_an_unplug_that_is_undone_brings_back_one_that_was_about_to_be_born_again(machine):
+    dead = machine.by_place.pop(H1)
+    machine.on_death(dead, -9)
+    machine.begin("ht.unplug", t.HtUnplugArgs(target="c0"), 1)
+    machine.settle(H0)
+    machine.pass_ns(PROCEDURE_NS)
+    assert undone(machine)
+    machine.settle()
+    machine.pass_ns(S)
+    assert machine.unplugged == set() and {H0, H1} <= set(machine.by_place)
+
+
 def test_a_plug_goes_on_until_the_hyperthread_is_there(machine):
     machine.begin("ht.unplug", t.HtUnplugArgs(target="c0h1"), 1)
     machine.settle()
