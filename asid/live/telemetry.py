@@ -69,14 +69,18 @@ class Telemetry:
     def publish(self, records: list[Record]) -> None:
         for record in records:
             if record.type == "ht.mode":
-                place = place_topic("s", record.core, record.ht).encode()
-                data = record.data
-                state = {"t": record.ts, "seq": record.seq, "mode": data["new"], "vm": data["vm"], "inc": data["inc"]}
-                self._state[place] = _pack(state)
-                if self._subscribers:
-                    self._send(place, self._state[place])
+                self._set_mode(record, record.data["new"], record.data["vm"])
+            elif record.type == "death" and record.data["what"] == "ht":  # the dead write no record of it
+                self._set_mode(record, "OFFLINE", 0)
             if self._subscribers:
                 self._send(topic_of(record).encode(), _pack(as_map(record)))
+
+    def _set_mode(self, record: Record, mode: str, vm: int) -> None:
+        place = place_topic("s", record.core, record.ht).encode()
+        state = {"t": record.ts, "seq": record.seq, "mode": mode, "vm": vm, "inc": record.data["inc"]}
+        self._state[place] = _pack(state)
+        if self._subscribers:
+            self._send(place, self._state[place])
 
     def show(self, items: list[Any]) -> None:
         """Publish changes of mode that are no records, as their hyperthreads packed them (see `Notebook.show`)."""

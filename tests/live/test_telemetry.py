@@ -1,4 +1,4 @@
-"""What the telemetry socket says of time, and to whom it shows every change of mode."""
+"""What the telemetry socket tells of modes, of time, and to whom it shows every change of mode."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 import msgpack
 import pytest
 
+from asid.core.record import Record
 from asid.live import telemetry as telemetry_
 from asid.live.telemetry import Telemetry
 
 S = 1_000_000_000
 CLOCK = b"y.clock."
+LATE = [b"\x01s."]  # a subscription to every mode
 
 
 class Wire:
@@ -24,6 +26,12 @@ class Wire:
 
     def send_multipart(self, frames: list[bytes], flags: int) -> None:
         self.sent.append((frames[0], msgpack.unpackb(frames[1])))
+
+    def modes(self) -> list[tuple[bytes, str, int, int]]:
+        """Take the modes that were sent: topic, mode, VM, incarnation."""
+        found = [(topic, s["mode"], s["vm"], s["inc"]) for topic, s in self.sent if topic.startswith(b"s.")]
+        self.sent.clear()
+        return found
 
 
 @pytest.fixture
@@ -74,3 +82,32 @@ def test_a_change_of_mode_that_is_shown_has_its_place_and_no_number(wire, teleme
     assert wire.sent == [
         (b"r.c003.h1.mode.", {"t": 77, "round": 9, "inc": 1, "old": "ISOLATED", "new": "ENTER", "vm": 1})
     ]
+
+
+def record(seq: int, kind: str, ht: int, **data: Any) -> Record:
+    return Record(seq=seq, ts=seq, type=kind, core=0, ht=ht, tseq=0, round=0, cause=0, data=data)
+
+
+def mode(seq: int, ht: int, new: str, vm: int = 0, inc: int = 1) -> Record:
+    return record(seq, "ht.mode", ht, inc=inc, old="PARKED", new=new, vm=vm)
+
+
+def death(seq: int, ht: int, what: str = "ht", inc: int = 1) -> Record:
+    return record(seq, "death", ht, what=what, pid=7, inc=inc, status=-9)
+
+
+def test_a_hyperthread_that_died_in_guest_is_offline_to_whoever_comes_later(wire, telemetry):
+    telemetry.publish([mode(1, 0, "GUEST", 1), mode(2, 1, "GUEST", 1), death(3, 1)])
+    assert wire.modes() == [], "nobody listens yet"
+    telemetry.on_subscription(LATE)
+    assert wire.modes() == [(b"s.c000.h0.", "GUEST", 1, 1), (b"s.c000.h1.", "OFFLINE", 0, 1)]
+    telemetry.publish([mode(4, 1, "PARKED", inc=2)])
+    telemetry.on_subscription(LATE)
+    assert (b"s.c000.h1.", "PARKED", 0, 2) in wire.modes()
+
+
+def test_a_death_is_a_change_of_mode_to_whoever_listens_and_a_coordinators_is_none(wire, telemetry):
+    telemetry.on_subscription(LATE)
+    telemetry.publish([death(1, -1, "coordinator"), mode(2, 0, "HOST"), death(3, 0)])
+    assert [topic for topic, _ in wire.sent if topic.startswith(b"e.")] != []
+    assert wire.modes() == [(b"s.c000.h0.", "HOST", 0, 1), (b"s.c000.h0.", "OFFLINE", 0, 1)]
