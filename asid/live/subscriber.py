@@ -146,7 +146,8 @@ class Events:
             if not self._take() and not self._poll(deadline_ns):
                 raise self._no_answer("no welcome from the telemetry socket")
         head = self._sync(deadline_ns)
-        self._ready.clear()  # what came before the subscriptions were all in place has holes
+        # Records from before all subscriptions were in place have holes; what is none (state, clock) has none.
+        self._ready = deque(event for event in self._ready if not event.seq)
         first = head + 1 if self._since is None else self._since
         self._seq = max(0, first - 1)
         if first <= head:

@@ -211,6 +211,8 @@ class Server:
             while self.orders:
                 self.orders.pop(0)()
             while (message := sockets.receive_nonblocking(self.tel)) is not None:
+                if message[0] == b"\x01s.":
+                    self.publish("s.c000.h0.", t=1, seq=self.desk.machine.head, mode="GUEST")
                 if message[0].startswith(b"\x01y.sync.") and self.syncs_lost:
                     self.syncs_lost -= 1
                 elif message[0].startswith((b"\x01y.welcome.", b"\x01y.sync.")):

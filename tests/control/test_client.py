@@ -269,3 +269,9 @@ def test_a_place_is_filtered_by_its_topic(server, client):
         server.do(lambda s: s.publish("e.c000.h1.exit.", seq=51, tseq=1, ts=1, type="exit", core=0, ht=1, data={}))
         event = events.next(2)
         assert event is not None and event.ht == 1
+
+
+def test_a_late_reader_of_states_gets_the_present_one(server, client):
+    with client.events("s.") as states:
+        state = states.next(2)
+        assert state is not None and (state.topic, state.data["mode"]) == ("s.c000.h0.", "GUEST")
