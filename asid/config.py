@@ -102,13 +102,16 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "idle"
     table: Annotated[str, Meta(description="mix: a TOML table of exits, or `perf kvm stat report` text.")] = ""
     file: Annotated[str, Meta(description="trace: a recording by ftrace, trace-cmd report or perf script.")] = ""
-    rate: Annotated[str, Meta(description="mix: exits a second of one vCPU.")] = "1000/s"
+    rate: Annotated[
+        str, Meta(description="mix: exits a second of one vCPU; empty = the sum of the table's own rates, else 1000/s.")
+    ] = ""
     thread: Annotated[str, Meta(description="trace: the thread (pid or vCPU) to replay; empty = by vCPU number.")] = ""
     loop: Annotated[bool, Meta(description="trace: start again at the end of the recording.")] = False
 
     @property
     def rate_hz(self) -> float:
-        return parse_rate_hz(self.rate, "guest.rate")
+        """0.0 when the table's own rates, or the default, are to be used."""
+        return parse_rate_hz(self.rate, "guest.rate") if self.rate else 0.0
 
 
 class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

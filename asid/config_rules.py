@@ -147,7 +147,8 @@ def _vms(config: Config) -> None:
                 taken[place] = vm.name or f"vm{index + 1}"
         if not vm.on:
             raise RuleBroken(f"vm.{index}.on", "", allowed="one hyperthread or more", hint=_free_hint(config, taken))
-        _checked(f"vm.{index}.guest.rate", vm.guest.rate, parse_rate_hz)
+        if vm.guest.rate:
+            _checked(f"vm.{index}.guest.rate", vm.guest.rate, parse_rate_hz)
 
 
 def _vm_name(index: int, vm: Vm, names: set[str]) -> None:

@@ -209,6 +209,8 @@ def test_origins_say_where_each_value_comes_from(tmp_path):
     assert loaded.origin["policy.name"] == "command line" == loaded.origin["vm.0.guest.rate"]
     assert loaded.text == path.read_text()
     assert loaded.config.vm[0].guest.rate == "5/s"
+    plain = load(path)
+    assert (plain.config.vm[0].guest.rate, plain.origin["vm.0.guest.rate"]) == ("", "default"), "the table's own"
 
 
 def test_a_mistake_on_the_command_line_names_the_command_line(tmp_path):

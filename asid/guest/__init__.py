@@ -12,7 +12,7 @@ from asid.core.exits import TABLE_HANDLING, Handling
 from asid.errors import ConfigError
 from asid.guest.base import Exit, GuestSpec, Paced, Source, check_pace, pace_exit
 from asid.guest.idle import IdleSource
-from asid.guest.mix import RATE_HZ_MAX, MixSource, MixTable, read_mix
+from asid.guest.mix import RATE_HZ_DEFAULT, RATE_HZ_MAX, MixSource, MixTable, read_mix
 from asid.guest.trace import TraceSource, VcpuThread, find_thread, thread_exits, vcpus
 from asid.trace.reader import read_trace
 from asid.units import parse_rate_hz
@@ -91,13 +91,14 @@ def _path(name: str, base_dir: Path, source: str, key: str) -> Path:
 
 
 def _rate_hz(spec: GuestSpec, table: MixTable) -> float:
-    """The configuration's rate; where that is empty, the sum of the table's own rates."""
+    """The configuration's rate; where that is empty, the sum of the table's own rates, and where there are none 1000/s.
+
+    A rate of the configuration's own scales the whole table: the rows keep their parts of it.
+    """
     if spec.rate:
         rate_hz = parse_rate_hz(spec.rate, "guest.rate")
-    elif table.rate_hz is not None:
-        rate_hz = table.rate_hz
     else:
-        rate_hz = 0.0
+        rate_hz = RATE_HZ_DEFAULT if table.rate_hz is None else table.rate_hz
     if 0.0 < rate_hz <= RATE_HZ_MAX:
         return rate_hz
     raise ConfigError(

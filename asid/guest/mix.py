@@ -5,7 +5,7 @@ The table is a TOML file of asid's own, or the text of `perf kvm stat report`. T
     isa = "vmx"                              # optional default for every row
     [[exit]]
     reason  = "MSR_WRITE"                    # any name `asid.core.exits` reads
-    share   = 0.55                           # or rate = "1100/s", the same one in every row
+    share   = 0.55                           # or rate = "1100/s", of one vCPU; the same one in every row
     service = "1.2us"                        # fixed, or { mean = "1.2us", min = "0.4us", max = "90us" }
     full    = 0.02                           # optional: share of these exits that need the full address space
     wake    = "250us"                        # HLT only: how long the vCPU sleeps, in the same two forms
@@ -41,6 +41,7 @@ from asid.units import parse_duration_ns, parse_rate_hz
 
 ROWS_MAX: Final = 1_000
 RATE_HZ_MAX: Final = 1e9
+RATE_HZ_DEFAULT: Final = 1_000.0  # of one vCPU, where neither the configuration nor the table says
 PERF_ROUNDING_NS: Final = 10  # perf prints microseconds with two digits: a mean may lie this far outside min and max
 
 _WANTED: Final = "a mix table (TOML with [[exit]] rows) or the text of perf kvm stat report"

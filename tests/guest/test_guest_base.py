@@ -82,7 +82,6 @@ def test_the_configurations_own_struct_is_a_spec() -> None:
         (Spec("trace"), "guest.file"),
         (Spec("mix", table="tables/rates.toml", rate="fast"), "guest.rate"),
         (Spec("mix", table="tables/rates.toml", rate="9999999999/s"), "guest.rate"),
-        (Spec("mix", table="tables/perf_intel.txt", rate=""), "guest.rate"),
     ],
 )
 def test_a_spec_that_cannot_be_used(spec: Spec, what: str) -> None:

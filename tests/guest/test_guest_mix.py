@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asid.config import load_config
 from asid.core.exits import TABLE_HANDLING
 from asid.errors import InputError
 from asid.guest import Exit, MixSource, make_source
@@ -42,14 +43,24 @@ def test_a_table_of_rates() -> None:
     assert (io.full, io.service) == (1.0, Exponential(0, 20_000))
 
 
-def test_the_sum_of_rates_serves_where_the_configuration_has_none() -> None:
-    from asid.config import Guest
-
-    guest = Guest(source="mix", table="rates.toml", rate="")
-    source = make_source(guest, vm=1, vcpu=0, seed=3, base_dir=TABLES)
+@pytest.mark.parametrize(
+    ("table", "more", "rate_hz"),
+    [
+        ("rates.toml", {}, 400.1),
+        ("rates.toml", {"rate": ""}, 400.1),
+        ("rates.toml", {"rate": "50/s"}, 50),
+        ("perf_intel.txt", {}, 1000),
+        (WEB, {}, 1000),
+        (WEB, {"rate": "3000/s"}, 3000),
+    ],
+)
+def test_a_tables_own_rates_serve_where_the_configuration_has_none(table: str, more: dict[str, str], rate_hz: float):
+    guest = {"source": "mix", "table": str(TABLES / table), **more}
+    config = load_config({"vm": [{"on": ["c0h0"], "guest": guest}]})
+    source = make_source(config.vm[0].guest, vm=1, vcpu=0, seed=3, base_dir=TABLES)
     exits = [source.next() for _ in range(4000)]
     mean_ns = sum(e.after_ns for e in exits if e is not None) / 4000
-    assert mean_ns == pytest.approx(1e9 / 400.1, rel=0.06)
+    assert mean_ns == pytest.approx(1e9 / rate_hz, rel=0.06)
 
 
 def test_shares_rates_and_times_come_out_as_the_table_says() -> None:
