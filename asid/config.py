@@ -26,6 +26,7 @@ SEED_MAX = 2**63 - 1
 KICK_DEADLINE_MIN_NS = 5_000_000
 KICK_DEADLINE_MAX_NS = 400_000_000
 INJECT_COUNT_MAX = 10_000_000
+SCALE_MIN = 1e-6  # 1 / asid.guest.base.SCALE_MAX: a speed-up here is a factor of durations there
 
 # Below a scheduler's slice on a busy host a kick deadline would fence hyperthreads that are only waiting for a CPU.
 # Above the gate's retry (core.limits.RETRY_NS) a waiter would ask again before the sibling in its way is fenced.
@@ -90,7 +91,9 @@ class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["real", "scaled", "max"],
         Meta(description="real = as the source says; scaled = `scale` times as fast; max = without pauses."),
     ] = "real"
-    scale: Annotated[float, Meta(gt=0, le=1000, description="Speed-up of guest time when mode is scaled.")] = 1.0
+    scale: Annotated[float, Meta(ge=SCALE_MIN, le=1000, description="Speed-up of guest time when mode is scaled.")] = (
+        1.0
+    )
 
 
 class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -151,6 +151,7 @@ class Daemon:
         with contextlib.suppress(FileNotFoundError):
             paths.endpoints.unlink()  # of a daemon that was killed: not to be taken for the new one's
         command = [sys.executable, "-m", "asid.live.serve", str(_config_file(config, paths)), "--instance", paths.name]
+        command += ["--checked"]  # a long recording is not read twice before the start
         for option, value in (
             ("--policy", policy),
             ("--kick", kick),
@@ -280,9 +281,10 @@ class Daemon:
 def check_config(config: str | Path | Mapping[str, Any], policy: str, kick: str, seed: int | None) -> None:
     """Raise what is wrong with a configuration here, where its words reach the user, and not in the daemon's log."""
     from asid.config import load
+    from asid.guest.check import check_guests
 
     given = (("policy.name", policy), ("policy.kick", kick), ("seed", "" if seed is None else seed))
-    load(config, {key: value for key, value in given if value != ""})
+    check_guests(load(config, {key: value for key, value in given if value != ""}))
 
 
 def _config_file(config: str | Path | Mapping[str, Any], paths: instances_.InstancePaths) -> Path:

@@ -23,7 +23,10 @@ def command() -> None:
 @click.pass_obj
 def show(session: Session, file: Path | None, origin: bool, settings: tuple[str, ...]) -> None:
     """Print every key of FILE with its value; without FILE, the defaults."""
+    from asid.guest.check import check_guests
+
     loaded = load(file if file is not None else {}, parse_settings(settings))
+    check_guests(loaded)
     plain = resolved(loaded)
     rows = [(key, _as_toml(value), loaded.origin.get(key, "default")) for key, value in _flat(plain)]
     document: dict[str, Any] = {"file": str(file) if file else None, "config": plain}

@@ -71,13 +71,12 @@ def command(session: Session, /, file: str, **options: Any) -> None:
 
 def _of_trace(path: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return the configuration that plays a recording, and what was assumed."""
-    from asid.guest import vcpus
-    from asid.trace.reader import read_trace
+    from asid.guest.check import recording
 
     if options["loop"] and not options["duration"]:
         raise ConfigError("--loop without --duration", allowed="a time to stop at", hint="Add --duration 10s.")
-    trace = read_trace(path)
-    threads = vcpus(trace)
+    trace = recording(path)
+    threads = trace.threads
     guest = {"source": "trace", "file": str(path.resolve()), "loop": options["loop"]}
     config, siblings, cores = _machine(path, len(threads), guest, options)
     exits = sum(thread.exits for thread in threads)

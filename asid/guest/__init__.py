@@ -17,7 +17,10 @@ from asid.guest.trace import TraceSource, VcpuThread, find_thread, thread_exits,
 from asid.trace.reader import read_trace
 from asid.units import parse_rate_hz
 
+FILE_KEYS = {"mix": "table", "trace": "file"}  # by source: the key that names its file
+
 __all__ = [
+    "FILE_KEYS",
     "Exit",
     "GuestSpec",
     "IdleSource",
@@ -27,7 +30,9 @@ __all__ = [
     "TraceSource",
     "VcpuThread",
     "check_pace",
+    "guest_path",
     "make_source",
+    "mix_rate_hz",
     "pace_exit",
     "source_random",
     "vcpus",
@@ -62,11 +67,11 @@ def make_source(
     if spec.source == "idle":
         return IdleSource()
     if spec.source == "mix":
-        table = read_mix(_path(spec.table, base_dir, "mix", "table"))
-        mix = MixSource(table, _rate_hz(spec, table), random, handling, timeless=pace == "max")
+        table = read_mix(guest_path(spec, base_dir))
+        mix = MixSource(table, mix_rate_hz(spec, table), random, handling, timeless=pace == "max")
         return mix if pace != "scaled" else Paced(mix, pace, scale)
     if spec.source == "trace":
-        trace = read_trace(_path(spec.file, base_dir, "trace", "file"))
+        trace = read_trace(guest_path(spec, base_dir))
         thread = find_thread(trace, spec.thread, vcpu)
         exits = thread_exits(trace, thread, random, handling)
         return TraceSource([pace_exit(event, pace, scale) for event in exits], spec.loop)
@@ -79,18 +84,21 @@ def make_source(
     )
 
 
-def _path(name: str, base_dir: Path, source: str, key: str) -> Path:
+def guest_path(spec: GuestSpec, base_dir: Path) -> Path:
+    """Return the file that the guest's exits come from: of source mix its table, of trace its recording."""
+    key = FILE_KEYS[spec.source]
+    name = spec.table if key == "table" else spec.file
     if not name:
         raise ConfigError(
             f"guest.{key} is empty",
-            where=f"guest source {source!r}",
+            where=f"guest source {spec.source!r}",
             allowed="the path of a file",
             hint='Try table = "tables/web.toml".' if key == "table" else 'Try file = "recording.txt".',
         )
     return base_dir / Path(name).expanduser()
 
 
-def _rate_hz(spec: GuestSpec, table: MixTable) -> float:
+def mix_rate_hz(spec: GuestSpec, table: MixTable) -> float:
     """The configuration's rate; where that is empty, the sum of the table's own rates, and where there are none 1000/s.
 
     A rate of the configuration's own scales the whole table: the rows keep their parts of it.

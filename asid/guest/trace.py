@@ -72,41 +72,51 @@ def vcpus(trace: Trace) -> tuple[VcpuThread, ...]:
 
 
 def find_thread(trace: Trace, name: str = "", vcpu: int = 0) -> Thread:
+    """Return the thread that `choose` chooses."""
+    chosen = choose(vcpus(trace), trace.path, name, vcpu)
+    return next(thread for thread in trace.threads if thread.key == chosen.key)
+
+
+def choose(threads: Sequence[VcpuThread], path: str, name: str = "", vcpu: int = 0) -> VcpuThread:
     """Return the thread called `name`: a pid, `vcpuN`, or a vCPU number that one thread alone has.
 
-    With an empty name, the thread at place `vcpu` of `vcpus(trace)`. Raise InputError when there is none.
+    With an empty name, the thread at place `vcpu`. Raise InputError when there is none. threads: of `vcpus`.
     """
-    threads = vcpus(trace)
     if not name:
-        keys = [threads[vcpu].key] if 0 <= vcpu < len(threads) else []
+        fit = [threads[vcpu]] if 0 <= vcpu < len(threads) else []
     else:
-        keys = [t.key for t in threads if t.key == name]
-        if not keys:
+        fit = [t for t in threads if t.key == name]
+        if not fit:
             number = name.removeprefix("vcpu").removeprefix("/")
-            keys = [t.key for t in threads if number.isascii() and number.isdigit() and t.vcpu == int(number)]
-    if len(keys) == 1:
-        return next(thread for thread in trace.threads if thread.key == keys[0])
+            fit = [t for t in threads if number.isascii() and number.isdigit() and t.vcpu == int(number)]
+    if len(fit) == 1:
+        return fit[0]
     listed = ", ".join(f"{t.key} ({t.comm or 'no name'}, vCPU {t.vcpu if t.vcpu >= 0 else '?'})" for t in threads[:8])
     asked = f"thread {name!r}" if name else f"a thread for vCPU {vcpu}"
     raise InputError(
-        f"{asked}: {'several threads fit' if keys else 'the trace has no such thread'}",
-        where=trace.path,
+        f"{asked}: {'several threads fit' if fit else 'the trace has no such thread'}",
+        where=path,
         state=f"{len(threads)} vCPU threads: {listed or 'none'}",
         allowed="the pid of one of these threads, or as many vCPUs as the trace has threads",
         hint=f'Try thread = "{threads[0].key}".' if threads else "Record longer: no exit has an entry behind it.",
     )
 
 
-def thread_exits(trace: Trace, thread: Thread, random: Random, handling: Handling = TABLE_HANDLING) -> tuple[Exit, ...]:
-    """Return the exits of a thread, tail included. One draw an exit. Raise InputError when times are TSC cycles."""
-    if trace.clock != "ns":
+def check_clock(clock: str, path: str) -> None:
+    """Raise InputError when the times of a trace are TSC cycles. clock: as in `Trace`."""
+    if clock != "ns":
         raise InputError(
             "time stamps are TSC cycles, not seconds",
-            where=trace.path,
+            where=path,
             state="recorded with -C x86-tsc",
             allowed="a trace with a clock in seconds (local, global, mono, boot)",
             hint="Record again: trace-cmd record -C mono -e kvm.",
         )
+
+
+def thread_exits(trace: Trace, thread: Thread, random: Random, handling: Handling = TABLE_HANDLING) -> tuple[Exit, ...]:
+    """Return the exits of a thread, tail included. One draw an exit. Raise InputError when times are TSC cycles."""
+    check_clock(trace.clock, trace.path)
     pairs = [*thread.pairs, thread.tail] if thread.tail is not None else list(thread.pairs)
     told = trace.userspace_events > 0
     return tuple(_to_exit(pair, told, random.random(), handling) for pair in pairs)

@@ -21,6 +21,7 @@ from asid.core.guarantees import of_hyperthread
 from asid.core.hyperthread import HyperthreadState, Phase, What
 from asid.core.limits import INTERRUPT_DEPTH_MAX, MESSAGES_IN_FLIGHT_MAX, RETRY_NS
 from asid.core.policy import Policy, make_policy
+from asid.errors import AsidError
 from asid.guest.base import Exit
 from asid.live import sockets
 from asid.live.ahead import Ahead, likely_of_hyperthread
@@ -367,4 +368,9 @@ def hyperthread_main(birth: Birth) -> None:
         Hyperthread(birth).run()
     except ParentGone:
         os._exit(0)
+    except (
+        AsidError
+    ) as refused:  # its guest's file was good when the machine started (asid.guest.check), and is not now
+        os.write(2, f"asid: {birth.name} has no guest: {type(refused).__name__}: {refused}\n".encode())
+        os._exit(refused.exit_code)
     os._exit(0)

@@ -32,6 +32,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--duration", type=int, default=0, help="ns; 0: until stopped")
     parser.add_argument("--until-exhausted", action="store_true", help="stop when every recording has ended")
     parser.add_argument("--leash", type=int, default=-1, metavar="FD", help="see asid.live.leash")
+    parser.add_argument("--checked", action="store_true", help="whoever started it has looked at the guests' files")
     parser.add_argument("--no-verdict", action="store_true", help="whoever started it will judge the run")
     return parser.parse_args(arguments)
 
@@ -54,6 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     assert __debug__, "the assertions are part of the protocol; never run with -O"
     try:
         loaded = load_for(options)
+        if not options.checked:
+            from asid.guest.check import check_guests
+
+            check_guests(loaded)
         check_file_size()
         daemon = Daemon(loaded, options.instance, run_dir=options.run_dir, until_exhausted=options.until_exhausted)
     except Exception as fault:

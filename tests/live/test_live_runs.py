@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
-from live_rig import IDLE, ROOT, check_passes, family, leaves_of, machine, story, wait_each_progresses, wait_until
+from live_rig import (
+    IDLE,
+    ROOT,
+    TABLES,
+    check_passes,
+    family,
+    leaves_of,
+    machine,
+    pid_of,
+    story,
+    wait_each_progresses,
+    wait_progress,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(40, method="signal")]
 
@@ -100,3 +115,20 @@ def test_a_fast_exit_costs_no_message(rig):
     assert total == 300_000
     assert counts["gate.admit"] == 1 and counts.get("gate.leave", 0) == 0
     assert counts["exit"] < 100, "they are counted, not listed"
+
+
+def test_a_guest_that_cannot_be_read_any_more_is_named_in_the_log(rig, tmp_path):
+    """It was good when the machine started. Its hyperthread ends with one line, and the other one goes on."""
+    table = tmp_path / "changing.toml"
+    table.write_bytes((TABLES / "leaves.toml").read_bytes())
+    daemon = rig.start(machine(vm=[{"on": ["c0"], "guest": {"source": "mix", "table": str(table)}}]))
+    client = daemon.client()
+    wait_each_progresses(client)
+    table.write_text("[[exit]]\n")
+    os.kill(pid_of(client, "c0h0"), signal.SIGKILL)
+    wait_until(lambda: "c0h0 has no guest: InputError: " in rig.log(daemon), 10)
+    wait_progress(client)
+    table.write_bytes((TABLES / "leaves.toml").read_bytes())
+    daemon.stop()
+    said = next(line for line in rig.log(daemon).splitlines() if "has no guest" in line)
+    assert str(table) in said and "must be" in said
