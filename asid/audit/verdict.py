@@ -2,7 +2,8 @@
 
 PASS     nothing broken, and the journal is whole: begun, ended, no gap, no malformed record
 FAIL     something broken. A cut journal can fail: what it holds happened
-UNKNOWN  nothing broken that can be trusted, and the journal is not whole; or nothing was exercised. Never a pass
+UNKNOWN  nothing broken that can be trusted, and the journal is not whole; or nothing was exercised; or no guest ran
+         although there were vCPUs to run. Never a pass
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any, NamedTuple
 from asid.audit.checks import g1_admission, g4_kick, g5_rounds
 from asid.audit.exclusion import g2_exclusion, g3_one_vm
 from asid.audit.excuses import Excuses
-from asid.audit.finding import BROKEN, NOT_EXERCISED, Finding, Violation
+from asid.audit.finding import BROKEN, NOT_EXERCISED, Finding, Violation, name_of
 from asid.audit.handlers import g10_interrupts
 from asid.audit.history import CoreHistory, History, gather
 from asid.audit.injections import g8_injections
 from asid.audit.intervals import Clash, Lease, clashes, leases, mode_intervals
-from asid.audit.liveness import l1_leaves, l2_asks, l3_progress, waits_of
+from asid.audit.liveness import PENDING_NS, l1_leaves, l2_asks, l3_progress, waits_of
 from asid.audit.origins import holes
 from asid.audit.recovery import g11_fail_closed, l4_recovery
 from asid.core.record import Record, as_map, percentile
@@ -147,6 +148,8 @@ def judge(history: History, damage: str | None = None) -> Verdict:
     reasons, certain = _doubts(history, damage)
     if all(finding.state == NOT_EXERCISED for finding in findings):
         reasons.append("nothing was exercised: no guarantee had anything to check")
+    if idle := _no_guest_ran(history):
+        reasons.append(idle)
     broken = any(finding.state == BROKEN for finding in findings)
     verdict = FAIL if broken and certain else UNKNOWN if reasons else PASS
     figures = _figures(history, findings, held)
@@ -184,6 +187,28 @@ def _doubts(history: History, damage: str | None) -> tuple[list[str], bool]:
     if not certain:
         reasons.append("with records missing, what looks broken may be an artefact")
     return reasons, certain
+
+
+def _no_guest_ran(history: History) -> str:
+    """Return why the run says nothing of guests although there were vCPUs to run, or "".
+
+    Nobody is admitted in a run that was stopped at once; so a second counts, or a hyperthread that came back to try
+    again. That second begins when the first hyperthread is ready: a crowded host takes long to start them all.
+    """
+    vcpus = history.begin.get("vcpus", 0)
+    if not vcpus or history.counts.admits:
+        return ""
+    ready = (row.ts for core in history.cores.values() for row in core.gate if row.kind == "gate.ready")
+    reborn = [
+        name_of(number, ht)
+        for number, core in sorted(history.cores.items())
+        for ht, rows in sorted(core.spawns.items())
+        if ht >= 0 and len(rows) > 1
+    ]
+    if not reborn and history.end_ts - min(ready, default=history.begin_ts) < PENDING_NS:
+        return ""
+    text = f"no guest ran: {vcpus} vCPU{' was' if vcpus == 1 else 's were'} to run, none was ever admitted"
+    return f"{text}; born again meanwhile: {', '.join(reborn)}" if reborn else text
 
 
 def _windows(overlaps: dict[int, list[Clash]]) -> list[Window]:

@@ -80,8 +80,8 @@ _CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     (
         "run.begin",
         "daemon",
-        "name:str policy:str kick:str seed:int cores:int smt:int engine:str",
-        "the first record of a run",
+        "name:str policy:str kick:str seed:int cores:int smt:int engine:str vcpus?:int",
+        "the first record of a run; vcpus: how many of its hyperthreads have a vCPU to run",
     ),
     ("run.end", "daemon", "reason:str", "the last record of a run that ended in order"),
     ("spawn", "daemon", "what:ht|coordinator pid:int inc:int", "a process was started; it begins PARKED"),

@@ -132,6 +132,7 @@ class Daemon(Parent):
             {
                 "name": self.config.name, "policy": policy.name, "kick": policy.kick, "seed": self.config.seed,
                 "cores": machine.cores, "smt": machine.smt, "engine": "live",
+                "vcpus": sum(vm > 0 for vm, _ in self.vcpus.values()),
             },
         )  # fmt: skip
         for core in range(machine.cores):

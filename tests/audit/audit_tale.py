@@ -15,7 +15,9 @@ S = 1_000_000_000
 class Tale:
     """A run of one core, told record by record. Times are microseconds since the start; `seq` follows the telling."""
 
-    def __init__(self, *, policy: str = "asi", kick: str = "ack", smt: int = 2, vm: int = 1) -> None:
+    def __init__(
+        self, *, policy: str = "asi", kick: str = "ack", smt: int = 2, vm: int = 1, vcpus: int | None = None
+    ) -> None:
         self.records: list[Record] = []
         self.mode: dict[int, str] = {}
         self.vm = vm
@@ -23,7 +25,8 @@ class Tale:
         self._asked: dict[int, int] = {}
         self._tseqs: dict[tuple[int, int, str], int] = {}
         self.smt = smt
-        self.say(0, "run.begin", -1, -1, name="tale", policy=policy, kick=kick, seed=1, cores=1, smt=smt, engine="live")
+        begin = {"name": "tale", "policy": policy, "kick": kick, "seed": 1, "cores": 1, "smt": smt, "engine": "live"}
+        self.say(0, "run.begin", -1, -1, **begin, **({} if vcpus is None else {"vcpus": vcpus}))
         self.say(0, "spawn", 0, -1, what="coordinator", pid=100, inc=1)
         for ht in range(smt):
             self.say(0, "spawn", 0, ht, what="ht", pid=101 + ht, inc=1)

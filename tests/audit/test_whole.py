@@ -70,6 +70,39 @@ def test_a_whole_journal_of_nothing_is_unknown():
     assert verdict.reasons == ["nothing was exercised: no guarantee had anything to check"]
 
 
+@pytest.mark.parametrize(
+    ("vcpus", "us", "expected"),
+    [(2, 1_500_000, UNKNOWN), (2, 900_000, PASS), (0, 9_000_000, PASS), (None, 9_000_000, PASS)],
+    ids=["nobody for a second", "a short run", "nobody to run", "an older journal"],
+)
+def test_a_run_in_which_no_guest_ran_is_unknown(vcpus, us, expected):
+    tale = Tale(vcpus=vcpus)
+    tale.nmi(20, 0)  # so that something was exercised
+    verdict = tale.end(us)
+    assert verdict.verdict == expected
+    assert verdict.reasons == (
+        [] if expected == PASS else ["no guest ran: 2 vCPUs were to run, none was ever admitted"]
+    )
+
+
+def test_a_short_run_in_which_hyperthreads_die_before_they_run_anything_is_unknown():
+    tale = Tale(vcpus=1)
+    tale.say(10, "death", 0, 1, what="ht", pid=102, inc=1, status=1)
+    tale.gate(11, "dead", 1, inc=1)
+    tale.say(12, "spawn", 0, 1, what="ht", pid=109, inc=2)
+    tale.say(13, "ht.mode", 0, 1, inc=2, old="OFFLINE", new="PARKED", vm=0)
+    tale.gate(14, "ready", 1, inc=2, mode="PARKED")
+    verdict = tale.end(1_000)
+    assert verdict.verdict == UNKNOWN
+    assert verdict.reasons == ["no guest ran: 1 vCPU was to run, none was ever admitted; born again meanwhile: c0h1"]
+
+
+def test_one_admission_is_enough():
+    tale = Tale(vcpus=2)
+    tale.enter(10, 0)
+    assert tale.end(5_000_000).verdict == PASS
+
+
 def test_nothing_is_unknown():
     verdict = audit([])
     assert verdict.verdict == UNKNOWN and not verdict.passed
