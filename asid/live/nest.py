@@ -14,9 +14,11 @@ import setproctitle
 import asid.guest
 import asid.live.coordinator
 import asid.live.hyperthread
+from asid.live import node
 
 __all__ = ["asid"]
 
+node.fork_server_pid = os.getpid()
 os.setpgrp()
 setproctitle.setproctitle("asid: fork server")
 gc.collect()

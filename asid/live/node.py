@@ -169,6 +169,9 @@ def hush_doorbell(fd: int) -> None:
         return
 
 
+fork_server_pid = 0  # set in the fork server, and so known to whom it forks
+
+
 def prepare_child(title: str, last: signal.Signals = signal.SIGKILL) -> None:
     """What every child does first: signals, name, and death with its parent even while stopped.
 
@@ -182,5 +185,5 @@ def prepare_child(title: str, last: signal.Signals = signal.SIGKILL) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     setproctitle.setproctitle(title)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, last)
-    if os.getppid() == 1:
-        os._exit(0)
+    if os.getppid() == 1 or (fork_server_pid and os.getppid() != fork_server_pid):
+        os._exit(0)  # it ended before the line above, and somebody else has adopted this process

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -303,3 +305,14 @@ def test_no_wake_up_is_lost(monkeypatch, pair):
     for thread in threads:
         thread.join(30)
     assert min(done.values()) >= rounds, done
+
+
+# --- children ---------------------------------------------------------------------------------------------
+
+
+def test_a_child_whose_fork_server_has_just_ended_ends_too():
+    """Whoever adopted it, it is nobody's: the daemon starts another in its place."""
+    code = "from asid.live import node; node.fork_server_pid = {}; node.prepare_child('x'); print('lives')"
+    for parent, expected in ((os.getpid(), "lives\n"), (os.getpid() + 1, "")):
+        done = subprocess.run([sys.executable, "-c", code.format(parent)], capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
