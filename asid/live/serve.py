@@ -1,4 +1,4 @@
-"""Run a daemon in the foreground: `python -m asid.live.serve CONFIG`. `asid up` and `asid.Daemon` start this."""
+"""Run a daemon in the foreground: `serve` for `asid up`, `python -m asid.live.serve CONFIG` for `asid.Daemon`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ from asid.live.room import check_file_size, start_failure
 from asid.signals import ENDINGS
 
 log = logging.getLogger("asid.daemon")
+
+Ready = Callable[[Daemon], None]
+Ended = Callable[[Daemon, dict[str, Any] | None], None]
+
+
+def _ignore(*_: object) -> None:
+    """For who only wants the machine to run."""
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -49,20 +57,28 @@ def load_for(arguments: argparse.Namespace) -> Loaded:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a daemon in the foreground; return the exit code. Errors are told on stderr in their five parts."""
-    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="asid: %(message)s")
-    assert __debug__, "the assertions are part of the protocol; never run with -O"
+    """Run a daemon as this process; return the exit code. Errors are told on stderr in their five parts."""
     try:
-        loaded = load_for(options)
-        if not options.checked:
-            from asid.guest.check import check_guests
-
-            check_guests(loaded)
-        check_file_size()
-        daemon = Daemon(loaded, options.instance, run_dir=options.run_dir, until_exhausted=options.until_exhausted)
+        return serve(parse_arguments(sys.argv[1:] if arguments is None else arguments))
     except Exception as fault:
         return report(fault)
+
+
+def serve(options: argparse.Namespace, on_ready: Ready = _ignore, on_end: Ended = _ignore) -> int:
+    """Run a daemon in the foreground until it has ended; return the exit code. Raise why it could not start or go on.
+
+    on_ready(daemon): when it answers. on_end(daemon, verdict): when all of it is gone; the verdict is None when
+    somebody else sees to it, or a signal cut it short.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="asid: %(message)s")
+    assert __debug__, "the assertions are part of the protocol; never run with -O"
+    loaded = load_for(options)
+    if not options.checked:
+        from asid.guest.check import check_guests
+
+        check_guests(loaded)
+    check_file_size()
+    daemon = Daemon(loaded, options.instance, run_dir=options.run_dir, until_exhausted=options.until_exhausted)
     import setproctitle
 
     setproctitle.setproctitle(f"asid: daemon {options.instance}")
@@ -72,23 +88,27 @@ def main(arguments: list[str] | None = None) -> int:
         leash.hold(daemon.node, options.leash, lambda: daemon.on_signal(signal.SIGHUP, None))
     try:
         daemon.start()
+        if daemon.state == "ready":  # else a signal was faster
+            on_ready(daemon)
         daemon.run_loop(options.duration)
         daemon.end()
         daemon.farewell()
-    except Exception as fault:
-        return report(fault)
     finally:
         daemon.close()
-    return judge(daemon) if daemon.verdict_wanted and not options.no_verdict else EXIT_OK
+    code, verdict = judge(daemon) if daemon.verdict_wanted and not options.no_verdict else (EXIT_OK, None)
+    on_end(daemon, verdict)
+    return code
 
 
 class GivenUp(BaseException):
     """A signal, while there is nothing left but the verdict."""
 
 
-def judge(daemon: Daemon) -> int:
+def judge(daemon: Daemon) -> tuple[int, dict[str, Any] | None]:
     """Make the verdict of a run that nobody asked to end: children, sockets and lock are gone by now, so however long
     it takes, it is in nobody's way. A signal ends it at once; the run stays as it is, for `asid audit`.
+
+    Return the exit code, and the verdict when there is one.
     """
     run = daemon.run_dir
 
@@ -103,11 +123,12 @@ def judge(daemon: Daemon) -> int:
         document = judge_run(run.path)
     except GivenUp as signalled:
         log.info("no verdict: interrupted; asid audit %s makes it", run.name)
-        return EXIT_INTERRUPTED if signalled.args[0] == signal.SIGINT else EXIT_TERMINATED
-    except Exception as fault:
-        return report(fault)
+        return (EXIT_INTERRUPTED if signalled.args[0] == signal.SIGINT else EXIT_TERMINATED), None
+    finally:
+        for signum in ENDINGS:  # it has ended; what is left is to say so
+            signal.signal(signum, signal.SIG_IGN)
     log.info("%s: run %s", document.get("verdict", "UNKNOWN"), run.path)
-    return EXIT_OK
+    return EXIT_OK, document
 
 
 def report(fault: Exception) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,7 @@ def test_a_recording_is_read_once_however_many_play_it_and_again_when_it_has_cha
     assert len(read) == 2
 
 
-@pytest.mark.parametrize("verb", [["run"], ["up", "--detach"], ["config", "show"]], ids=" ".join)
+@pytest.mark.parametrize("verb", [["run"], ["up"], ["up", "--detach"], ["config", "show"]], ids=" ".join)
 def test_every_verb_refuses_it_and_leaves_nothing(tmp_path, monkeypatch, capsys, verb):
     for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
         (tmp_path / name).mkdir(mode=0o700)
@@ -124,7 +125,11 @@ def test_every_verb_refuses_it_and_leaves_nothing(tmp_path, monkeypatch, capsys,
     assert invoke([*verb, str(path)]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert "given.toml:5: vm.0.guest.file" in said.err and "hint: " in said.err
+    assert "given.toml:5: vm.0.guest.file" in said.err and "\nhint: " in said.err
+    assert invoke([*verb, str(path), "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert (document["schema"], document["error"]["class"], document["error"]["exit"]) == ("error/1", "ConfigError", 2)
+    assert document["error"]["where"] == f"{path}:5" and document["error"]["applied"] == "no"
     assert not list((tmp_path / "XDG_RUNTIME_DIR").iterdir()) + list((tmp_path / "XDG_STATE_HOME").iterdir())
 
 
