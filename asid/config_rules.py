@@ -148,7 +148,12 @@ def _vms(config: Config) -> None:
         if not vm.on:
             raise RuleBroken(f"vm.{index}.on", "", allowed="one hyperthread or more", hint=_free_hint(config, taken))
         if vm.guest.rate:
-            _checked(f"vm.{index}.guest.rate", vm.guest.rate, parse_rate_hz)
+            key, state = f"vm.{index}.guest.rate", f'the source "{vm.guest.source}" has none'
+            _checked(key, vm.guest.rate, parse_rate_hz)
+            if vm.guest.source != "mix":
+                raise RuleBroken(
+                    key, vm.guest.rate, state=state, hint="Leave it out; pace.scale speeds a recording up."
+                )
 
 
 def _vm_name(index: int, vm: Vm, names: set[str]) -> None:

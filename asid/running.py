@@ -292,8 +292,15 @@ def _config_file(config: str | Path | Mapping[str, Any], paths: instances_.Insta
     if not isinstance(config, Mapping):
         return Path(config).absolute()
     path = paths.root / "config.toml"
-    path.write_text(_toml(config))
+    path.write_text(_toml({**config, "vm": [_rooted(vm) for vm in config.get("vm", [])]}))
     return path
+
+
+def _rooted(vm: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a VM whose guest's files have absolute names: the configuration is going to lie elsewhere."""
+    guest = dict(vm.get("guest", {}))
+    guest |= {name: str(Path(guest[name]).absolute()) for name in ("table", "file") if guest.get(name)}
+    return {**vm, "guest": guest}
 
 
 def _toml(table: Mapping[str, Any]) -> str:

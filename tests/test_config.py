@@ -150,6 +150,7 @@ def test_the_whole_of_the_language_is_read(tmp_path):
         ('[[vm]]\non = ["c0h0"]\nguest = { table = "t.toml" }', 'the source "idle" reads none', "Leave it out."),
         ('[[vm]]\non = ["c0h0"]\nguest = { source = "mix", table = "gven.toml" }', "no such file", "given.toml?"),
         ('[[vm]]\non = ["c0h0"]\nguest = { rate = "fast" }', "must be a rate", "Try 500/s."),
+        ('[[vm]]\non = ["c0h0"]\nguest = { rate = "5/s" }', 'the source "idle" has none', "Leave it out;"),
         ('[[inject]]\nwhat = "nmi"', "inject.0.target", "Add target = ..."),
         ('[[inject]]\nwhat = "nim"\ntarget = "c0"', "must be exit, nmi, mce, irq, stall or kill", "Did you mean nmi?"),
         ('[[inject]]\nwhat = "nmi"\ntarget = "c9"', ":3: inject.0.target", ""),
@@ -201,7 +202,9 @@ source = "idle"
 
 
 def test_origins_say_where_each_value_comes_from(tmp_path):
-    path = write(tmp_path, 'name = "a"\n[machine]\nsmt = 4\n[[vm]]\non = ["c0"]\n')
+    (tmp_path / "t.toml").write_text("")
+    guest = 'guest = { source = "mix", table = "t.toml" }\n'
+    path = write(tmp_path, 'name = "a"\n[machine]\nsmt = 4\n[[vm]]\non = ["c0"]\n' + guest)
     loaded = load(path, {"policy.name": "none", "vm.0.guest.rate": "5/s"})
     assert loaded.origin["name"] == f"{path}:1"
     assert loaded.origin["machine.smt"] == f"{path}:3"

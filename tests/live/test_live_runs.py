@@ -86,6 +86,21 @@ def test_two_vms_on_one_core_take_turns_and_both_progress(rig):
     assert counts["gate.turn"] >= 4
 
 
+def test_a_run_may_be_shorter_than_its_starter_needs_to_meet_it(rig):
+    for _ in range(3):
+        run = rig.run(machine(1), 1e-6)
+        assert run.manifest["status"] == "ended"
+
+
+def test_files_of_a_configuration_made_by_a_program_are_found_from_where_it_stands(rig, tmp_path, monkeypatch):
+    (tmp_path / "own.toml").write_text((ROOT / "configs" / "tables" / "web.toml").read_text())
+    monkeypatch.chdir(tmp_path)
+    guest = {"source": "mix", "table": "own.toml", "rate": "500/s"}
+    daemon = rig.start(machine(1, vm=[{"on": ["c0h0"], "guest": guest}]))
+    wait_each_progresses(daemon.client())
+    check_passes(daemon.stop())
+
+
 def test_an_idle_machine_is_quiet(rig):
     """Nothing happens, so nothing is written and hardly any processor time is spent."""
     daemon = rig.start(IDLE)
@@ -96,7 +111,7 @@ def test_an_idle_machine_is_quiet(rig):
     quiet = [record.type for record in run.records() if record.seq > before]
     assert set(quiet) <= {
         "ht.mode", "gate.kick", "gate.answer", "kick.seen", "gate.close", "gate.bye", "gate.dead", "gate.ask",
-        "death", "run.end", "gate.turn",
+        "death", "job", "run.end", "gate.turn",
     }, quiet  # fmt: skip
     check_passes(run)
 
