@@ -227,6 +227,7 @@ def test_fuzz_never_raises_and_refusals_change_nothing(make_desk, messages):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @settings(max_examples=800, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([b"a", b"b"]), FRAMES, st.booleans()), max_size=8))
 def test_fuzz_longer(make_desk, messages):

@@ -51,7 +51,7 @@ records = st.builds(
 
 
 @given(st.lists(records, max_size=20))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_round_trip(tmp_path_factory, drawn):
     path = tmp_path_factory.mktemp("journal") / "journal.asid"
     told = [record._replace(seq=at + 1) for at, record in enumerate(drawn)]

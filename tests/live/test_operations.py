@@ -110,7 +110,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(EVENTS)
 def test_whatever_happens_no_gate_opens_with_mixed_policies(monkeypatch, events):
     machine = PlayedMachine(monkeypatch)
