@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -19,7 +20,7 @@ from asid.live import instance
 
 ROOT = Path(__file__).parent.parent.parent
 TABLES = Path(__file__).parent / "configs"
-GONE_S = 2.0  # children of a dead daemon
+GONE_S = 10.0  # children of a dead daemon: at once, or never
 
 _pause = threading.Event()
 
@@ -65,6 +66,7 @@ class Rig:
     def __init__(self, runtime: Path, state: Path) -> None:
         self.runtime, self.state = runtime, state
         self.daemons: list[Daemon] = []
+        self.others: list[subprocess.Popen[str]] = []
         self.fds_before = open_fds()
 
     def start(self, config: str | Path | Mapping[str, Any] = IDLE, **options: Any) -> Daemon:
@@ -72,6 +74,13 @@ class Rig:
         daemon = Daemon.start(config, **{"instance": f"t{len(self.daemons)}", **options})
         self.daemons.append(daemon)
         return daemon
+
+    def spawn(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a process that is no daemon of ours, its talk in pipes. It does not outlive the test either."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, text=True, start_new_session=True, **{**pipes, **options})
+        self.others.append(process)
+        return process
 
     def run(self, config: str | Path | Mapping[str, Any], seconds: float, **options: Any) -> Run:
         """A run of so many seconds, stopped by itself."""
@@ -83,20 +92,41 @@ class Rig:
         return daemon.paths.log.read_text(errors="replace")
 
     def check_nothing_left(self) -> None:
-        """No process, no socket file, no lock, no temporary file, no descriptor."""
+        """No process, no socket file, no lock, no temporary file, no descriptor. What is left is ended first, so that no
+        other test fails for it, and told then."""
+        left = [process.args for process in self.others if process.poll() is None]
+        for process in self.others:
+            end(process)
         for daemon in self.daemons:
             if daemon.process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     daemon.process.send_signal(signal.SIGCONT)
             daemon.kill()
+        try:
+            for daemon in self.daemons:
+                wait_until(lambda d=daemon: not family(d), GONE_S, f"no process of {daemon.paths.name}")
+        finally:
+            for pid in [pid for daemon in self.daemons for pid in family(daemon).values()]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        assert not left, f"processes were left: {left}"
         for daemon in self.daemons:
-            wait_until(lambda d=daemon: not family(d), GONE_S, f"processes of {daemon.paths.name}: {family(daemon)}")
             assert not daemon.paths.sockets(), "socket files were left, or the fork server's"
             assert not instance.is_locked(daemon.paths)
             assert Path(daemon.paths.root).stat().st_mode & 0o777 == 0o700
             assert "Traceback" not in self.log(daemon), self.log(daemon)
         assert not list((self.runtime.parent / "t").iterdir()), "something was left in the temporary directory"
-        wait_until(lambda: open_fds() <= self.fds_before, 2.0, "descriptors of the test's own process")
+        wait_until(lambda: open_fds() <= self.fds_before, GONE_S, "descriptors of the test's own process")
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Nothing of a process is left: not itself, not the pipes to it."""
+    process.kill()
+    process.wait(GONE_S)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 def open_fds() -> int:

@@ -11,26 +11,22 @@ import threading
 from collections import Counter
 
 import pytest
-from live_rig import ROOT, check_passes, family, machine, wait_progress, wait_until
+from live_rig import GONE_S, ROOT, check_passes, family, machine, wait_progress, wait_until
 
 from asid.audit import audit
 from asid.errors import Busy, Crash, HostUnsuitable, NotRunning
 from asid.live import instance
 from asid.running import Daemon
 
-pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(40, method="signal")]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(120, method="signal")]
 
 # An audit that never ends, then the module's own main: what a journal of many minutes looks like to a test.
 ENDLESS = "import asid.audit, sys, threading\nasid.audit.audit = lambda _: threading.Event().wait()\n"
 
 
-def finish(process: subprocess.Popen[str], within_s: float = 10) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], within_s: float = 30) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=within_s)
     return process.returncode, out, err
-
-
-def spawn(*command: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 # --- readers of events ------------------------------------------------------------------------------------
@@ -66,8 +62,8 @@ def test_who_watches_a_killed_daemon_ends_with_it(rig, line):
     daemon = rig.start(machine(2))
     client = daemon.client()
     before = client.status()["counters"].get("clients", 0)
-    watcher = spawn(sys.executable, *line, "--instance", daemon.paths.name)
-    wait_until(lambda: client.status()["counters"].get("clients", 0) > before, 10, "it is connected")
+    watcher = rig.spawn(sys.executable, *line, "--instance", daemon.paths.name)
+    wait_until(lambda: client.status()["counters"].get("clients", 0) > before, what="it is connected")
     wait_progress(client)
     daemon.process.kill()
     code, _, err = finish(watcher)
@@ -78,13 +74,13 @@ def test_who_watches_a_killed_daemon_ends_with_it(rig, line):
 
 def test_a_stream_of_json_lines_ends_with_a_line(rig):
     daemon = rig.start(machine(2))
-    watcher = spawn(sys.executable, "-m", "asid", "watch", "--json", "--instance", daemon.paths.name)
+    watcher = rig.spawn(sys.executable, "-m", "asid", "watch", "--json", "--instance", daemon.paths.name)
     assert watcher.stdout is not None
     first = watcher.stdout.readline()
     daemon.process.kill()
-    code, out, _ = finish(watcher)
-    documents = [json.loads(line) for line in [first, *out.splitlines()]]
-    assert (code, documents[-1]["error"]["class"], documents[-1]["ok"]) == (7, "NotRunning", False)
+    rest = watcher.stdout.read()  # not `communicate`, which knows nothing of what was read with that line already
+    documents = [json.loads(line) for line in [first, *rest.splitlines()]]
+    assert (watcher.wait(30), documents[-1]["error"]["class"], documents[-1]["ok"]) == (7, "NotRunning", False)
     assert all(document["schema"] == "event/1" for document in documents[:-1])
 
 
@@ -97,7 +93,7 @@ def test_the_verdict_is_made_when_nothing_of_the_daemon_is_left(rig, monkeypatch
     found = []
 
     def looked(path):
-        wait_until(lambda: not family(daemon), 1, "the fork server goes with it")
+        wait_until(lambda: not family(daemon), GONE_S, "the fork server goes with it")
         found.append((daemon.process.poll(), instance.is_locked(daemon.paths)))
         found.append((sorted(daemon.paths.root.glob("*.sock")), daemon.paths.endpoints.exists()))
         return audit(path)
@@ -114,11 +110,11 @@ def test_down_that_is_interrupted_leaves_no_process_and_a_run_to_be_judged(rig):
     daemon = rig.start(machine(2))
     wait_progress(daemon.client())
     daemon.detach()
-    down = spawn(sys.executable, "-c", ENDLESS + "sys.argv[1:] = ['down', '--instance', 't0']\n"
+    down = rig.spawn(sys.executable, "-c", ENDLESS + "sys.argv[1:] = ['down', '--instance', 't0']\n"
                  "from asid.commands import main; main()")  # fmt: skip
-    wait_until(lambda: not instance.is_locked(daemon.paths), 10, "the daemon has ended")
-    wait_until(lambda: not family(daemon), 5)
-    wait_until(lambda: down.stderr is not None and "takes a while" in down.stderr.readline(), 10)
+    wait_until(lambda: not instance.is_locked(daemon.paths), what="the daemon has ended")
+    wait_until(lambda: not family(daemon), GONE_S)
+    wait_until(lambda: down.stderr is not None and "takes a while" in down.stderr.readline())
     down.send_signal(signal.SIGINT)
     code, _, err = finish(down)
     assert code == 130
@@ -133,12 +129,12 @@ def test_down_that_is_interrupted_leaves_no_process_and_a_run_to_be_judged(rig):
 def test_a_daemon_stopped_by_a_signal_judges_last_and_a_second_signal_ends_that(rig, tmp_path):
     config = tmp_path / "idle.toml"
     config.write_text('[[vm]]\non = ["c0h0"]\nguest = { source = "idle" }\n')
-    daemon = spawn(sys.executable, "-c", ENDLESS + "from asid.live.serve import main\n"
+    daemon = rig.spawn(sys.executable, "-c", ENDLESS + "from asid.live.serve import main\n"
                    f"sys.exit(main([{str(config)!r}, '--instance', 'slow']))")  # fmt: skip
     paths = instance.instance_paths("slow")
     endpoints = wait_until(lambda: instance.read_endpoints(paths), 20, "it is ready")
     daemon.send_signal(signal.SIGTERM)
-    wait_until(lambda: not instance.is_locked(paths), 10, "the name is free while it judges")
+    wait_until(lambda: not instance.is_locked(paths), what="the name is free while it judges")
     assert daemon.poll() is None
     assert not list(paths.root.glob("*.sock"))
     again = rig.start(config, instance="slow")
@@ -155,7 +151,7 @@ def test_a_daemon_that_is_killed_while_it_judges_leaves_a_run_to_be_judged(rig, 
     daemon = rig.start(machine(2))
     wait_progress(daemon.client())
     daemon.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: not instance.is_locked(daemon.paths), 10)
+    wait_until(lambda: not instance.is_locked(daemon.paths))
     daemon.process.kill()
     check_passes(daemon.stop(), "G1", "G2")
 

@@ -9,37 +9,36 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from live_rig import ROOT, machine, wait_until
+from live_rig import ROOT, Rig, machine, wait_until
 
 from asid.live import instance
 from asid.running import Daemon
-from asid.signals import ENDINGS
 
-pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(60, method="signal")]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(120, method="signal")]
 
 RUN = ["run", "configs/smt2.toml", "--duration", "60s"]
 
 
-def heed_signals() -> None:
-    """As in a terminal, whoever runs the tests: under nohup, or behind a shell's `&`, some would be ignored."""
-    for signum in ENDINGS:
-        signal.signal(signum, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
+def spawn(rig: Rig, *arguments: str) -> subprocess.Popen[str]:
+    return rig.spawn(sys.executable, "-m", "asid", *arguments, cwd=ROOT)
 
 
-def spawn(*arguments: str, code: str = "") -> subprocess.Popen[str]:
-    head = ["-c", code] if code else ["-m", "asid"]
-    return subprocess.Popen(
-        [sys.executable, *head, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        start_new_session=True, preexec_fn=heed_signals,
-    )  # fmt: skip
+sessions: set[int] = set()  # of this test's daemons; whose they are can be seen only while they are young
 
 
-sessions: set[int] = set()
+@pytest.fixture(autouse=True)
+def nobody_outlives_the_test(rig: Rig) -> Iterator[None]:
+    """What a failed test leaves behind is no other test's: neither its processes nor what is known of them."""
+    sessions.clear()
+    yield
+    for process in daemons(rig.runtime):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def daemons(runtime: Path) -> list[psutil.Process]:
@@ -66,19 +65,30 @@ def daemons(runtime: Path) -> list[psutil.Process]:
 
 
 def serving(runtime: Path) -> list[psutil.Process]:
-    return [one for one in daemons(runtime) if "asid.live.serve" in one.cmdline()]
+    """Daemons that have no title yet."""
+    found = []
+    for one in daemons(runtime):
+        with contextlib.suppress(psutil.Error):
+            found += [one] if "asid.live.serve" in one.cmdline() else []
+    return found
 
 
 def ready() -> bool:
     return any(one.running and one.endpoints for one in instance.find_instances())
 
 
-def ended(process: subprocess.Popen[str], runtime: Path, left_s: float = 0.5) -> tuple[int, str]:
-    """Wait for the end. Return its exit code and its talk; no process may be left then."""
+def ended(process: subprocess.Popen[str], runtime: Path) -> tuple[int, str]:
+    """Wait for the end. Return its exit code and its talk; it has waited for its daemon, whose children end by then."""
     _, err = process.communicate(timeout=40)
-    wait_until(lambda: not daemons(runtime), left_s, f"left: {daemons(runtime)}")
     assert not any(one.running for one in instance.find_instances())
+    assert not serving(runtime)
+    nobody_is_left(runtime)
     return process.returncode, err
+
+
+def nobody_is_left(runtime: Path) -> None:
+    wait_until(lambda: not daemons(runtime), 20, "nobody is left")
+    assert not any(one.running for one in instance.find_instances())
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,7 @@ def ended(process: subprocess.Popen[str], runtime: Path, left_s: float = 0.5) ->
 @pytest.mark.parametrize("moment", ["born", "locked", "ready"])
 @pytest.mark.parametrize("verb", [RUN, ["bench", "exits", "--quick"]])
 def test_a_signal_while_a_daemon_comes_up_leaves_none(rig, verb, moment, signum, code):
-    process = spawn(*verb)
+    process = spawn(rig, *verb)
     condition = {
         "born": lambda: serving(rig.runtime),
         "locked": lambda: any(one.running for one in instance.find_instances()),
@@ -101,7 +111,7 @@ def test_a_signal_while_a_daemon_comes_up_leaves_none(rig, verb, moment, signum,
 
 
 def test_interrupted_again_and_again_it_still_leaves_none(rig):
-    process = spawn(*RUN)
+    process = spawn(rig, *RUN)
     wait_until(ready, 20)
     stop = threading.Event()
 
@@ -121,14 +131,15 @@ def test_interrupted_again_and_again_it_still_leaves_none(rig):
 
 @pytest.mark.parametrize("moment", ["born", "ready"])
 def test_a_daemon_ends_when_its_starter_was_killed(rig, moment):
-    process = spawn(*RUN)
+    process = spawn(rig, *RUN)
     wait_until((lambda: serving(rig.runtime)) if moment == "born" else ready, 20)
     process.kill()
-    ended(process, rig.runtime, left_s=20)
+    process.wait(20)
+    nobody_is_left(rig.runtime)
 
 
 def test_a_daemon_that_was_detached_outlives_its_starter(rig):
-    process = spawn("up", "configs/smt1.toml", "--detach", "--instance", "stays", "--json")
+    process = spawn(rig, "up", "configs/smt1.toml", "--detach", "--instance", "stays", "--json")
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     pid = json.loads(out)["pid"]
@@ -139,7 +150,7 @@ def test_a_daemon_that_was_detached_outlives_its_starter(rig):
         assert instance.is_locked(paths)
     finally:
         os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not daemons(rig.runtime), 20)
+        nobody_is_left(rig.runtime)
 
 
 def test_a_start_that_is_interrupted_in_a_program_leaves_neither_process_nor_directory(rig, monkeypatch):

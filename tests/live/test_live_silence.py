@@ -10,23 +10,21 @@ import subprocess
 import sys
 
 import pytest
-from live_rig import IDLE, family, machine, pid_of, wait_progress, wait_ready, wait_until
+from live_rig import GONE_S, IDLE, Rig, family, machine, pid_of, wait_progress, wait_ready, wait_until
 
 from asid.client import connect
 from asid.errors import NoAnswer
 from asid.live import instance
 
-pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(60, method="signal")]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(120, method="signal")]
 
 
-def begin(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "asid", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def begin(rig: Rig, *arguments: str) -> subprocess.Popen[str]:
+    return rig.spawn(sys.executable, "-m", "asid", *arguments)
 
 
-def asid(*arguments: str) -> tuple[int, str, str]:
-    process = begin(*arguments)
+def asid(rig: Rig, *arguments: str) -> tuple[int, str, str]:
+    process = begin(rig, *arguments)
     out, err = process.communicate(timeout=40)
     return process.returncode, out, err
 
@@ -48,37 +46,37 @@ def test_down_by_force_ends_a_daemon_that_does_not_answer_and_judges_its_run(rig
     wait_progress(daemon.client())
     os.kill(pid_of(daemon.client(), "c0h1"), signal.SIGSTOP)  # its children may stand still too
     daemon.process.send_signal(signal.SIGSTOP)
-    code, out, err = asid("down", "--force", "--instance", "t0", "--json")
+    code, out, err = asid(rig, "down", "--force", "--instance", "t0", "--json")
     document = json.loads(out)
     assert (code, document["verdict"]) == (3, "UNKNOWN"), (out, err)
     assert document["run_dir"] == str(daemon.run_dir)
-    assert daemon.process.wait(1) == -signal.SIGKILL
-    wait_until(lambda: not family(daemon), 1)
+    assert daemon.process.wait(10) == -signal.SIGKILL
+    wait_until(lambda: not family(daemon), GONE_S)
     assert not list(daemon.paths.root.glob("*.sock"))
     assert not daemon.paths.endpoints.exists()
 
 
 def test_down_by_force_kills_nobody_but_the_holder_of_the_lock(rig):
     daemon = rig.start(IDLE)
-    bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    bystander = rig.spawn(sys.executable, "-c", "input()", stdin=subprocess.PIPE)
     try:
         text = daemon.paths.endpoints.read_text().replace(f'"pid":{daemon.process.pid}', f'"pid":{bystander.pid}')
         daemon.process.send_signal(signal.SIGSTOP)
         daemon.paths.endpoints.write_text(text)
         assert instance.lock_holder(daemon.paths) == daemon.process.pid
-        code, out, err = asid("down", "--force", "--instance", "t0")
+        code, out, err = asid(rig, "down", "--force", "--instance", "t0")
         assert code == 3, (out, err)
-        assert daemon.process.wait(1) == -signal.SIGKILL
+        assert daemon.process.wait(10) == -signal.SIGKILL
         assert bystander.poll() is None
     finally:
-        bystander.communicate(b"\n", timeout=10)
+        bystander.communicate("\n", timeout=20)
 
 
 def test_a_daemon_that_stands_still_does_not_answer_and_is_not_called_gone(rig):
     daemon = rig.start(IDLE)
     daemon.process.send_signal(signal.SIGSTOP)
     lines = ["status"], ["stat"], ["inject", "nmi", "c0h0"], ["policy", "set", "none"], ["down"]
-    waiting = [begin(*line, "--instance", "t0") for line in lines]
+    waiting = [begin(rig, *line, "--instance", "t0") for line in lines]
     for process in waiting:
         _, err = process.communicate(timeout=40)
         assert process.returncode == 8, err
@@ -95,9 +93,9 @@ def test_everyone_who_stops_a_daemon_is_told_the_verdict(rig):
     daemon = rig.start(machine(2, cores=2))
     wait_progress(daemon.client())
     daemon.process.send_signal(signal.SIGSTOP)
-    downs = [begin("down", "--instance", "t0", "--json") for _ in range(3)]
+    downs = [begin(rig, "down", "--instance", "t0", "--json") for _ in range(3)]
     for process in downs:
-        wait_until(lambda pid=process.pid: watches_a_process(pid), 10, "it is about to ask")
+        wait_until(lambda pid=process.pid: watches_a_process(pid), what="it is about to ask")
     daemon.process.send_signal(signal.SIGCONT)
     for process in downs:
         out, err = process.communicate(timeout=40)
@@ -110,8 +108,8 @@ def test_down_judges_the_run_of_a_daemon_that_dies_before_it_can_answer(rig):
     daemon = rig.start(machine(2))
     wait_progress(daemon.client())
     daemon.process.send_signal(signal.SIGSTOP)
-    down = begin("down", "--instance", "t0", "--json")
-    wait_until(lambda: watches_a_process(down.pid), 10, "it is about to ask")
+    down = begin(rig, "down", "--instance", "t0", "--json")
+    wait_until(lambda: watches_a_process(down.pid), what="it is about to ask")
     daemon.process.kill()
     out, err = down.communicate(timeout=40)
     document = json.loads(out)
@@ -125,7 +123,7 @@ def test_down_waits_for_a_daemon_that_is_ending_already(rig):
     run_dir = daemon.run_dir
     daemon.process.send_signal(signal.SIGSTOP)
     daemon.paths.endpoints.unlink()  # as at its end, when nobody new is to come
-    down = begin("down", "--instance", "t0", "--json")
+    down = begin(rig, "down", "--instance", "t0", "--json")
     assert down.stderr is not None
     assert "waiting" in down.stderr.readline()
     with pytest.raises(NoAnswer, match="takes no clients") as caught:
@@ -154,14 +152,14 @@ def test_a_coordinator_that_stands_still_is_noticed_and_forgiven(rig):
     coordinator = pid_of(client, "c0")
     for time in (1, 2):
         os.kill(coordinator, signal.SIGSTOP)
-        wait_until(lambda: client.status()["state"] == "degraded", 6, "it is noticed")
+        wait_until(lambda: client.status()["state"] == "degraded", what="it is noticed")
         found = client.status()["warnings"]
         assert [f"c0 (pid {coordinator}) has not answered for" in text for text in found] == [True], found
         assert client.call("gate.get").ret["gates"][0]["phase"] == "silent"
         if time == 1:
-            code, out, err = asid("status", "--instance", "t0", "--expect", "healthy")
+            code, out, err = asid(rig, "status", "--instance", "t0", "--expect", "healthy")
             assert (code, "silent" in out) == (1, True), (out, err)
-            assert asid("status", "--instance", "t0", "--expect", "ready")[0] == 0
+            assert asid(rig, "status", "--instance", "t0", "--expect", "ready")[0] == 0
         os.kill(coordinator, signal.SIGCONT)
         wait_ready(client)
         assert client.status()["warnings"] == []
