@@ -157,11 +157,11 @@ def test_a_bomb_costs_little(desk, name):
     frames = BOMBS[name]
     took_ns = []
     for _ in range(5):
-        start_ns = time.perf_counter_ns()
+        start_ns = time.thread_time_ns()  # its own work alone, whoever else has the CPU meanwhile
         (answer,) = desk.raw(frames)
-        took_ns.append(time.perf_counter_ns() - start_ns)
+        took_ns.append(time.thread_time_ns() - start_ns)
         assert answer["ok"] is False
-    assert min(took_ns) < 2_000_000, "two milliseconds at best of five, on a loaded machine"
+    assert min(took_ns) < 2_000_000, "two milliseconds at best of five; to decode 64 KiB of lists takes many"
     tracemalloc.start()
     try:
         desk.raw(frames)

@@ -22,7 +22,9 @@ from live_rig import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(40, method="signal")]
+from asid.live.hyperthread import TALLY_NS
+
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(120, method="signal")]
 
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 
@@ -70,7 +72,7 @@ def test_every_width_starts_serves_and_stops(rig, smt):
     names = set(family(daemon))
     expected = {f"asid: c0h{ht} hyperthread" for ht in range(smt)} | {"asid: c0 coordinator"}
     assert expected <= {name.strip() for name in names}, "everybody is named in ps"
-    wait_until(lambda: leaves_of(client) >= 30, 10, "leaves")
+    wait_until(lambda: leaves_of(client) >= 30, what="leaves")
     wait_each_progresses(client)
     check_passes(daemon.stop(), "G1", "G5", "L1", "L2", *(["G2", "G4"] if smt > 1 else []))
 
@@ -126,10 +128,11 @@ def test_a_fast_exit_costs_no_message(rig):
     assert done.seq > 0
     run = daemon.stop()
     counts = check_passes(run, "G8")
-    total = sum(record.data["n"] for record in run.records() if record.type == "exit")
-    assert total == 300_000
+    exits = [record for record in run.records() if record.type == "exit"]
+    assert sum(record.data["n"] for record in exits) == 300_000
     assert counts["gate.admit"] == 1 and counts.get("gate.leave", 0) == 0
-    assert counts["exit"] < 100, "they are counted, not listed"
+    tallies = (exits[-1].ts - exits[0].ts) // TALLY_NS  # that were due meanwhile
+    assert len(exits) <= 10 + 2 * tallies, "they are counted, not listed"
 
 
 def test_a_guest_that_cannot_be_read_any_more_is_named_in_the_log(rig, tmp_path):

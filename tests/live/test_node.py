@@ -134,40 +134,50 @@ def test_dropping_a_timer_that_is_not_set_is_nothing(node):
 # --- waiting ----------------------------------------------------------------------------------------------
 
 
-def test_a_wait_ends_at_its_deadline():
+def test_a_wait_ends_at_its_deadline(monkeypatch):
+    monkeypatch.setattr(node_, "SLEEP_MAX_NS", 20 * S)  # without its deadline it would sleep so long
     node = Node()
     begin = time.monotonic_ns()
     deadline = begin + 30 * MS
     while node.now_ns() < deadline:
         node.turn(deadline)
-    assert 30 * MS <= time.monotonic_ns() - begin < 500 * MS
+    assert 30 * MS <= time.monotonic_ns() - begin < 10 * S
 
 
 @pytest.mark.slow
 def test_signals_do_not_stretch_a_deadline():
-    """ZeroMQ's own time-outs start anew at each signal; a signal every 2 ms would keep them for ever."""
-    node, signals = Node(), []
-    old = signal.signal(signal.SIGALRM, lambda *_: signals.append(1))
+    """ZeroMQ's own time-outs start anew at each signal; a signal every 2 ms would keep them for ever.
+
+    Measured in signals: a process that gets no CPU gets none of them either, and those that wait for it merge.
+    """
+    node, signals, most = Node(), [], 1_000
+
+    def note(*_: object) -> None:
+        signals.append(1)
+        if len(signals) == most:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # so that a wait that was stretched ends, too
+
+    old = signal.signal(signal.SIGALRM, note)
     signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
     try:
-        begin = time.monotonic_ns()
-        deadline = begin + 100 * MS
-        while node.now_ns() < deadline:
-            node.turn(deadline)
-        took = time.monotonic_ns() - begin
+        while len(signals) < 5:
+            deadline = node.now_ns() + 100 * MS
+            while node.now_ns() < deadline:
+                node.turn(deadline)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
-    assert len(signals) >= 5
-    assert took < 400 * MS
+    assert len(signals) < most, "some 50 came in 100 ms"
 
 
-def test_a_wait_is_never_longer_than_the_sleep_limit(monkeypatch):
+def test_a_wait_is_never_longer_than_the_sleep_limit(node, clock, monkeypatch):
     monkeypatch.setattr(node_, "SLEEP_MAX_NS", 5 * MS)
-    node = Node()
-    begin = time.monotonic_ns()
+    waited_ms = []
+    monkeypatch.setattr(node_, "zmq_poll", lambda items, ms: waited_ms.append(ms) or [])
     assert not node.turn()
-    assert time.monotonic_ns() - begin < 500 * MS
+    assert not node.turn(clock.now + S)
+    assert not node.turn(clock.now + 2 * MS)
+    assert waited_ms == [5, 5, 2]
 
 
 # --- doorbells --------------------------------------------------------------------------------------------
