@@ -217,6 +217,33 @@ def check_passes(run: Run, *exercised: str) -> dict[str, Any]:
     return counts
 
 
+def fences(run: Run) -> list[tuple[int, int]]:
+    """Hyperthread and life of each fence, of all cores together."""
+    return [(record.ht, record.data["inc"]) for record in run.records() if record.type == "gate.fence"]
+
+
+def hasty_fences(run: Run, deadline_ns: int) -> list[int]:
+    """Fences of somebody who had answered each kick, or had not had the time: their records' numbers.
+
+    On a busy machine a hyperthread may well get no CPU for as long as a short deadline, and is fenced by design. Only
+    for runs whose coordinators live: one that comes back fences who stays silent, and kicks nobody before.
+    """
+    kicks: dict[tuple[int, int], tuple[int, int]] = {}  # the number of the one that is open, and since when
+    found = []
+    for record in run.records():
+        place = (record.core, record.ht)
+        number, since = kicks.get(place, (-1, record.ts))
+        if record.type == "gate.kick" and record.data["number"] != number:  # the same again is a reminder
+            kicks[place] = (record.data["number"], record.ts)
+        elif record.type in ("gate.dead", "gate.ready") or (
+            record.type == "gate.answer" and record.data["number"] >= number
+        ):
+            kicks.pop(place, None)
+        elif record.type == "gate.fence" and record.ts - since < deadline_ns:
+            found.append(record.seq)
+    return found
+
+
 def overlaps_since(run: Run, seq: int) -> list[str]:
     """Guest beside HOST by a leave (G2), from record `seq` on: where every hyperthread is by then counts too."""
     modes: dict[tuple[int, int], tuple[str, str]] = {}
