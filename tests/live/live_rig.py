@@ -44,8 +44,11 @@ def machine(
 IDLE = machine(table="")
 
 
-def wait_until(condition: Callable[[], Any], within_s: float = 5.0, what: str = "") -> Any:
-    """Wait until the condition is true and return what it gave. Fail loudly when that takes too long."""
+def wait_until(condition: Callable[[], Any], within_s: float = 20.0, what: str = "") -> Any:
+    """Wait until the condition is true and return what it gave. Fail loudly when that takes too long.
+
+    How soon it must be is for the audit to say. What comes late on a busy machine is no failure of the test.
+    """
     deadline = time.monotonic() + within_s
     while True:
         found = condition()
@@ -168,7 +171,7 @@ def pid_of(client: Client, place: str) -> int:
     return int(coordinator["pid"]) if coordinator else 0
 
 
-def wait_ready(client: Client, within_s: float = 8.0) -> None:
+def wait_ready(client: Client, within_s: float = 20.0) -> None:
     wait_until(lambda: client.status()["state"] == "ready", within_s, "ready")
 
 
@@ -176,13 +179,13 @@ def leaves_of(client: Client) -> int:
     return int(client.call("hist.get", {"what": "leave"})["n"])
 
 
-def wait_progress(client: Client, leaves: int = 20, within_s: float = 10.0) -> None:
+def wait_progress(client: Client, leaves: int = 20, within_s: float = 20.0) -> None:
     """Wait until so many more leaves were made: the gate serves."""
     before = leaves_of(client)
     wait_until(lambda: leaves_of(client) >= before + leaves, within_s, f"{leaves} more leaves")
 
 
-def wait_each_progresses(client: Client, within_s: float = 10.0) -> None:
+def wait_each_progresses(client: Client, within_s: float = 20.0) -> None:
     """Wait until every hyperthread with a vCPU has run guest instructions and exits since now."""
 
     def counts() -> dict[str, int]:

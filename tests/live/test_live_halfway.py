@@ -24,7 +24,7 @@ from live_rig import (
 
 from asid.errors import ControlError
 
-pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(40, method="signal")]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(120, method="signal")]
 
 
 def later(seconds: float, pid: int, signum: int) -> threading.Timer:
@@ -64,7 +64,7 @@ def test_a_parked_hyperthread_that_sleeps_through_a_change_of_policy_has_it_when
     client.inject("stall", "c0h1", for_ms=20_000)
     assert client.policy_set("asi")["new"] == "asi"
     assert client.status()["policy"] == "asi"
-    wait_until(lambda: pid_of(client, "c0h1") not in (0, before), 5, "another in its place")
+    wait_until(lambda: pid_of(client, "c0h1") not in (0, before), what="another in its place")
     wait_ready(client)
     client.attach("vm1/1", "c0h1")
     wait_each_progresses(client)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import pytest
 from live_rig import (
+    GONE_S,
     Rig,
     check_passes,
     family,
@@ -160,7 +161,7 @@ class Havoc:
         """Faults off: nobody is stopped, unplugged, held out, or without its vCPU."""
         for timer in self.timers:
             timer.join()
-        wait_until(lambda: not stopped(self.daemon), 5, "nobody is stopped")
+        wait_until(lambda: not stopped(self.daemon), what="nobody is stopped")
         with contextlib.suppress(AsidError):
             self.client.gate_release("c0", force=True)
         self.client.plug("c0")
@@ -225,8 +226,8 @@ def test_the_daemon_killed_at_any_moment_leaves_nobody(rig, smt):
                 client.inject("kill", f"c0h{draw.randrange(smt)}")
         pass_time(draw.uniform(0, 0.3))
         daemon.kill()
-        wait_until(lambda d=daemon: not family(d), 2, f"nobody is left, seed {SEED}, time {number}")
-        wait_until(lambda d=daemon: not list(d.paths.root.glob("*.sock")), 2, "no socket file")
+        wait_until(lambda d=daemon: not family(d), GONE_S, f"nobody is left, seed {SEED}, time {number}")
+        wait_until(lambda d=daemon: not list(d.paths.root.glob("*.sock")), GONE_S, "no socket file")
         verdict = audit(daemon.run_dir).as_map()
         assert verdict["verdict"] in ("UNKNOWN", "PASS"), verdict
         assert not [name for name, found in verdict["guarantees"].items() if found["state"] == "broken"], verdict
