@@ -95,8 +95,8 @@ class Rig:
         return daemon.paths.log.read_text(errors="replace")
 
     def check_nothing_left(self) -> None:
-        """No process, no socket file, no lock, no temporary file, no descriptor. What is left is ended first, so that no
-        other test fails for it, and told then."""
+        """No process, no socket file, no lock, no temporary file, no descriptor. What is left is ended first, so that
+        no other test fails for it, and told then."""
         left = [process.args for process in self.others if process.poll() is None]
         for process in self.others:
             end(process)
