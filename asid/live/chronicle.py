@@ -11,11 +11,12 @@ import time
 from typing import Protocol
 
 from asid.core.events import Kick, Mode, Order
-from asid.core.hyperthread import WORK, HyperthreadState, Phase
+from asid.core.hyperthread import WORK, HyperthreadState, Phase, set_mode
 from asid.core.record import bucket_of
 from asid.guest.base import Exit
 from asid.live.notebook import RAW, Notebook, Tally, exit_data
 
+TO_GUEST = (set_mode(Mode.GUEST),)
 _NAMES = tuple(mode.name for mode in Mode)
 _VIA = {Kick.ACK: "grant", Kick.SEND: "send", Kick.BARE: "bare"}
 _KIND = {Kick.ACK: "ack", Kick.SEND: "send", Kick.BARE: "bare"}
@@ -39,7 +40,8 @@ class Chronicle:
         self.dropped = 0  # frames that were no orders
         self.cause = 0
         self._was_guest = False  # the last look followed an interrupted guest
-        self._isolated_ns = 0  # when a fast exit left guest, while nothing but a way back to guest has followed
+        # When and in which round a fast exit left guest, while nothing but a way back to guest has followed.
+        self._isolated: tuple[int, int] | None = None
         self._wanted_ns = 0
         self._reason = ""
         self._asked_ns = time.monotonic_ns()
@@ -59,21 +61,18 @@ class Chronicle:
             new = Mode.ISOLATED  # where a handler that interrupted an entry comes back to
         if new is Mode.GUEST:
             self._was_guest = False
-            self._isolated_ns = 0
+            self._isolated = None
         if new is Mode.ENTER or new is self.mode:
             return
         now = time.monotonic_ns()
         if new is Mode.ISOLATED and not before.frames:
             if before.todo[1:2] == (WORK,):
-                self._isolated_ns = now
+                self._isolated = (now, after.round)
                 return
-            self._was_guest = before.phase is Phase.ENTERING and self.mode is Mode.GUEST and not self._isolated_ns
-        if self._isolated_ns:
-            change = self._change(self.mode, Mode.ISOLATED, before.vm)
-            self.notebook.note("ht.mode", change, after.round, ts=self._isolated_ns)
-            self.mode, self._isolated_ns = Mode.ISOLATED, 0
-            if new is Mode.ISOLATED:
-                return
+            self._was_guest = before.phase is Phase.ENTERING and self.mode is Mode.GUEST and self._isolated is None
+        self._leave_guest(before.vm)
+        if new is self.mode:
+            return
         via = ""
         if new is Mode.HOST:
             via = before.frames[-1].what.name.lower() if before.frames else _VIA[kick]
@@ -84,6 +83,14 @@ class Chronicle:
             wait_ns = now - self._wanted_ns
             data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": wait_ns}
             self.notebook.note("leave", data, after.round, key)
+
+    def _leave_guest(self, vm: int) -> None:
+        """Note the ISOLATED of a fast exit, late: something else than guest comes of it."""
+        if self._isolated is None:
+            return
+        (ts, round_), self._isolated = self._isolated, None
+        self.notebook.note("ht.mode", self._change(self.mode, Mode.ISOLATED, vm), round_, ts=ts)
+        self.mode = Mode.ISOLATED
 
     def moved(self, before: HyperthreadState, after: HyperthreadState) -> None:
         """Show every change of mode as it is performed, ENTER and fast exits too: telemetry class `r`."""
@@ -101,6 +108,8 @@ class Chronicle:
     def looked(self, before: HyperthreadState, after: HyperthreadState, eyes: Eyes) -> None:
         """A look may find a kick, or a sibling that holds us, or that the one that held us is gone."""
         now = time.monotonic_ns()
+        if after.todo[:1] != TO_GUEST:
+            self._leave_guest(before.vm)
         if after.phase is Phase.HELD:
             if self._held is None:
                 self._held = (eyes.blocker(), now)

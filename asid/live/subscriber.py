@@ -32,6 +32,7 @@ from asid.errors import AsidError, NoAnswer, NotRunning
 from asid.live import sockets
 
 SYNC_AGAIN_NS = 200_000_000  # an answer that has not come by then was dropped, or the host is slow: no harm in two
+BEHIND = 1_000  # messages in a row, a tenth of what a queue holds: from there on some may have been dropped
 POLL_SLICE_MS = 20  # a poll starts anew at every signal, so no single poll is trusted with a deadline
 WELCOME = b"y.welcome."
 BYE = b"y.bye."
@@ -118,6 +119,9 @@ class Events:
         self._ready: deque[Event] = deque()
         self._tseqs: dict[str, int] = {}
         self._syncs: dict[bytes, int] = {}
+        self._asked: set[bytes] = set()  # topics of the sync that is under way
+        self._in_a_row = 0  # messages taken without finding the queue empty
+        self._behind = False  # so many that the queue may have been full, and what came then dropped
         self._seq = 0
         self.gaps = 0  # jumps seen
         self.filled = 0  # records fetched to close them
@@ -154,19 +158,30 @@ class Events:
             self._backfill(first, head)
 
     def _sync(self, deadline_ns: int) -> int:
-        """Return a record number up to which everything wanted has arrived or was dropped."""
-        while True:
-            topic = b"y.sync.%s." % secrets.token_hex(8).encode()
-            again_ns = min(deadline_ns, time.monotonic_ns() + SYNC_AGAIN_NS)
-            self._socket.setsockopt(zmq.SUBSCRIBE, topic)
-            try:
-                while self._take() or self._poll(again_ns):
-                    if topic in self._syncs:
-                        return self._syncs.pop(topic)
-            finally:
+        """Return a record number up to which everything wanted has arrived or was dropped.
+
+        Any answer to this call will do: one that comes late is behind a long queue, and the next would be as well.
+        """
+        asked: list[bytes] = []
+        try:
+            while True:
+                topic = b"y.sync.%s." % secrets.token_hex(8).encode()
+                asked.append(topic)
+                self._asked.add(topic)
+                self._socket.setsockopt(zmq.SUBSCRIBE, topic)
+                again_ns = min(deadline_ns, time.monotonic_ns() + SYNC_AGAIN_NS)
+                while time.monotonic_ns() < again_ns and (self._take() or self._poll(again_ns)):
+                    found = next((topic for topic in asked if topic in self._syncs), None)
+                    if found is not None:
+                        return self._syncs[found]
+                if again_ns == deadline_ns or self.ended:
+                    raise self._no_answer("no answer from the telemetry socket")
+                self._behind = True
+        finally:
+            for topic in asked:
                 self._socket.setsockopt(zmq.UNSUBSCRIBE, topic)
-            if again_ns == deadline_ns or self.ended:
-                raise self._no_answer("no answer from the telemetry socket")
+                self._asked.discard(topic)
+                self._syncs.pop(topic, None)
 
     # ---------------------------------------------------------------- reading
 
@@ -203,13 +218,26 @@ class Events:
     def wait_seq(self, seq: int, timeout_s: float = 5.0) -> None:
         """Wait until every event up to `seq` is here to be read (see `drain`). Raise NoAnswer, NotRunning.
 
-        What was dropped behind the last event that arrived shows as no jump; it is fetched here.
+        What was dropped behind the last event that arrived shows as no jump. A reader whose queue may have been full
+        fetches it here; NoAnswer also when that takes too long, or cannot be had.
         """
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         while self._seq < seq and not self.ended:
             head = self._sync(deadline_ns)
-            if self._seq < seq <= head:
-                self._backfill(self._seq + 1, head)
+            if head < seq:
+                continue
+            if self._behind and any(prefix.startswith("e") or not prefix for prefix in self._filter.prefixes):
+                self._fetch_tail(head, deadline_ns)
+            self._behind = False
+            self._seq = max(self._seq, head)
+
+    def _fetch_tail(self, head: int, deadline_ns: int) -> None:
+        """Get what may be missing between the last event that arrived and record `head`."""
+        for record in self._fetch(self._seq + 1, head, list(self._filter.prefixes)):
+            self.filled += 1
+            self._deliver(as_event(str(record.get("topic", "e.")), record))
+            if time.monotonic_ns() > deadline_ns:
+                raise self._no_answer(f"the records up to {head} have not all been fetched")
 
     def _no_answer(self, what: str) -> NoAnswer:
         return NoAnswer(what, state="the daemon has ended" if self.ended else "", hint="asid status")
@@ -239,7 +267,10 @@ class Events:
         """Take one message off the socket; return False when there is none."""
         frames = sockets.receive_nonblocking(self._socket)
         if frames is None:
+            self._in_a_row = 0
             return False
+        self._in_a_row += 1
+        self._behind = self._behind or self._in_a_row > BEHIND
         if len(frames) != 2 or len(frames[1]) > ops.FRAME_BYTES_MAX:
             return True
         topic, body = frames
@@ -258,7 +289,7 @@ class Events:
     def _on_system(self, topic: bytes, value: dict[str, Any]) -> None:
         if topic == BYE:
             self.ended = self.ended or "reason" in value  # without one it is an answer to the subscription
-        elif topic == WELCOME or topic.startswith(b"y.sync."):
+        elif topic == WELCOME or topic in self._asked:
             self._syncs[topic] = int(value.get("seq", 0))
         elif topic == CLOCK:
             self._on_event(topic.decode(), value)

@@ -42,6 +42,7 @@ class Vcpu:
         self.exhausted = False  # the source has no more exits
         self.injected: deque[list[Any]] = deque()  # [id, Exit, to be done, refused]
         self.from_injection = False
+        self.aside: tuple[Exit | None, int] = (None, 0)  # the source's exit and its time, while an injected one is had
         self.until_ns = 0  # when the guest's next exit, the work in HOST or a halt's wake-up is due
         self.looked_ns = 0  # when the sockets were last looked at from a busy guest
 
@@ -49,6 +50,7 @@ class Vcpu:
         """Begin with another VM's guest; 0 for none. What was injected stays, until it is refused or runs here."""
         self.source = self.make_source(vm) if vm else None
         self.exit = None
+        self.aside = (None, 0)
         self.unfinished = False
         self.from_injection = False
         self.exhausted = False
@@ -218,10 +220,12 @@ class Vcpu:
         return True
 
     def exit_over(self) -> None:
+        """The exit is done. An injected one makes way for that of the source, which was on its way and still comes."""
+        self.exit = None
         if self.from_injection:
             self.from_injection = False
+            self.exit, self.until_ns = self.aside
             self.injection_done(1)
-        self.exit = None
 
     # --- injected exits -----------------------------------------------------------------------------------
 
@@ -246,16 +250,17 @@ class Vcpu:
     def injected_exit(self) -> None:
         _, event, left, _ = self.injected[0]
         ht = self.ht
-        if ht.policy.needs_full(event.full) or event.service_ns or self.words[WATCHED]:
-            if self.retire():
-                self.exit = event
-                self.from_injection = True
-                self.exits(event)
-            return
         if self.look_around():
             return
         if ht.notebook.full:
             ht.notebook.flush()
+        if ht.policy.needs_full(event.full) or event.service_ns or self.words[WATCHED]:
+            if self.retire():
+                self.aside = (self.exit, self.until_ns)
+                self.exit = event
+                self.from_injection = True
+                self.exits(event)
+            return
         done = self.fast(event, min(left, FAST_BATCH))
         if done:
             self.injection_done(done)

@@ -10,8 +10,10 @@ import pytest
 from one_hyperthread import OneHyperthread
 
 from asid.core.events import Bid
+from asid.core.hyperthread import Phase
 from asid.guest.base import Exit
 from asid.live.node import Node
+from asid.live.page import WATCHED
 
 FAST = Exit(0, "CPUID", "vmx", 0, False, 0)
 SLOW = Exit(0, "EPT_VIOLATION", "vmx", 0, True, 0)
@@ -81,6 +83,46 @@ def test_the_exit_under_way_ends_and_only_the_rest_is_refused(one):
     one.ht.vcpu.in_host()
     assert answers(one) == {7: 2}
     assert not one.ht.vcpu.injected
+
+
+def has_injected(one, event, n):
+    """Until n injected exits are done, those that leave being granted at once."""
+    one.ht.vcpu.inject(7, event, n)
+    while not answers(one):
+        if one.ht.state.phase is Phase.LEAVING:
+            one.order(Bid.GRANT)
+        elif one.ht.state.phase is Phase.HOSTING:
+            one.ht.vcpu.in_host()
+        elif one.ht.state.phase is Phase.ASKING:
+            one.order(Bid.ADMIT, vm=1)
+        else:
+            one.ht.vcpu.in_guest()
+        one.settle()
+    assert answers(one) == {7: 0}
+
+
+@pytest.mark.parametrize("watched", [0, 1])
+@pytest.mark.parametrize("event", [FAST, SLOW])
+def test_an_injected_exit_takes_none_from_the_source(one, event, watched):
+    """Nor does a reader of every change of mode: what the guest plays does not depend on who looks."""
+    one.enter()
+    own, due_ns = Exit(5, "MSR_WRITE", "vmx", 0, False, 0), one.ht.node.now_ns() + 10**12
+    one.ht.vcpu.exit, one.ht.vcpu.until_ns = own, due_ns
+    one.words[WATCHED] = watched
+    has_injected(one, event, 3)
+    assert (one.ht.vcpu.exit, one.ht.vcpu.until_ns) == (own, due_ns)
+
+
+@pytest.mark.parametrize("watched", [0, 1])
+def test_orders_are_heard_between_injected_exits(one, watched):
+    one.enter()
+    one.words[WATCHED] = watched
+    one.ht.vcpu.inject(7, FAST, 10**6)
+    one.ht.orders.append((None, 0))
+    insns = one.insns
+    one.ht.vcpu.in_guest()
+    assert one.insns == insns, "the order comes first"
+    one.ht.orders.clear()
 
 
 def test_what_was_injected_before_an_attach_that_is_taken_back_runs_later(one):
