@@ -114,7 +114,8 @@ _CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
         "job",
         "daemon",
         "job:str op:str state:running|done|failed|cancelled done:int total:int",
-        "work that outlives its request has begun, goes on (told ten times a second at most) or is over",
+        "work that outlives its request has begun, goes on (told ten times a second at most) or is over; a stop ends "
+        "with run.end",
     ),
     (
         "loss",

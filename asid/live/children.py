@@ -186,7 +186,7 @@ class Children:
             with without_main(), fork_server.watched(self._say):
                 process.start()
             pidfd = pidfd_of(process)
-        except EOFError:
+        except (EOFError, BrokenPipeError, ConnectionResetError, ConnectionRefusedError):  # as its end may show
             ring.close()
             raise fork_server.ForkServerEnded from None
         except OSError:  # out of descriptors, of memory or of processes: whatever was begun is undone

@@ -1,7 +1,7 @@
 """The fork server, parent of all children: continued when it was stopped, killed when it is mute, ended at last.
 
 A birth waits for its word in reads of multiprocessing's own, which have no deadline; all the while the daemon answers
-nobody. So a thread looks after it meanwhile. Killed, it takes its children along, and the next birth starts another.
+nobody. So a thread looks after it meanwhile. Killed, it takes its hyperthreads along; the next birth starts another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _current: Any = process.current_process()
 
 
 class ForkServerEnded(OSError):
-    """The fork server ended during a birth. Whoever it may have begun to bear ends with it."""
+    """The fork server ended during a birth. A hyperthread that it may have begun to bear ends with it."""
 
     def __init__(self) -> None:
         super().__init__(errno.EOWNERDEAD, "the fork server ended during a birth")

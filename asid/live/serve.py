@@ -68,7 +68,8 @@ def serve(options: argparse.Namespace, on_ready: Ready = _ignore, on_end: Ended 
     """Run a daemon in the foreground until it has ended; return the exit code. Raise why it could not start or go on.
 
     on_ready(daemon): when it answers. on_end(daemon, verdict): when all of it is gone; the verdict is None when
-    somebody else sees to it, or a signal cut it short.
+    somebody else sees to it, or a signal cut it short. An OSError of on_ready stops the daemon,
+    and is raised when that has ended.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="asid: %(message)s")
     assert __debug__, "the assertions are part of the protocol; never run with -O"
@@ -86,16 +87,23 @@ def serve(options: argparse.Namespace, on_ready: Ready = _ignore, on_end: Ended 
         signal.signal(signum, daemon.on_signal)
     if options.leash >= 0:
         leash.hold(daemon.node, options.leash, lambda: daemon.on_signal(signal.SIGHUP, None))
+    unheard: OSError | None = None
     try:
         daemon.start()
-        if daemon.state == "ready":  # else a signal was faster
-            on_ready(daemon)
+        try:
+            if daemon.state == "ready":  # else a signal was faster
+                on_ready(daemon)
+        except OSError as error:  # whoever was to read it is gone, or there is no room: the run ends in order
+            unheard = error
+            daemon.begin_stop("nobody reads what it says")
         daemon.run_loop(options.duration)
         daemon.end()
         daemon.farewell()
     finally:
         daemon.close()
     code, verdict = judge(daemon) if daemon.verdict_wanted and not options.no_verdict else (EXIT_OK, None)
+    if unheard is not None:
+        raise unheard
     on_end(daemon, verdict)
     return code
 

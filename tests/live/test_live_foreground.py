@@ -6,14 +6,14 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from live_rig import ROOT, wait_until
-from test_live_interrupted import spawn as spawn_
 
 from asid.live import instance
+from asid.running import Run
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(60, method="signal")]
 
@@ -21,16 +21,9 @@ UP = ["up", "configs/smt1.toml", "--instance", "front"]
 
 
 @pytest.fixture
-def spawn(rig) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Foreground daemons of one test; what it leaves running is killed."""
-    made: list[subprocess.Popen[str]] = []
-    yield lambda *arguments: made.append(spawn_(*arguments)) or made[-1]
-    for process in made:
-        process.kill()
-        process.wait(10)
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
+def spawn(rig) -> Callable[..., subprocess.Popen[str]]:
+    """Starts foreground daemons; the rig sees to it that none outlives the test."""
+    return lambda *arguments: rig.spawn(sys.executable, "-m", "asid", *arguments, cwd=ROOT)
 
 
 def first_line(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -89,3 +82,5 @@ def test_a_reader_that_leaves_at_once_ends_it_and_all_of_it(spawn):
     process.stdout.close()
     assert process.wait(30) == 141
     wait_until(lambda: not instance.is_locked(instance.instance_paths("front")), 5)
+    *_, last = Run.open("latest").records()
+    assert (last.type, last.data["reason"]) == ("run.end", "nobody reads what it says"), "its run ended in order"
