@@ -154,7 +154,7 @@ class Daemon(Parent):
                     f"{', '.join(late) or 'the gates'} did not come up",
                     where="start", state="30 s", hint="asid doctor; fewer cores; look at load and memory.",
                 )  # fmt: skip
-            self.node.turn(deadline_ns)
+            self.node.turn(min(deadline_ns, self.now_ns() + TICK_NS))  # a record in a ring wakes nobody
             self.drain()
         self.state = "ready"
         self._schedule_config()

@@ -87,7 +87,7 @@ def test_under_nosmt_a_turn_is_a_hyperthreads_and_its_vm_is_a_vm(rig):
         seen.add(client.call("gate.get")["gates"][0]["vm"])
     run = daemon.stop()
     check_passes(run, "G1", "G2", "L2")
-    assert seen == {1}
+    assert seen in ({1}, {0, 1}), "between two turns it is nobody's"
     turns = [record.data for record in run.records() if record.type == "gate.turn"]
     assert {turn["vm"] for turn in turns} == {1} and {turn["room"] for turn in turns} == {1, 2}
 
