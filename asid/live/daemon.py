@@ -145,13 +145,13 @@ class Daemon(Parent):
             for ht in range(machine.smt):
                 self.bear_hyperthread((core, ht))
         deadline_ns = time.monotonic_ns() + START_NS
-        while not (all(child.up for child in self.children.by_place.values()) and self._gates_ready()):
+        # Who is known to its gate is up, whether or not its own word of it has come: it may be stopped by now.
+        while late := self._late():
             if self.signalled:
                 return  # to be stopped before it was ready
             if time.monotonic_ns() > deadline_ns:
-                late = [child.birth.name for child in self.children.by_place.values() if not child.up]
                 raise HostUnsuitable(
-                    f"{', '.join(late) or 'the gates'} did not come up",
+                    f"{', '.join(late)} did not come up",
                     where="start", state="30 s", hint="asid doctor; fewer cores; look at load and memory.",
                 )  # fmt: skip
             self.node.turn(min(deadline_ns, self.now_ns() + TICK_NS))  # a record in a ring wakes nobody
@@ -169,8 +169,11 @@ class Daemon(Parent):
         self._met_ns = self.now_ns() + MEET_NS
         log.info("ready: instance %s, run %s", self.paths.name, self.run_dir.path)
 
-    def _gates_ready(self) -> bool:
-        return all(self._ready_seen.get(place, 0) == inc for place, inc in self.incs.items() if place[1] >= 0)
+    def _late(self) -> list[str]:
+        """Return coordinators that have not said that they are up, and hyperthreads that their gate does not know."""
+        late = [child.birth.name for child in self.children.coordinators() if not child.up]
+        hyperthreads = {place: inc for place, inc in self.incs.items() if place[1] >= 0}
+        return late + [f"c{c}h{ht}" for (c, ht), inc in hyperthreads.items() if self._ready_seen.get((c, ht)) != inc]
 
     def _schedule_config(self) -> None:
         """Arm the [[inject]] tables of the configuration."""
