@@ -368,9 +368,8 @@ def hyperthread_main(birth: Birth) -> None:
         Hyperthread(birth).run()
     except ParentGone:
         os._exit(0)
-    except (
-        AsidError
-    ) as refused:  # its guest's file was good when the machine started (asid.guest.check), and is not now
+    except AsidError as refused:
+        # Its guest's file was good when the machine started (asid.guest.check), and is not now.
         os.write(2, f"asid: {birth.name} has no guest: {type(refused).__name__}: {refused}\n".encode())
         os._exit(refused.exit_code)
     os._exit(0)
