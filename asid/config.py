@@ -45,17 +45,24 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where exits are handled, who is kicked, and how long anybody waits."""
 
-    name: Annotated[str, Meta(description="none, nosmt, kick-every-exit or asi.")] = "asi"
+    name: Annotated[
+        str,
+        Meta(description="none, nosmt, core-sched, kick-every-exit, kick-except-idle, asi, asi-irqoff or asi-stun."),
+    ] = "asi"
     kick: Annotated[
         Literal["ack", "send", "rendezvous", "stun"],
-        Meta(description="Who waits at a leave: ack = the leaver, until all siblings are out; send = nobody."),
+        Meta(
+            description="Who waits at a leave: ack = the leaver, until all siblings are out; send = nobody;"
+            " rendezvous = all, before and after; stun = the siblings, until the buffers are flushed."
+        ),
     ] = "ack"
     kick_deadline: Annotated[
         str, Meta(description="A sibling that has not answered a kick by then is fenced (killed). 5ms to 400ms.")
     ] = "50ms"
     turn: Annotated[str, Meta(description="How long a VM keeps a core that another VM is waiting for.")] = "2ms"
     nmi: Annotated[
-        Literal["full", "isolated"], Meta(description="Address space in which NMI and #MC handlers run: full.")
+        Literal["full", "isolated"],
+        Meta(description="Address space in which NMI and #MC handlers run. isolated: no leave."),
     ] = "full"
 
     @property
@@ -70,7 +77,10 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Apic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The local APIC through which siblings are kicked."""
 
-    mode: Annotated[Literal["x2apic", "xapic"], Meta(description="x2apic: an IPI is one write.")] = "x2apic"
+    mode: Annotated[
+        Literal["x2apic", "xapic", "shorthand"],
+        Meta(description="x2apic: an IPI is one write; xapic: two; shorthand: xAPIC, one for all siblings."),
+    ] = "x2apic"
     icr_fix: Annotated[bool, Meta(description="xAPIC: the NMI path restores ICR2; false shows the torn write.")] = True
 
 

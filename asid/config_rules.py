@@ -20,20 +20,13 @@ from asid.config import (
     Vm,
 )
 from asid.core.exits import canonical
+from asid.core.policy import NAMES
 from asid.errors import AsidError, ConfigError
 from asid.targets import Place, Topology, format_place, resolve
 from asid.units import format_ns, parse_duration_ns, parse_rate_hz
 
-POLICIES = ("none", "nosmt", "kick-every-exit", "asi")
-POLICIES_LATER = ("core-sched", "kick-except-idle", "asi-irqoff", "asi-stun")
-
 # (key, value of a later version, what to write instead). Refused, because ignoring it would be a lie.
 LATER: tuple[tuple[str, object, str], ...] = (
-    ("policy.kick", "rendezvous", "use ack or send"),
-    ("policy.kick", "stun", "use ack or send"),
-    ("policy.nmi", "isolated", "use full"),
-    ("apic.mode", "xapic", "use x2apic"),
-    ("apic.icr_fix", False, "leave it true; only xAPIC has an ICR2 to restore"),
     ("space.layout", "x86-64-5level", "use x86-64-4level"),
     ("space.page_fault_stack", False, "leave it true"),
 )
@@ -105,11 +98,14 @@ def _machine(config: Config) -> None:
 
 def _policy(config: Config) -> None:
     name = config.policy.name
-    if name in POLICIES_LATER:
-        raise RuleBroken("policy.name", name, state="not in this version", allowed=_one_of(POLICIES), hint="Try asi.")
-    if name not in POLICIES:
-        near = get_close_matches(name, POLICIES, 1) or ["asi"]
-        raise RuleBroken("policy.name", name, allowed=_one_of(POLICIES), hint=f"Did you mean {near[0]}?")
+    if name not in NAMES:
+        near = get_close_matches(name, NAMES, 1) or ["asi"]
+        raise RuleBroken("policy.name", name, allowed=_one_of(NAMES), hint=f"Did you mean {near[0]}?")
+    if not config.apic.icr_fix and config.apic.mode != "xapic":
+        raise RuleBroken(
+            "apic.icr_fix", False, state=f'apic.mode is "{config.apic.mode}"', allowed="true; only xapic has an ICR2",
+            hint='Set apic.mode = "xapic".',
+        )  # fmt: skip
     _duration("policy.kick_deadline", config.policy.kick_deadline, KICK_DEADLINE_MIN_NS, KICK_DEADLINE_MAX_NS)
     _duration("policy.turn", config.policy.turn, 100_000, KICK_DEADLINE_MAX_NS)
     _duration("journal.flush", config.journal.flush, 1_000_000, 10_000_000_000)

@@ -1,7 +1,7 @@
 """Gate messages as bytes: positional msgpack arrays of small integers, one frame each.
 
     report  [version, core, 0, said, ht, inc, coord, round, req, want, void, mode, vm, session, used, answered, cause]
-    order   [version, core, 1, bid, ht, inc, coord, round, req, vm, cause]
+    order   [version, core, 1, bid, ht, inc, coord, round, req, vm, party, cause]
 
 `cause` is the number of the sender's own record that made it send, 0 for none; it is for the journal and never
 decides. A frame that is anything else raises WireFault: the receiver counts and drops it, and changes nothing.
@@ -25,7 +25,7 @@ _WANT: Final = tuple(Want)
 _MODE: Final = tuple(Mode)
 _BID: Final = tuple(Bid)
 _REPORT, _ORDER = 0, 1
-_REPORT_ITEMS, _ORDER_ITEMS = 17, 11
+_REPORT_ITEMS, _ORDER_ITEMS = 17, 12
 _NUMBER_MAX: Final = 2**63 - 1
 
 _pack: Callable[[Any], bytes] = msgpack.Packer().pack
@@ -79,10 +79,10 @@ def decode_report(frame: bytes, core: int) -> tuple[Report, int]:
 def decode_order(frame: bytes, core: int) -> tuple[Order, int]:
     """Return the order and its cause. Raise WireFault for anything else."""
     items = _checked(frame, core, _ORDER, _ORDER_ITEMS)
-    _, _, _, bid, ht, inc, coord, round_, req, vm, cause = items
-    if bid >= len(_BID) or ht >= SIBLINGS_MAX or vm > VMS_MAX:
+    _, _, _, bid, ht, inc, coord, round_, req, vm, party, cause = items
+    if bid >= len(_BID) or ht >= SIBLINGS_MAX or vm > VMS_MAX or party >> SIBLINGS_MAX:
         raise WireFault("an order with a value out of range", where="gate socket", allowed="a value of its field")
-    return Order(_BID[bid], ht, inc, coord, round_, req, vm), cause
+    return Order(_BID[bid], ht, inc, coord, round_, req, vm, party), cause
 
 
 def _checked(frame: bytes, core: int, kind: int, size: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from asid import wire
 from asid.core.events import Bid, Mode, Order, Report, Said, Want
-from asid.core.limits import CORES_MAX, GATE_FRAME_BYTES_MAX, SIBLINGS_MAX, VMS_MAX
+from asid.core.limits import CORES_MAX, GATE_FRAME_BYTES_MAX, PROTOCOL_VERSION, SIBLINGS_MAX, VMS_MAX
 
 numbers = st.integers(0, 2**63 - 1)
 places = st.integers(0, SIBLINGS_MAX - 1)
@@ -21,7 +21,8 @@ reports = st.builds(
     used=st.booleans(), answered=numbers,
 )  # fmt: skip
 orders = st.builds(
-    Order, bid=st.sampled_from(Bid), ht=places, inc=numbers, coord=numbers, round=numbers, req=numbers, vm=vms
+    Order, bid=st.sampled_from(Bid), ht=places, inc=numbers, coord=numbers, round=numbers, req=numbers, vm=vms,
+    party=st.integers(0, 2**SIBLINGS_MAX - 1),
 )  # fmt: skip
 
 REPORT = Report(Said.ASK, 1, 2, 3, 4, 5, Want.ASK, False, Mode.PARKED, 1, False, False, 6)
@@ -56,7 +57,7 @@ GOOD_ORDER = items(wire.encode_order(3, ORDER, 9))
 
 # Which item of a report, and what is put there.
 BAD_REPORT_ITEMS = {
-    "another version": (0, 2),
+    "another version": (0, PROTOCOL_VERSION + 1),
     "another core": (1, 4),
     "an order's kind": (2, 1),
     "an unknown word": (3, len(Said)),

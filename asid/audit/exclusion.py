@@ -12,8 +12,10 @@ from asid.audit.finding import Finding, name_of
 from asid.audit.grants import granted, grants
 from asid.audit.history import CoreHistory, History
 from asid.audit.intervals import Clash, Interval, is_alive
+from asid.audit.regime import ASYNC, INVOLUNTARY
 from asid.audit.rows import ModeRow
 
+KICKING = INVOLUNTARY | ASYNC
 WINDOW_NS = 3_000_000_000  # of exposure; a sibling that runs at all has looked at its pending bit by then
 
 
@@ -28,7 +30,7 @@ def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
     (a) an overlap of a sibling's GUEST with a HOST that the kick in force lets nobody be beside;
     (b) a HOST by grant without a grant of its last request, by send or bare where the policy in force has neither;
     (c) a grant while a sibling held a lease or had not answered its kick, and was not confirmed dead;
-    (d) a HOST by nmi, mce or send before every living sibling was sent its IPI;
+    (d) a HOST by nmi, mce, send or stun before every living sibling was sent its IPI;
     (e) a GUEST inside such a HOST that was looked for after it began (the one whose look was before is in flight);
     (f) an exposure beyond WINDOW_NS of a guest that was neither stopped nor killed.
     Under policy none all but (b) and (c) are what the policy allows: an overlap by `bare` counts, and is labelled.
@@ -46,13 +48,13 @@ def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
         for clash in clashes[number]:
             if history.regime(clash.start).guarded:
                 _beside(finding, history, number, core, clash)
-    if history.gateless or len(history.regimes) > 1:
+    if not all(regime.guarded for regime in history.regimes):
         _apart(finding, history, clashes)
     return finding
 
 
 def _apart(finding: Finding, history: History, clashes: dict[int, list[Clash]]) -> None:
-    """Add what policy none allows, last and told apart: it must not hide what another policy promised."""
+    """Add what a policy that keeps nobody out allows, last and told apart: it must not hide what another promised."""
     promised, first = finding.broken, finding.first
     for number, core in history.cores.items():
         for clash in clashes[number]:
@@ -60,7 +62,8 @@ def _apart(finding: Finding, history: History, clashes: dict[int, list[Clash]]) 
                 _beside(finding, history, number, core, clash)
     allowed = finding.broken - promised
     if allowed:
-        finding.note = f"{allowed:,} under policy none, which keeps nobody out; {promised:,} under any other" + (
+        names = " and ".join(sorted({regime.policy for regime in history.regimes if not regime.guarded}))
+        finding.note = f"{allowed:,} under policy {names}, which keeps nobody out; {promised:,} under any other" + (
             f", the first: {first.text}" if first is not None else ""
         )
 
@@ -122,7 +125,7 @@ def stalls_of(history: History, number: int, ht: int | None = None) -> list[tupl
 
 
 def _sent(finding: Finding, history: History, number: int, core: CoreHistory, ht: int) -> None:
-    """(d) Before HOST by nmi, mce or send each living sibling was sent an IPI for it."""
+    """(d) Before HOST by nmi, mce, send or stun each living sibling was sent an IPI for it."""
     ipis = core.ipis.get(ht, [])
     siblings = [other for other in core.hts() if other != ht]
     changing = _changing(history, core)
@@ -132,7 +135,7 @@ def _sent(finding: Finding, history: History, number: int, core: CoreHistory, ht
         while at < len(ipis) and ipis[at].seq < row.seq:
             sent.setdefault(ipis[at].why, set()).add(ipis[at].to)
             at += 1
-        if row.new != "HOST" or row.via not in ("nmi", "mce", "send"):
+        if row.new != "HOST" or row.via not in KICKING:
             continue
         to = sent.pop(row.via, set())
         missing = [other for other in siblings if other not in to]

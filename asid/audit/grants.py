@@ -27,7 +27,7 @@ def granted(finding: Finding, history: History, number: int, core: CoreHistory, 
             continue
         regime = history.regime(row.ts)
         via = row.via or "grant"
-        if regime.via and via != regime.via:
+        if regime.via and via not in regime.vias:
             text = (
                 f"{name_of(number, ht)} went HOST by {via}, but policy {regime.policy}, kick {regime.kick} was in force"
             )
@@ -138,4 +138,4 @@ def _mode_at(core: CoreHistory, ht: int, ts: int) -> str:
     at = bisect_right(rows, ts, key=lambda row: row.ts) - 1
     if at < 0:
         return ""
-    return rows[at].old if rows[at].via in ("nmi", "mce", "send") else rows[at].new
+    return rows[at].old if rows[at].via in ("nmi", "mce", "send", "stun") else rows[at].new

@@ -100,7 +100,7 @@ class History:
     @property
     def gateless(self) -> bool:
         """Whether no policy of the run has a gate."""
-        return not any(regime.guarded for regime in self.regimes) if self.regimes else False
+        return all(regime.policy == "none" for regime in self.regimes) if self.regimes else False
 
     @property
     def complete(self) -> bool:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 # The policies that do not ask before HOST. Every other one asks, or kicks, as its kick says.
-BARE = frozenset({"none", "nosmt"})
-VIA_OF_KICK = {"ack": "grant", "send": "send"}
-KNOWN = BARE | {"kick-every-exit", "asi"}
+BARE = frozenset({"none", "nosmt", "core-sched"})
+UNGUARDED = frozenset({"none", "core-sched"})  # a guest beside HOST is what they allow
+IDLES_BARE = frozenset({"kick-except-idle"})  # a leave for idling kicks nobody
+VIA_OF_KICK = {"ack": "grant", "rendezvous": "grant", "send": "send", "stun": "stun"}
+OWN_KICK = {"asi-stun": "stun"}
+KNOWN = BARE | {"kick-every-exit", "kick-except-idle", "asi", "asi-irqoff", "asi-stun"}
+ASYNC = frozenset({"send", "stun"})
 INVOLUNTARY = frozenset({"nmi", "mce"})
 
 
@@ -22,25 +26,30 @@ class Regime(NamedTuple):
     @property
     def guarded(self) -> bool:
         """Whether siblings heed each other at all."""
-        return self.policy != "none"
+        return self.policy not in UNGUARDED
 
     @property
     def rooms_are_vms(self) -> bool:
         """Whether the gate's turns are those of VMs (with `nosmt` they are those of hyperthreads)."""
-        return self.policy not in BARE
+        return self.policy not in ("none", "nosmt")
 
     @property
     def via(self) -> str:
         """How a voluntary leave reaches HOST; empty when that is not known."""
-        return "bare" if self.policy in BARE else VIA_OF_KICK.get(self.kick, "")
+        return "bare" if self.policy in BARE else VIA_OF_KICK.get(OWN_KICK.get(self.policy, self.kick), "")
+
+    @property
+    def vias(self) -> tuple[str, ...]:
+        """Every way in which a voluntary leave may reach HOST."""
+        return (self.via, "bare") if self.policy in IDLES_BARE else (self.via,)
 
     def exposes(self, via: str) -> bool:
         """Say whether HOST reached this way may be beside a guest that has not looked at its pending bit yet."""
-        return via in INVOLUNTARY or (via == "send" and self.via in ("send", ""))
+        return via in INVOLUNTARY or (via in ASYNC and self.via in (via, ""))
 
     def allows(self, text: str) -> str:
         """Add to a violation that the policy never promised otherwise."""
-        return text if self.guarded else f"{text} (policy none keeps nobody out)"
+        return text if self.guarded else f"{text} (policy {self.policy} keeps nobody out)"
 
 
 UNSAID = Regime(0, 0, "?", "?")

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from asid.audit.checks import g1_admission, g4_kick, g5_rounds
-from asid.audit.exclusion import g2_exclusion, g3_one_vm
+from asid.audit.exclusion import KICKING, g2_exclusion, g3_one_vm
 from asid.audit.excuses import Excuses
 from asid.audit.finding import BROKEN, NOT_EXERCISED, Finding, Violation, name_of
 from asid.audit.handlers import g10_interrupts
@@ -37,7 +37,7 @@ WINDOWS_SHOWN = 1000  # in JSON; the counts are always of all
 
 
 class Window(NamedTuple):
-    """One exposure: `sibling` was in GUEST while `ht` was in HOST by `cause` (nmi, mce or send)."""
+    """One exposure: `sibling` was in GUEST while `ht` was in HOST by `cause` (nmi, mce, send or stun)."""
 
     ts: int
     ns: int
@@ -216,7 +216,7 @@ def _windows(overlaps: dict[int, list[Clash]]) -> list[Window]:
     for number, found in overlaps.items():
         for clash in found:
             host, guest = (clash.first, clash.second) if clash.first.mode == "HOST" else (clash.second, clash.first)
-            if host.mode == "HOST" and host.via in ("nmi", "mce", "send") and not (host.suspect or guest.suspect):
+            if host.mode == "HOST" and host.via in KICKING and not (host.suspect or guest.suspect):
                 out.append(Window(clash.start, clash.ns, number, host.ht, guest.ht, host.via))
     return sorted(out)
 

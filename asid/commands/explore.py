@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from asid.explore.parts import Model
     from asid.explore.pool import Outcome
 
+# Options other than budgets that describe a model of one's own.
+OWN = ("siblings", "vms", "policy", "kick", "halts", "torn", "apic", "unfixed", "nmi_isolated")
 STATES_MAX = 8_000_000  # of one model; about 300 bytes each
 DEADLINE_S = 3600
 
@@ -31,7 +33,14 @@ DEADLINE_S = 3600
 @click.option("--list", "listing", is_flag=True, help="Name the models and their pinned sizes; search nothing.")
 @click.option("--siblings", type=click.Choice(["1", "2", "3", "4", "8"]), help="A model of your own: siblings.")
 @click.option("--vms", metavar="LIST", help="... which VM each sibling runs, as in 1,1,2. [1 for all]")
-@click.option("--kick", type=click.Choice(["ack", "send", "bare"]), help="... how a leave treats its siblings. [ack]")
+@click.option(
+    "--kick",
+    type=click.Choice(["ack", "send", "rendezvous", "stun", "bare"]),
+    help="... how a leave treats its siblings. [ack]",
+)
+@click.option(
+    "--policy", metavar="NAME", help="... the policy, its flushes and its idling; bare is none. [exits of asi]"
+)
 @click.option("--nmi", type=int, metavar="N", help="... NMIs, at any step.")
 @click.option("--mce", type=int, metavar="N", help="... #MCs, at any step.")
 @click.option("--kill", type=int, metavar="N", help="... kills of a hyperthread, at any step.")
@@ -42,6 +51,10 @@ DEADLINE_S = 3600
 @click.option("--timer", type=int, metavar="N", help="... time-outs of the gate that strike too early.")
 @click.option("--hotplug", type=int, metavar="N", help="... vCPUs taken away or given back.")
 @click.option("--halts", is_flag=True, help="... vCPUs may halt.")
+@click.option("--irq", type=int, metavar="N", help="... external interrupts, at any step.")
+@click.option("--apic", type=click.Choice(["x2apic", "xapic", "shorthand"]), help="... how IPIs are written. [x2apic]")
+@click.option("--unfixed", is_flag=True, help="... handlers do not restore ICR2.")
+@click.option("--nmi-isolated", is_flag=True, help="... handlers of NMI and #MC run isolated.")
 @click.option("--torn", is_flag=True, help="... a look reads its words one at a time.")
 @click.option("--states-max", type=click.IntRange(1), default=STATES_MAX, show_default=True, metavar="N")
 @click.option("--deadline", "deadline_s", type=click.IntRange(1), default=DEADLINE_S, show_default=True, metavar="S")
@@ -110,12 +123,14 @@ def _chosen(given: dict[str, Any]) -> list[tuple[str, Model]]:
 
 def _own(given: dict[str, Any]) -> Model | None:
     """Return the model that the options describe, None without them."""
+    from asid.core.apic import BY_NAME
     from asid.core.events import Kick
-    from asid.core.gate import Rooms
+    from asid.core.policy import make_policy
+    from asid.explore.models import of_policy
     from asid.explore.parts import Budget, Model
 
     counts = {name: given[name] for name in Budget._fields if given.get(name)}
-    if not (counts or given["siblings"] or given["vms"] or given["kick"] or given["halts"] or given["torn"]):
+    if not counts and not any(given[word] for word in OWN):
         return None
     if any(count < 0 for count in counts.values()):
         raise Usage("a budget is a count", where="asid explore", allowed="0 or more")
@@ -132,9 +147,15 @@ def _own(given: dict[str, Any]) -> Model | None:
                 where="--vms",
                 allowed="one VM from 0 to 8 a sibling, 1, 2, 3, 4 or 8 of them",
             )
-    kick = Kick[(given["kick"] or "ack").upper()]
-    rooms = Rooms.ALL if kick is Kick.BARE else Rooms.VM  # as policy `none` has it
-    return Model(vms, kick, rooms, Budget(**counts), halts=given["halts"], torn=given["torn"])
+    words = {"budget": Budget(**counts), "torn": given["torn"]}
+    if given["apic"]:
+        words["apic"] = BY_NAME[given["apic"]]
+    words |= {"icr_fix": not given["unfixed"], "nmi_isolated": given["nmi_isolated"]}
+    kick = given["kick"] or "ack"
+    name = given["policy"] or ("none" if kick == "bare" else "")
+    if name:
+        return of_policy(make_policy(name, "ack" if kick == "bare" else kick), vms, **words)
+    return Model(vms, Kick[kick.upper()], halts=given["halts"], **words)
 
 
 # --- search and show --------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ class Kick(IntEnum):
     ACK = 0  # wait until every other lease has been handed back (RFC comments 4, 5 and 15)
     SEND = 1  # raise the leave flag, send the IPIs and go on (RFC comments 9 to 11)
     BARE = 2  # tell nobody: today's kernels; safe only where no sibling can have a lease
+    RENDEZVOUS = 3  # as ACK, and all siblings meet again before any of them is in guest (Xen's core scheduling)
+    STUN = 4  # as SEND, and the siblings are kept out until the buffers are flushed (Google's stun and unstun)
 
 
 class Want(IntEnum):
@@ -94,6 +96,7 @@ class Order(NamedTuple):
     round: int
     req: int  # the request this answers, 0 where it answers none
     vm: int
+    party: int = 0  # of an admission: bits of the siblings to be met before the first instruction, 0 for none
 
 
 class Do(IntEnum):
@@ -113,10 +116,16 @@ class Do(IntEnum):
     ORDER = 9  # a: Order
     REQUEST = 10  # a: sibling, b: kick number; the standing request that the IPI points at
     PEND = 11  # a: sibling; its pending bit, then its doorbell
-    WIPE = 12  # a: sibling; clear pending bit, flag and depth of a dead hyperthread
+    WIPE = 12  # a: sibling, b: round it counts as arrived in; clear pending bit, flag and depth of a dead hyperthread
     FENCE = 13  # a: sibling, b: incarnation; kill it, and report the confirmed death
     BURIED = 14  # a: sibling, b: incarnation, 0 for any; its death is done with, it may be born again
     TIMER = 15  # a: Timer, b: key
+    # by a hyperthread, through its local APIC and on the buffers of the core
+    ICR2 = 16  # a: sibling; xAPIC, first write: the destination
+    ICR = 17  # a: 0 for the destination in ICR2, 1 for the shorthand "all but self"; second write: it is on the bus
+    ICR_IDLE = 18  # wait until the bus has delivered
+    ARRIVE = 19  # a: round; own arrival at the meeting of that round
+    FLUSH = 20  # clear the buffers of the core
 
 
 class Timer(IntEnum):
@@ -142,4 +151,5 @@ class Seen(NamedTuple):
 
     pending: bool
     request: int  # own request word
-    holders: bool  # some sibling's flag or depth is raised
+    holders: bool  # some sibling's flag or depth is raised, or one of the party has not arrived
+    tainted: bool = False  # the buffers hold what was loaded in HOST, or by another lease, since the last flush

@@ -90,6 +90,8 @@ class Spec:
 
     rooms: Rooms = Rooms.VM
     overtakes_max: int = OVERTAKES_MAX
+    host_alone: bool = True  # HOST and guest exclude each other; without, only rooms do (core scheduling)
+    together: bool = False  # whoever asks for a room is admitted in one go, and they meet before the first instruction
 
     def room(self, ht: int, vm: int) -> int:
         if self.rooms is Rooms.VM:
@@ -98,7 +100,7 @@ class Spec:
 
     @property
     def exclusive(self) -> bool:
-        """Whether HOST and guest exclude each other; not under policy `none`."""
+        """Whether anything excludes anything; not under policy `none`."""
         return self.rooms is not Rooms.ALL
 
 
@@ -155,7 +157,8 @@ def resumed(
             actions.append(Action(Do.ORDER, Order(Bid.RESYNC, ht, inc, coord, 0, 0, 0)))
             actions.append(Action(Do.TIMER, Timer.RESYNC, key_of(ht, inc)))
         else:
-            actions += (Action(Do.WIPE, ht), Action(Do.BURIED, ht, 0))
+            dead = Action(Do.WIPE, ht, round_ if spec.together else 0)
+            actions += (dead, Action(Do.BURIED, ht, 0))
     return GateState(coord=coord, round=round_, members=tuple(members)), tuple(actions)
 
 
@@ -241,7 +244,8 @@ def absorb(spec: Spec, m: Member, r: Report) -> Member:
     """Return the member after a report: what it said, unless a grant is under way that it had not seen (R3)."""
     under_way = m.granted == r.req and r.want is not Want.NONE
     kicked = 0 if r.answered == m.kicked else m.kicked
-    fresh = m.fresh and not (r.used and r.session)
+    # One that wants to leave runs nothing under this lease any more, so there is nothing to protect.
+    fresh = m.fresh and not (r.session and (r.used or r.want is Want.LEAVE))
     if under_way and not r.void:
         # It will use that grant: the belief stays ahead of it.
         return m if kicked == m.kicked and fresh == m.fresh else m._replace(kicked=kicked, fresh=fresh)
@@ -272,7 +276,12 @@ def on_dead(spec: Spec, g: GateState, ht: int, inc: int) -> Step:
         return g, ()  # of an earlier life, or told twice
     dead = Member(inc=inc, attached=0 if m.leaving is not None else m.attached, kicks=m.kicks)
     g = with_member(g, ht, dead)._replace(queue=without(g.queue, ht))
-    return g, (Action(Do.WIPE, ht), Action(Do.BURIED, ht, inc))
+    return g, (wipe(spec, g, ht), Action(Do.BURIED, ht, inc))
+
+
+def wipe(spec: Spec, g: GateState, ht: int) -> Action:
+    """Return the action that clears the words of the dead, who also counts as arrived wherever it is waited for."""
+    return Action(Do.WIPE, ht, g.round if spec.together else 0)
 
 
 def on_attach(spec: Spec, g: GateState, ht: int, vm: int) -> Step:
@@ -302,9 +311,9 @@ def on_timer(spec: Spec, g: GateState, timer: Timer, ht: int, key: int) -> Step:
 # --- what is decided --------------------------------------------------------------------------------------
 
 
-def order(g: GateState, ht: int, bid: Bid, *, vm: int = 0) -> Action:
+def order(g: GateState, ht: int, bid: Bid, *, vm: int = 0, party: int = 0) -> Action:
     m = g.members[ht]
-    return Action(Do.ORDER, Order(bid, ht, m.inc, g.coord, g.round, m.req, vm))
+    return Action(Do.ORDER, Order(bid, ht, m.inc, g.coord, g.round, m.req, vm, party))
 
 
 def decide(spec: Spec, g: GateState) -> Step:
@@ -324,7 +333,12 @@ def decide(spec: Spec, g: GateState) -> Step:
         if in_the_way or not clear_for(spec, g, ht):
             g, kicks = evict(spec, g, in_the_way)
             return g, (*actions, *kicks)
-        g, grant_actions = grant_leave(spec, g, ht) if leave else admit(spec, g, ht)
+        if leave:
+            g, grant_actions = grant_leave(spec, g, ht)
+        elif spec.together:
+            g, grant_actions = admit_together(spec, g, ht)
+        else:
+            g, grant_actions = admit(spec, g, ht)
         actions += grant_actions
 
 
@@ -382,8 +396,15 @@ def clear_for(spec: Spec, g: GateState, ht: int) -> bool:
     if not spec.exclusive:
         return True
     asks = g.members[ht].want is Want.ASK
+    room = spec.room(ht, g.members[ht].vm)
     for other, m in enumerate(g.members):
-        if m.kicked or (other != ht and (m.belief is Belief.UNKNOWN or (asks and m.belief is Belief.HOST))):
+        if m.kicked:
+            return False
+        if other == ht:
+            continue
+        if m.belief is Belief.UNKNOWN:
+            return False
+        if asks and m.belief is Belief.HOST and (spec.host_alone or m.room != room):
             return False
     return True
 
@@ -430,7 +451,22 @@ def grant_leave(spec: Spec, g: GateState, ht: int) -> Step:
     return g, (order(g, ht, Bid.GRANT),)
 
 
-def admit(spec: Spec, g: GateState, ht: int) -> Step:
+def admit_together(spec: Spec, g: GateState, ht: int) -> Step:
+    """Admit everybody who asks for the room of `ht`, each told whom it is to meet: them and those who are in it."""
+    room = spec.room(ht, g.members[ht].vm)
+    actions: list[Action] = []
+    asking = [
+        o for o in g.queue
+        if g.members[o].want is Want.ASK and g.members[o].leaving is None and spec.room(o, g.members[o].vm) == room
+    ]  # fmt: skip
+    party = sum(1 << o for o, m in enumerate(g.members) if o in asking or m.belief is Belief.SESSION)
+    for other in asking:
+        g, more = admit(spec, g, other, party)
+        actions += more
+    return g, tuple(actions)
+
+
+def admit(spec: Spec, g: GateState, ht: int, party: int = 0) -> Step:
     m = g.members[ht]
     room = spec.room(ht, m.vm)
     actions: tuple[Action, ...] = ()
@@ -446,7 +482,7 @@ def admit(spec: Spec, g: GateState, ht: int) -> Step:
         actions = (Action(Do.TIMER, Timer.TURN, 0),)
     g = put(g, ht, belief=Belief.SESSION, room=room, fresh=True, want=Want.NONE, granted=m.req)
     g = g._replace(queue=without(g.queue, ht), overtaken=0)
-    return g, (*actions, order(g, ht, Bid.ADMIT, vm=m.vm))
+    return g, (*actions, order(g, ht, Bid.ADMIT, vm=m.vm, party=party))
 
 
 def dismiss(spec: Spec, g: GateState) -> Step:

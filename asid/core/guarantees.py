@@ -22,6 +22,7 @@ class CoreView(NamedTuple):
     hyperthreads: tuple[HyperthreadState | None, ...]
     pending: tuple[bool, ...]
     gate: GateState | None  # None while no coordinator runs
+    tainted: tuple[bool, ...] = ()  # by hyperthread: the buffers hold what is not its guest's; empty: nobody looks
 
 
 IN_LEASE: Final = (Mode.ISOLATED, Mode.ENTER, Mode.GUEST)
@@ -100,6 +101,20 @@ def g5_rounds(core: CoreView) -> str | None:
     return None
 
 
+def g9_flush(core: CoreView) -> str | None:
+    """G9. No guest instruction runs while the buffers hold what HOST or another lease loaded.
+
+    Broken by: entering without a flush; a flush before the last visit to HOST ended; a guest beside HOST.
+    """
+    for ht, tainted in enumerate(core.tainted):
+        s = core.hyperthreads[ht]
+        if tainted and s is not None and s.mode is Mode.GUEST and not core.pending[ht]:
+            return (
+                f"h{ht} may run guest instructions while the buffers hold what was loaded in HOST or by another lease"
+            )
+    return None
+
+
 def g10_atomic(core: CoreView) -> str | None:
     """G10 (I12). The published depth counts the handlers that are, or are going, HOST; none is left behind."""
     for ht, s in enumerate(core.hyperthreads):
@@ -136,8 +151,10 @@ def l2_has_not_run(s: HyperthreadState) -> bool:
     return s.phase in (Phase.ASKING, Phase.ENTERING, Phase.HELD, Phase.GUEST) and not s.used
 
 
-def of_gate(g: GateState) -> str | None:
+def of_gate(g: GateState, host_alone: bool = True) -> str | None:
     """G1, G2, G3, G11 in what a gate that excludes believes by itself: true after every step of it.
+
+    host_alone: whether HOST and guest exclude each other under its policy (see gate.Spec).
 
     A holder that waits to leave is out of guest, and has no way in but by a grant. One that asked again before its
     grant reached it is such a holder once more, beside whoever was granted HOST meanwhile.
@@ -149,7 +166,7 @@ def of_gate(g: GateState) -> str | None:
     if not leases:
         return None
     for ht, m in enumerate(g.members):
-        if m.belief is Belief.HOST and m.granted >= 0:
+        if host_alone and m.belief is Belief.HOST and m.granted >= 0:
             may_run = [o for o in leases if g.members[o].want is not Want.LEAVE]
             if may_run:
                 return f"h{ht} was granted HOST while h{may_run[0]} holds a lease"
@@ -173,6 +190,7 @@ GUARANTEES: Final[dict[str, Callable[[CoreView], str | None]]] = {
     "G3": g3_one_vm,
     "G4": g4_kick,
     "G5": g5_rounds,
+    "G9": g9_flush,
     "G10": g10_atomic,
     "G11": g11_closed,
 }

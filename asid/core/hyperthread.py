@@ -23,115 +23,74 @@ Kicks
     way makes its grant void: wait for it, drop it, ask again. A kick from an NMI, a #MC or a `send` leave is the
     sibling's depth or flag and then the pending bit: leave guest, wait until it is clear, keep the lease.
 
+    A `rendezvous` admission names a party: each of them says that it has arrived, and none is in guest before all have.
+    Whoever drops such an admission arrives all the same, for the others wait for it. After a `stun` leave the flag
+    stays up until the buffers are flushed; after a `send` leave, until HOST is left.
+
+Buffers
+    What is loaded in HOST stays behind in the buffers of the core, and so does what a lease of another VM loaded. A
+    look finds that; under a policy that protects, the buffers are flushed and looked at again before the guest goes on.
+
+Interrupts
+    `leave` is the only way out of the isolated address space into HOST but for NMI and #MC, whatever the cause: an
+    exit, or an interrupt in guest, in a fast exit's handler, or while parked. An interrupt whose handler touches only
+    what is mapped runs where it hits, in a frame of its own; the outermost return goes back.
+
 NMI and #MC
     The handler raises its depth, kicks every sibling, and is in HOST; it asks nobody and waits for nobody. On its
-    way out the mode is restored first and the depth lowered after. It never clears a pending bit.
+    way out the mode is restored first and the depth lowered after. It never clears a pending bit. A handler that is
+    mapped in the isolated address space needs none of this: it runs there, and puts off what needs more by an IPI to
+    itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 
+from asid.core import apic
 from asid.core.events import Action, Bid, Do, Kick, Mode, Order, Report, Said, Seen, Want
+from asid.core.life import (
+    DO,
+    DOORBELL,
+    FAST_EXIT,
+    FAST_IRQ,
+    FULL_EXIT,
+    FULL_IRQ,
+    HALT,
+    IDLE_EXIT,
+    IGNORE,
+    INTERRUPTED,
+    MCE,
+    NMI,
+    ORDERS,
+    PERFORMED,
+    REJECT,
+    RETIRED,
+    RUNNABLE,
+    TABLE,
+    TIMEOUT,
+    WORKED,
+    Event,
+    Frame,
+    HyperthreadState,
+    Phase,
+    Spec,
+    What,
+)
 from asid.core.limits import INTERRUPT_DEPTH_MAX
 from asid.errors import ProtocolFault
 
-
-class Phase(IntEnum):
-    """Where the main line of a hyperthread stands. NMI and #MC handlers run on top of any phase."""
-
-    IDLE = 0  # PARKED, no vCPU
-    HALTED = 1  # PARKED, the vCPU sleeps in HLT
-    ASKING = 2  # PARKED, waits for ADMIT
-    ENTERING = 3  # has a lease, on its way into guest
-    HELD = 4  # has a lease; a sibling's NMI, #MC or `send` leave keeps it out of guest
-    GUEST = 5
-    LEAVING = 6  # ISOLATED (PARKED once kicked), waits for GRANT
-    HOSTING = 7  # works in the full address space
-    STOPPED = 8  # said goodbye; the process ends
-
-
-class What(IntEnum):
-    """What happens to a hyperthread. The engines bring these."""
-
-    PERFORMED = 0  # the next action was performed; `seen` for a LOOK
-    ORDER = 1  # a message of the coordinator; `order`
-    DOORBELL = 2  # woken: look at the page
-    RETIRED = 3  # one guest instruction ran (the engine found the pending bit clear)
-    INTERRUPTED = 4  # the engine found the pending bit set: exit with EXTERNAL_INTERRUPT
-    EXIT = 5  # the guest exited; `full` if its handler needs the full address space
-    WORKED = 6  # the work in HOST is done; `full` here means the vCPU halted
-    RUNNABLE = 7  # a halted vCPU was woken
-    TIMEOUT = 8  # no answer to a request for too long
-    NMI = 9
-    MCE = 10
-
-
-class Event(NamedTuple):
-    what: What
-    order: Order | None = None
-    seen: Seen | None = None
-    full: bool = False
-
-
-PERFORMED: Final = Event(What.PERFORMED)
-DOORBELL: Final = Event(What.DOORBELL)
-RETIRED: Final = Event(What.RETIRED)
-INTERRUPTED: Final = Event(What.INTERRUPTED)
-FAST_EXIT: Final = Event(What.EXIT)
-FULL_EXIT: Final = Event(What.EXIT, full=True)
-WORKED: Final = Event(What.WORKED)
-HALT: Final = Event(What.WORKED, full=True)
-RUNNABLE: Final = Event(What.RUNNABLE)
-TIMEOUT: Final = Event(What.TIMEOUT)
-NMI: Final = Event(What.NMI)
-MCE: Final = Event(What.MCE)
-
-
-class Frame(NamedTuple):
-    """One NMI or #MC handler under way."""
-
-    what: What
-    todo: tuple[Action, ...]
-    saved: Mode  # the mode it restores: the interrupted one, ISOLATED where that was GUEST
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What does not change in a hyperthread's life: its place on the core and its policy."""
-
-    ht: int
-    siblings: tuple[int, ...]  # every other hyperthread of the core
-    kick: Kick = Kick.ACK
-    guarded: bool = True  # heeds siblings in HOST, and kicks them from NMI and #MC; False under `none`
-
-
-class HyperthreadState(NamedTuple):
-    """Everything a hyperthread knows. Equal states behave equally."""
-
-    inc: int = 1  # own incarnation; a number is never used twice for a hyperthread
-    coord: int = 1  # incarnation of the coordinator it believes in
-    phase: Phase = Phase.IDLE
-    mode: Mode = Mode.PARKED  # what is true now: changes when SET_MODE is performed
-    vm: int = 0  # VM of the attached vCPU. Invariant: session implies vm != 0
-    session: bool = False  # holds a lease. Invariant: GUEST, ENTER and ISOLATED imply session
-    used: bool = False  # has run an instruction under this lease
-    round: int = 0  # of the lease; 0 without one
-    req: int = 0  # number of the last request
-    want: Want = Want.NONE
-    void: bool = False  # the grant of `req` is to be dropped
-    answered: int = 0  # last kick answered; a request word that differs is a kick
-    flag: bool = False  # own leave flag, as published
-    depth: int = 0  # own depth, as published
-    todo: tuple[Action, ...] = ()  # of the main line
-    frames: tuple[Frame, ...] = ()  # handlers on top of it, innermost last
-
+# The data of `life`, by which the engines know this module.
+__all__ = [
+    "DO", "DOORBELL", "FAST_EXIT", "FAST_IRQ", "FULL_EXIT", "FULL_IRQ", "HALT", "IDLE_EXIT", "IGNORE", "INTERRUPTED",
+    "MCE", "NMI", "ORDERS", "PERFORMED", "REJECT", "RETIRED", "RUNNABLE", "TABLE", "TIMEOUT", "WORKED", "Event",
+    "Frame", "HyperthreadState", "Phase", "Spec", "What",
+]  # fmt: skip
 
 LOOK: Final = Action(Do.LOOK)
 WORK: Final = Action(Do.WORK)
 CLEAR_PENDING: Final = Action(Do.CLEAR_PENDING)
+FLUSH: Final = Action(Do.FLUSH)
 
 
 # Made once, by number.
@@ -149,54 +108,7 @@ def send(said: Said) -> Action:
 
 ENTRY: Final = (set_mode(Mode.ENTER), LOOK)
 FAST: Final = (set_mode(Mode.ISOLATED), WORK, *ENTRY)
-
-# Phase x event. A missing cell fails at import.
-#   do      the event's function below
-#   IGNORE  legal and late, e.g. a doorbell that rings for a kick already answered
-#   REJECT  the engine or the coordinator is broken: ProtocolFault
-IGNORE: Final = "ignore"
-REJECT: Final = "reject"
-DO: Final = "do"
-_EVENTS: Final = (
-    What.ORDER,
-    What.DOORBELL,
-    What.RETIRED,
-    What.INTERRUPTED,
-    What.EXIT,
-    What.WORKED,
-    What.RUNNABLE,
-    What.TIMEOUT,
-)
-TABLE: Final[dict[Phase, tuple[str, ...]]] = {
-    #                 order  doorbell retired interrupted exit   worked  runnable timeout
-    Phase.IDLE: (     DO,    DO,      REJECT, REJECT,     REJECT, REJECT, IGNORE, DO),
-    Phase.HALTED: (   DO,    DO,      REJECT, REJECT,     REJECT, REJECT, DO,     DO),
-    Phase.ASKING: (   DO,    DO,      REJECT, REJECT,     REJECT, REJECT, IGNORE, DO),
-    Phase.ENTERING: ( DO,    IGNORE,  REJECT, REJECT,     REJECT, REJECT, IGNORE, IGNORE),
-    Phase.HELD: (     DO,    DO,      REJECT, REJECT,     REJECT, REJECT, IGNORE, IGNORE),
-    Phase.GUEST: (    DO,    IGNORE,  DO,     DO,         DO,     REJECT, IGNORE, IGNORE),
-    Phase.LEAVING: (  DO,    DO,      REJECT, REJECT,     REJECT, REJECT, IGNORE, DO),
-    Phase.HOSTING: (  DO,    DO,      REJECT, REJECT,     REJECT, DO,     IGNORE, IGNORE),
-    Phase.STOPPED: (  IGNORE, IGNORE, REJECT, REJECT,     REJECT, IGNORE, IGNORE, IGNORE),
-}  # fmt: skip
-assert set(TABLE) == set(Phase), "a phase without a row"
-assert all(len(row) == len(_EVENTS) for row in TABLE.values()), "a phase with a missing column"
-
-# Phase x order, for orders of the right incarnations. REJECT: the gate believes what cannot be.
-ORDERS: Final[dict[Phase, tuple[str, ...]]] = {
-    #                 attach  detach  admit   grant   resync stop
-    Phase.IDLE: (     DO,     IGNORE, IGNORE, IGNORE, DO,    DO),
-    Phase.HALTED: (   IGNORE, DO,     IGNORE, IGNORE, DO,    DO),
-    Phase.ASKING: (   IGNORE, DO,     DO,     IGNORE, DO,    DO),
-    Phase.ENTERING: ( IGNORE, REJECT, IGNORE, IGNORE, DO,    REJECT),
-    Phase.HELD: (     IGNORE, REJECT, IGNORE, IGNORE, DO,    REJECT),
-    Phase.GUEST: (    IGNORE, REJECT, IGNORE, IGNORE, DO,    REJECT),
-    Phase.LEAVING: (  IGNORE, REJECT, IGNORE, DO,     DO,    REJECT),
-    Phase.HOSTING: (  IGNORE, REJECT, IGNORE, IGNORE, DO,    REJECT),
-    Phase.STOPPED: (  IGNORE, IGNORE, IGNORE, IGNORE, IGNORE, IGNORE),
-}  # fmt: skip
-assert set(ORDERS) == set(Phase), "a phase without a row"
-assert all(len(row) == len(Bid) for row in ORDERS.values()), "a phase with a missing column"
+TO_GUEST: Final = (set_mode(Mode.GUEST),)
 
 # The words by plain names: an attribute of an enum costs several times what a name of the module does, and these
 # functions are on the way of every leave and of every step of the explorer.
@@ -205,14 +117,17 @@ BID_ATTACH: Final = Bid.ATTACH
 BID_DETACH: Final = Bid.DETACH
 BID_RESYNC: Final = Bid.RESYNC
 BID_STOP: Final = Bid.STOP
-DO_IPI: Final = Do.IPI
+DO_ICR2: Final = Do.ICR2
+DO_ARRIVE: Final = Do.ARRIVE
 DO_LOOK: Final = Do.LOOK
 DO_SET_DEPTH: Final = Do.SET_DEPTH
 DO_SET_FLAG: Final = Do.SET_FLAG
 DO_SET_MODE: Final = Do.SET_MODE
 DO_WAKE: Final = Do.WAKE
 KICK_ACK: Final = Kick.ACK
+KICK_RENDEZVOUS: Final = Kick.RENDEZVOUS
 KICK_SEND: Final = Kick.SEND
+KICK_STUN: Final = Kick.STUN
 MODE_ENTER: Final = Mode.ENTER
 MODE_GUEST: Final = Mode.GUEST
 MODE_HOST: Final = Mode.HOST
@@ -241,6 +156,7 @@ WANT_NONE: Final = Want.NONE
 WHAT_DOORBELL: Final = What.DOORBELL
 WHAT_EXIT: Final = What.EXIT
 WHAT_INTERRUPTED: Final = What.INTERRUPTED
+WHAT_IRQ: Final = What.IRQ
 WHAT_MCE: Final = What.MCE
 WHAT_NMI: Final = What.NMI
 WHAT_ORDER: Final = What.ORDER
@@ -276,13 +192,16 @@ def born(inc: int, coord: int, answered: int) -> HyperthreadState:
 def step(spec: Spec, s: HyperthreadState, event: Event) -> HyperthreadState:
     """Return the next state. Raise ProtocolFault on a REJECT cell; nothing changes then.
 
-    PERFORMED is for `next_action`; NMI and MCE come at any time; all others only while `next_action` is None.
+    PERFORMED is for `next_action`; NMI, MCE and IRQ come when `may_interrupt` says so; all others only while
+    `next_action` is None.
     """
     what = event.what
     if what is WHAT_PERFORMED:
         return on_performed(spec, s, event.seen)
     if what is WHAT_NMI or what is WHAT_MCE:
         return on_interrupt(spec, s, what)
+    if what is WHAT_IRQ:
+        return on_irq(spec, s, event.full)
     assert next_action(s) is None, "an event while actions are to be performed"
     cell = TABLE[s.phase][what - 1]
     if cell is IGNORE:
@@ -297,7 +216,7 @@ def step(spec: Spec, s: HyperthreadState, event: Event) -> HyperthreadState:
         assert event.order is not None
         return on_order(spec, s, event.order)
     if what is WHAT_EXIT:
-        return on_exit(spec, s, event.full)
+        return on_exit(spec, s, event.full, event.idle)
     if what is WHAT_WORKED:
         return on_worked(spec, s, event.full)
     return _PLAIN[what](spec, s)
@@ -327,15 +246,27 @@ def on_performed(spec: Spec, s: HyperthreadState, seen: Seen | None) -> Hyperthr
         return s._replace(depth=value)
     if act.do is DO_SET_FLAG:
         return s._replace(flag=bool(value))
+    if act.do is DO_ICR2:
+        assert isinstance(value, int)
+        return s._replace(icr2=value)
     return s
 
 
 def moved(s: HyperthreadState, phase: Phase, mode: Mode, todo: tuple[Action, ...]) -> HyperthreadState:
     """Return the state with these three; without the price of `_replace`, for this is done at every action."""
-    inc, coord, _, _, vm, session, used, round_, req, want, void, answered, flag, depth, _, frames = s
+    inc, coord, _, _, vm, session, used, round_, req, want, void, answered, flag, depth, icr2, party, _, frames = s
     return HyperthreadState(
-        inc, coord, phase, mode, vm, session, used, round_, req, want, void, answered, flag, depth, todo, frames
-    )
+        inc, coord, phase, mode, vm, session, used, round_, req, want, void, answered, flag, depth, icr2, party, todo,
+        frames,
+    )  # fmt: skip
+
+
+def taints(before: Mode, after: Mode) -> bool:
+    """Say whether a change of mode leaves something in the buffers of the core that a look has to find: work in HOST.
+
+    What another VM's lease leaves needs no mark: every lease begins with a flush.
+    """
+    return before is MODE_HOST or after is MODE_HOST
 
 
 def on_look(spec: Spec, s: HyperthreadState, seen: Seen) -> HyperthreadState:
@@ -350,7 +281,10 @@ def on_look(spec: Spec, s: HyperthreadState, seen: Seen) -> HyperthreadState:
             # Clear, then look again: whoever set it wrote its request before, so the second look sees that.
             return s._replace(phase=PHASE_ENTERING, todo=(CLEAR_PENDING, LOOK))
         if s.mode is MODE_ENTER:
-            return s._replace(todo=(set_mode(MODE_GUEST),))
+            if seen.tainted and spec.flush:
+                return s._replace(todo=(FLUSH, LOOK))
+            s = s._replace(party=0) if s.party else s
+            return s._replace(todo=TO_GUEST)
         return s._replace(phase=PHASE_ENTERING, todo=ENTRY)
     if seen.pending:
         return s._replace(todo=(CLEAR_PENDING, LOOK))
@@ -365,10 +299,10 @@ def on_kick(spec: Spec, s: HyperthreadState, number: int) -> HyperthreadState:
     if s.phase is PHASE_ENTERING or s.phase is PHASE_HELD:
         return s._replace(
             answered=number, session=False, used=False, round=0, phase=PHASE_ASKING, void=False, want=WANT_ASK,
-            req=s.req + 1, todo=(set_mode(MODE_PARKED), send(SAID_ANSWER)),
+            party=0, req=s.req + 1, todo=(set_mode(MODE_PARKED), send(SAID_ANSWER)),
         )  # fmt: skip
     if s.phase is PHASE_LEAVING and s.session:
-        s = s._replace(answered=number, session=False, used=False, round=0)
+        s = s._replace(answered=number, session=False, used=False, round=0, party=0)
         return s._replace(todo=(set_mode(MODE_PARKED), send(SAID_ANSWER)))
     # In HOST after a `send` leave the lease goes back at once; the flag keeps the siblings out until the end.
     return s._replace(answered=number, session=False, used=False, round=0, todo=(send(SAID_ANSWER),))
@@ -393,16 +327,24 @@ def on_interrupted(spec: Spec, s: HyperthreadState) -> HyperthreadState:
     return s._replace(phase=PHASE_ENTERING, todo=(set_mode(MODE_ISOLATED), CLEAR_PENDING, LOOK))
 
 
-def on_exit(spec: Spec, s: HyperthreadState, full: bool) -> HyperthreadState:
+def on_exit(spec: Spec, s: HyperthreadState, full: bool, idle: bool = False) -> HyperthreadState:
     """A VM exit. Fast: handled in ISOLATED and back, no message. Full: a leave, in the policy's way."""
     if not full:
         return s._replace(phase=PHASE_ENTERING, todo=FAST)
-    if spec.kick is KICK_ACK:
-        leave = (set_mode(MODE_ISOLATED), send(SAID_LEAVE))
-        return s._replace(phase=PHASE_LEAVING, want=WANT_LEAVE, req=s.req + 1, void=False, todo=leave)
-    if spec.kick is KICK_SEND:
-        kicks = tuple(Action(DO_IPI, other) for other in spec.siblings)
-        todo = (set_mode(MODE_ISOLATED), Action(DO_SET_FLAG, 1), *kicks, set_mode(MODE_HOST))
+    return leave(spec, s, spec.kick if not idle or spec.idle_kick is None else spec.idle_kick)
+
+
+def leave(spec: Spec, s: HyperthreadState, kick: Kick) -> HyperthreadState:
+    """Go to the full address space: the one isolation exit, from guest, from ISOLATED, and from PARKED."""
+    out = (set_mode(MODE_ISOLATED),) if s.mode is MODE_GUEST else ()
+    if kick is KICK_ACK or kick is KICK_RENDEZVOUS:
+        todo = (*out, send(SAID_LEAVE))
+        return s._replace(phase=PHASE_LEAVING, want=WANT_LEAVE, req=s.req + 1, void=False, todo=todo)
+    if s.want is not WANT_NONE:
+        s = s._replace(want=WANT_NONE, void=False)  # it was asking; it asks again when it is back
+    if kick is KICK_SEND or kick is KICK_STUN:
+        kicks = apic.kicks(spec.apic, spec.siblings)
+        todo = (*out, Action(DO_SET_FLAG, 1), *kicks, set_mode(MODE_HOST))
         return s._replace(phase=PHASE_HOSTING, todo=todo)
     return s._replace(phase=PHASE_HOSTING, todo=(set_mode(MODE_HOST),))
 
@@ -411,13 +353,21 @@ def on_worked(spec: Spec, s: HyperthreadState, halted: bool) -> HyperthreadState
     """Back from HOST. With the lease: ISOLATED and in again. Without: PARKED, done, and the next ask."""
     lower: tuple[Action, ...] = ()
     if s.flag:
-        lower = (Action(DO_SET_FLAG, 0), *(Action(DO_WAKE, other) for other in spec.siblings))
+        lower = (Action(DO_SET_FLAG, 0), *wakes(spec))
+        if spec.flush and spec.kick is KICK_STUN:
+            lower = FLUSH, *lower  # the siblings stay stunned until nothing is left to be read
     if s.session and not halted:
         return s._replace(phase=PHASE_ENTERING, todo=(set_mode(MODE_ISOLATED), *lower, *ENTRY))
     s = s._replace(session=False, used=False, round=0, todo=(set_mode(MODE_PARKED), *lower, send(SAID_DONE)))
     if halted:
         return s._replace(phase=PHASE_HALTED)
+    if not s.vm:
+        return s._replace(phase=PHASE_IDLE)
     return s._replace(phase=PHASE_ASKING, want=WANT_ASK, req=s.req + 1, void=False)
+
+
+def wakes(spec: Spec) -> tuple[Action, ...]:
+    return tuple(Action(DO_WAKE, other) for other in spec.siblings)
 
 
 def on_runnable(spec: Spec, s: HyperthreadState) -> HyperthreadState:
@@ -454,7 +404,10 @@ def on_order(spec: Spec, s: HyperthreadState, order: Order) -> HyperthreadState:
         return s
     cell = ORDERS[s.phase][order.bid]
     if cell is IGNORE:
-        return s
+        return declined(spec, s, order)
+    if cell is REJECT and not s.session:
+        # It left from PARKED, and the gate had not heard of it. The report that follows says what is attached.
+        return stopped(spec, s, order) if order.bid is BID_STOP else declined(spec, s, order)
     if cell is REJECT:
         raise ProtocolFault(
             f"hyperthread {spec.ht} was ordered to {order.bid.name.lower()} in phase {s.phase.name}",
@@ -465,35 +418,88 @@ def on_order(spec: Spec, s: HyperthreadState, order: Order) -> HyperthreadState:
         s = s._replace(vm=order.vm, phase=PHASE_ASKING, want=WANT_ASK, req=s.req + 1, void=False)
         return s._replace(todo=(send(SAID_ASK),))
     if order.bid is BID_DETACH:
-        return s._replace(vm=0, phase=PHASE_IDLE, want=WANT_NONE, void=False, todo=(send(SAID_IDLE),))
+        gone = (*parting(spec, order), send(SAID_IDLE))
+        return s._replace(vm=0, phase=PHASE_IDLE, want=WANT_NONE, void=False, todo=gone)
     if order.bid is BID_STOP:
-        return s._replace(phase=PHASE_STOPPED, want=WANT_NONE, void=False, todo=(send(SAID_BYE),))
+        return stopped(spec, s, order)
     if order.req != s.req:
-        return s  # an answer to an older request
+        return declined(spec, s, order)  # an answer to an older request
     if order.bid is BID_ADMIT:
         return on_admit(spec, s, order)
-    todo = (set_mode(MODE_HOST),)
-    return s._replace(phase=PHASE_HOSTING, want=WANT_NONE, session=False, used=False, round=0, todo=todo)
+    s = s._replace(phase=PHASE_HOSTING, want=WANT_NONE, session=False, used=False, round=0, party=0)
+    return s._replace(todo=(set_mode(MODE_HOST),))
+
+
+def stopped(spec: Spec, s: HyperthreadState, order: Order) -> HyperthreadState:
+    """Say goodbye, from PARKED. Whoever is in HOST after a `send` leave without a lease ends that first."""
+    out: tuple[Action, ...] = ()
+    if s.mode is not MODE_PARKED:
+        out = (set_mode(MODE_PARKED), *((Action(DO_SET_FLAG, 0), *wakes(spec)) if s.flag else ()))
+    todo = (*out, *parting(spec, order), send(SAID_BYE))
+    return s._replace(phase=PHASE_STOPPED, want=WANT_NONE, void=False, todo=todo)
+
+
+def parting(spec: Spec, order: Order) -> tuple[Action, ...]:
+    """Return what a sibling that will not run does for a party that may wait for it: an admission was never sent."""
+    return (Action(DO_ARRIVE, order.round), *wakes(spec)) if spec.kick is KICK_RENDEZVOUS else ()
+
+
+def arrival(spec: Spec, order: Order) -> tuple[Action, ...]:
+    """Return what an admission with a party asks of whoever it was meant for, whether the lease is used or not."""
+    return (Action(DO_ARRIVE, order.round), *wakes(spec)) if order.party else ()
+
+
+def declined(spec: Spec, s: HyperthreadState, order: Order) -> HyperthreadState:
+    """Drop an order. The party of an admission waits for this hyperthread all the same."""
+    return s._replace(todo=arrival(spec, order)) if order.party and order.bid is BID_ADMIT else s
 
 
 def on_admit(spec: Spec, s: HyperthreadState, order: Order) -> HyperthreadState:
     if s.void:
-        return s._replace(req=s.req + 1, void=False, todo=(send(SAID_ASK),))
-    todo = (set_mode(MODE_ISOLATED), *ENTRY)
-    return s._replace(phase=PHASE_ENTERING, session=True, used=False, want=WANT_NONE, round=order.round, todo=todo)
+        return s._replace(req=s.req + 1, void=False, todo=(*arrival(spec, order), send(SAID_ASK)))
+    s = s._replace(phase=PHASE_ENTERING, session=True, used=False, want=WANT_NONE, round=order.round)
+    party = order.party & ~(1 << spec.ht)
+    flush = (FLUSH,) if spec.flush else ()
+    return s._replace(party=party, todo=(set_mode(MODE_ISOLATED), *arrival(spec, order), *flush, *ENTRY))
 
 
-# --- NMI and #MC ------------------------------------------------------------------------------------------
+# --- interrupts, NMI and #MC ------------------------------------------------------------------------------
 
 
-def may_interrupt(s: HyperthreadState, what: What) -> bool:
-    """Say whether an NMI or #MC is delivered now. A second of the same kind is held by the hardware until IRET."""
-    return s.phase is not PHASE_STOPPED and all(frame.what is not what for frame in s.frames)
+def may_interrupt(spec: Spec, s: HyperthreadState, what: What) -> bool:
+    """Say whether an interrupt is delivered now.
+
+    A second NMI or #MC of the same kind is held by the hardware until IRET. An external interrupt waits while
+    interrupts are off: in every handler, between the exit and its handler, on the way into guest; and while a leave is
+    under way, for it will be taken in HOST.
+    """
+    if s.phase is PHASE_STOPPED:
+        return False
+    if what is not WHAT_IRQ:
+        return all(frame.what is not what for frame in s.frames)
+    if s.frames or s.phase is PHASE_LEAVING:
+        return False
+    return not s.todo or (s.todo[0] is WORK and not spec.irqs_off)
+
+
+def on_irq(spec: Spec, s: HyperthreadState, full: bool) -> HyperthreadState:
+    """An external interrupt. In HOST everything is mapped. Elsewhere it runs where it hit, or makes a leave."""
+    assert may_interrupt(spec, s, WHAT_IRQ), "an interrupt while interrupts are off"
+    if s.phase is PHASE_HOSTING:
+        return s
+    if full:
+        return leave(spec, s, spec.kick)
+    out: tuple[Action, ...] = ()
+    if s.phase is PHASE_GUEST:
+        out = (set_mode(MODE_ISOLATED),)
+        s = s._replace(phase=PHASE_ENTERING, todo=ENTRY)
+    saved = MODE_ISOLATED if out else s.mode
+    return s._replace(frames=(Frame(WHAT_IRQ, (*out, WORK), saved),))
 
 
 def on_interrupt(spec: Spec, s: HyperthreadState, what: What) -> HyperthreadState:
     """Put a handler on top of whatever was going on (R10, I12, I15)."""
-    assert may_interrupt(s, what), f"{what.name} while one is under way is latched by the engine"
+    assert may_interrupt(spec, s, what), f"{what.name} while one is under way is latched by the engine"
     assert len(s.frames) < INTERRUPT_DEPTH_MAX
     if s.mode is MODE_GUEST:
         out: tuple[Action, ...] = (set_mode(MODE_ISOLATED),)
@@ -504,21 +510,31 @@ def on_interrupt(spec: Spec, s: HyperthreadState, what: What) -> HyperthreadStat
     else:
         out = ()
         saved = s.mode
+        if spec.flush and s.todo == TO_GUEST:
+            # Between the look and the entry: what the handler loads must not go along into guest.
+            s = s._replace(todo=(LOOK,))
     return s._replace(frames=(*s.frames, Frame(what, (*out, *handler(spec, s, saved)), saved)))
 
 
 def handler(spec: Spec, s: HyperthreadState, saved: Mode) -> tuple[Action, ...]:
-    """Return the handler's actions: depth, kicks, HOST, work, mode back, and only then the depth back."""
+    """Return the handler's actions: depth, kicks, HOST, work, mode back, and only then the depth back.
+
+    One that is mapped in the isolated address space stays where it hit, and raises an interrupt for the rest.
+    """
     back = set_mode(saved)
+    if spec.nmi_isolated:
+        to_self = apic.ipi(spec.apic, spec.ht)
+        return (WORK, *(apic.left_as_found(spec.apic, s.icr2, to_self) if spec.icr_fix else to_self))
     if not spec.guarded:
         return (WORK,) if saved is MODE_HOST else (set_mode(MODE_HOST), WORK, back)
     up = Action(DO_SET_DEPTH, s.depth + 1)
     down = Action(DO_SET_DEPTH, s.depth)
     if saved is MODE_HOST:
         return (up, WORK, down)  # the siblings are out already, and nothing is to be restored
-    kicks = tuple(Action(DO_IPI, other) for other in spec.siblings)
-    wakes = tuple(Action(DO_WAKE, other) for other in spec.siblings)
-    return (up, *kicks, set_mode(MODE_HOST), WORK, back, down, *wakes)
+    kicks = apic.kicks(spec.apic, spec.siblings)
+    if spec.icr_fix:
+        kicks = apic.left_as_found(spec.apic, s.icr2, kicks)
+    return (up, *kicks, set_mode(MODE_HOST), WORK, back, down, *wakes(spec))
 
 
 _PLAIN = {

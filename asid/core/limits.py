@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 # SMT widths that exist in hardware; a core is n siblings and the code has no other case.
 SIBLINGS_ALLOWED: Final = (1, 2, 4, 8)
@@ -23,8 +23,9 @@ GATE_FRAME_BYTES_MAX: Final = 4096
 # Messages of one hyperthread that can be under way at once: one request, one answer, one `entered`, twice for a retry.
 MESSAGES_IN_FLIGHT_MAX: Final = 6
 
-# NMI and #MC nest: a #MC inside an NMI or an NMI inside a #MC, never deeper (NMIs latch, MCIP refuses).
-INTERRUPT_DEPTH_MAX: Final = 2
+# Handlers nest: an NMI inside an IRQ, a #MC inside an NMI or the other way round, never deeper (a second IRQ waits for
+# the end of the first, NMIs latch, MCIP refuses).
+INTERRUPT_DEPTH_MAX: Final = 3
 
 KICK_DEADLINE_NS: Final = 50_000_000
 # A kicked sibling that stays silent is kicked again once, at this part of the deadline, before it is fenced.

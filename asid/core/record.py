@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 MODES = ("OFFLINE", "PARKED", "HOST", "ISOLATED", "GUEST")
 
-# How a hyperthread came to be in HOST. "grant": a leave that the gate granted after every lease was handed back;
-# "send": a leave that waits for nobody; "bare": a policy that never kicks; the others did not ask.
-VIAS = ("grant", "send", "bare", "nmi", "mce")
+# How a hyperthread came to be in HOST. "grant": a leave that the gate granted after every lease was handed back (kicks
+# `ack` and `rendezvous`); "send", "stun": a leave that waits for nobody; "bare": one that kicks nobody; the others did
+# not ask.
+VIAS = ("grant", "send", "stun", "bare", "nmi", "mce")
 
 NO_CORE = -1
 NO_HT = -1
@@ -139,7 +140,7 @@ _CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     (
         "leave",
         "hyperthread",
-        "kind:ack|send|bare reason:str wait_ns:int",
+        "kind:ack|send|bare|rendezvous|stun reason:str wait_ns:int",
         "the full address space was reached; wait_ns from wanting it to having it",
     ),
     ("gate.wait", "hyperthread", "wait_ns:int vm:int", "an ask was admitted; wait_ns since it was made"),
@@ -155,8 +156,19 @@ _CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
         f"number:int was:{_MODE} avoidable:bool insns?:int",
         "a lease was handed back; insns retired since the pending bit was visible, left out when not measured",
     ),
-    ("ipi", "hyperthread", "to:int why:nmi|mce|send", "the pending bit of sibling `to` was set"),
+    (
+        "ipi",
+        "hyperthread",
+        "to:int why:nmi|mce|send|stun|bare|ack|rendezvous",
+        "the pending bit of sibling `to` was set",
+    ),
     ("held", "hyperthread", "by:int held_ns:int", "the entry check found a sibling's flag or depth set, and waited"),
+    (
+        "flush",
+        "hyperthread",
+        "what:data|control|all cost_ns:int",
+        "buffers were cleared before a guest entry; everything loaded on this core before is gone",
+    ),
     ("gate.ask", "coordinator", "vm:int req:int", "a hyperthread wants to enter guest"),
     ("gate.leave", "coordinator", "req:int reason:str", "a hyperthread wants the full address space"),
     ("gate.admit", "coordinator", "vm:int req:int inc:int", "a lease was granted"),

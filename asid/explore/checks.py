@@ -32,6 +32,7 @@ class Sight(NamedTuple):
     void: bool
     inc: int
     coord: int
+    tainted: bool
 
 
 EACH: Final = ("G1",)  # of one sibling after the other, and of the gate
@@ -41,11 +42,12 @@ TOGETHER: Final = tuple(name for name in GUARANTEES if name not in EACH + GATE) 
 Seen = tuple[Sight | None, bool]  # of one sibling: what is seen of its process, its pending bit
 
 
-def sight(h: HyperthreadState) -> Sight:
+def sight(h: HyperthreadState, tainted: bool) -> Sight:
     frames = (None,) * len(h.frames)
     return Sight(
-        h.mode, h.vm, h.flag, h.depth, frames, h.session, h.round if h.session else 0, h.phase, h.void, h.inc, h.coord
-    )
+        h.mode, h.vm, h.flag, h.depth, frames, h.session, h.round if h.session else 0, h.phase, h.void, h.inc, h.coord,
+        tainted,
+    )  # fmt: skip
 
 
 class Checks:
@@ -91,7 +93,8 @@ class Checks:
         things = self.world.siblings.things
         while len(self._sights) < len(things):
             s = things[len(self._sights)]
-            seen: Seen = (None if isinstance(s.process, Dead) else sight(s.process), s.words.pending)
+            dead = isinstance(s.process, Dead)
+            seen: Seen = (None if dead else sight(s.process, s.words.tainted), s.words.pending)  # type: ignore[arg-type]
             number = self._ids.setdefault(seen, len(self.sights))
             if number == len(self.sights):
                 self.sights.append(seen)
@@ -100,7 +103,8 @@ class Checks:
     def _of_all(self, together: tuple[int, ...]) -> tuple[str, str] | None:
         seen = [self.sights[number] for number in together]
         processes = cast(tuple[HyperthreadState | None, ...], tuple(s for s, _ in seen))
-        return first_broken(TOGETHER, CoreView(processes, tuple(pending for _, pending in seen), None))
+        tainted = tuple(s is not None and s.tainted for s, _ in seen)
+        return first_broken(TOGETHER, CoreView(processes, tuple(pending for _, pending in seen), None, tainted))
 
     def _of_one(self, ht: int, part: int, d: int) -> tuple[str, str] | None:
         s = self.world.siblings.things[part]
@@ -139,6 +143,9 @@ Happens = Callable[[tuple[Seen, ...]], bool]
 Applies = Callable[[Model], bool]
 
 
+ASYNC: Final = (Kick.SEND, Kick.STUN)
+
+
 def some(test: Callable[[Sight], Any]) -> Happens:
     return lambda seen: any(s is not None and bool(test(s)) for s, _ in seen)
 
@@ -167,15 +174,15 @@ SOMETIMES: Final[dict[str, tuple[Applies, Happens]]] = {
     "one VM is in guest and another waits": (lambda m: len({*m.vms} - {0}) > 1, forced_idle),
     "a sibling works in HOST": (lambda m: any(m.vms), some(lambda s: s.mode is Mode.HOST)),
     "a leave waits beside a guest": (
-        lambda m: together_possible(m) and m.kick is Kick.ACK,
+        lambda m: together_possible(m) and m.kick in (Kick.ACK, Kick.RENDEZVOUS),
         lambda seen: some(lambda s: s.phase is Phase.LEAVING)(seen) and some(lambda s: s.mode is Mode.GUEST)(seen),
     ),
     "a guest is beside HOST, its pending bit set": (
-        lambda m: together_possible(m) and bool(m.kick is Kick.SEND or m.budget.nmi or m.budget.mce),
+        lambda m: together_possible(m) and bool(m.kick in ASYNC or m.budget.nmi or m.budget.mce),
         window,
     ),
     "a sibling's handler keeps a guest out": (
-        lambda m: together_possible(m) and bool(m.kick is Kick.SEND or m.budget.nmi or m.budget.mce),
+        lambda m: together_possible(m) and bool(m.kick in ASYNC or m.budget.nmi or m.budget.mce),
         some(lambda s: s.phase is Phase.HELD),
     ),
     "a #MC hits inside an NMI": (

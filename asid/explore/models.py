@@ -7,10 +7,13 @@ change of behaviour, to be explained where it is made. 0 stands for a size that 
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
 
+from asid.core.apic import Apic
 from asid.core.events import Kick
 from asid.core.gate import Rooms
+from asid.core.policies.base import Policy
 from asid.explore.parts import Budget, Model
 
 
@@ -51,6 +54,10 @@ BUDGETS: Final[dict[str, Budget]] = {
     "coordinator-loss-birth": Budget(coordinator=1, loss=1, restart=1),
     "loss-hotplug": Budget(loss=1, hotplug=2),
     "loss-kill": Budget(loss=1, kill=1, restart=1),
+    "irq": Budget(irq=1),
+    "irq-hotplug": Budget(irq=1, hotplug=1),
+    "irq-unplug": Budget(irq=1, unplug=1),
+    "irq-nmi": Budget(irq=1, nmi=1),
 }
 # Which VM each sibling runs, by the first word of a model's name.
 VMS: Final[dict[str, tuple[int, ...]]] = {
@@ -64,13 +71,38 @@ VMS: Final[dict[str, tuple[int, ...]]] = {
 }
 
 
+def of_policy(policy: Policy, vms: tuple[int, ...] = (1, 1), **more: Any) -> Model:
+    """Return the model of a core under a policy, with its buffers and its idling. more: other fields of it."""
+    model = Model(
+        vms, policy.kick, policy.rooms, halts=True, guarded=policy.guarded, host_alone=policy.host_alone,
+        idle_kick=policy.idle_kick, idle_exits=policy.idle_kick is not None, fast_exits=not policy.every_exit_full,
+        taints=True, flush=policy.flush,
+    )  # fmt: skip
+    return replace(model, **more)
+
+
+# What else a word in a model's name says.
+WORDS: Final[dict[str, tuple[tuple[str, Any], ...]]] = {
+    "send": (("kick", Kick.SEND),),
+    "stun": (("kick", Kick.STUN),),
+    "rendezvous": (("kick", Kick.RENDEZVOUS),),
+    "nosmt": (("rooms", Rooms.HYPERTHREAD),),
+    "halts": (("halts", True),),
+    "torn": (("torn", True),),
+    "full": (("fast_exits", False),),  # every exit is a leave
+    "flush": (("taints", True), ("flush", True)),
+    "xapic": (("apic", Apic.XAPIC),),
+    "shorthand": (("apic", Apic.SHORTHAND),),
+    "unfixed": (("icr_fix", False),),
+    "isolated": (("nmi_isolated", True),),
+}
+
+
 def build(name: str) -> Model:
     """Return the model that a name describes."""
     first, *rest = name.split("-")
-    kick = Kick.SEND if "send" in rest else Kick.ACK
-    rooms = Rooms.HYPERTHREAD if "nosmt" in rest else Rooms.VM
-    faults = "-".join(word for word in rest if word not in ("send", "nosmt", "halts", "torn"))
-    return Model(VMS[first], kick, rooms, BUDGETS[faults], halts="halts" in rest, torn="torn" in rest)
+    faults = "-".join(word for word in rest if word not in WORDS)
+    return replace(Model(VMS[first], budget=BUDGETS[faults]), **{k: v for word in rest for k, v in WORDS.get(word, ())})
 
 
 # Name, and the pinned states, transitions and depth. Smallest first within each group.

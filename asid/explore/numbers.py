@@ -51,9 +51,17 @@ def with_rounds(s: Sibling, delta: int) -> Sibling:
     process = s.process
     if isinstance(process, HyperthreadState) and process.session:
         process = process._replace(round=low(process.round, delta))
+    if isinstance(process, HyperthreadState) and any(a.do is Do.ARRIVE for a in process.todo):
+        process = process._replace(todo=tuple(arrives(a, delta) for a in process.todo))
+    words = s.words._replace(arrived=low(s.words.arrived, delta)) if s.words.arrived else s.words
     up: UpLink = tuple((inc, tuple(at(r) for r in reports)) for inc, reports in s.up)
     down = tuple(o._replace(round=low(o.round, delta)) for o in s.down)
-    return s._replace(process=process, up=up, down=down)
+    return s._replace(process=process, words=words, up=up, down=down)
+
+
+def arrives(action: Action, delta: int) -> Action:
+    """Return the action with the round of a meeting moved along."""
+    return Action(Do.ARRIVE, low(action.a, delta)) if action.do is Do.ARRIVE else action  # type: ignore[arg-type]
 
 
 # --- at the coordinator's desk ----------------------------------------------------------------------------
@@ -84,7 +92,10 @@ def desk_kicks(d: Desk, ht: int, delta: int) -> Desk:
 
 def desk_rounds(d: Desk, delta: int) -> Desk:
     assert isinstance(d.gate, GateState)
-    todo = tuple(
-        Action(a.do, a.a._replace(round=low(a.a.round, delta))) if isinstance(a.a, Order) else a for a in d.todo
-    )
-    return Desk(d.gate._replace(round=d.gate.round + delta), todo)
+
+    def at(a: Action) -> Action:
+        if isinstance(a.a, Order):
+            return Action(a.do, a.a._replace(round=low(a.a.round, delta)))
+        return a._replace(b=low(a.b, delta)) if a.do is Do.WIPE and a.b else a
+
+    return Desk(d.gate._replace(round=d.gate.round + delta), tuple(at(a) for a in d.todo))

@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from asid.core import gate
+from asid.core.apic import IDLE, Apic, Registers
 from asid.core.events import Action, Kick, Order, Report
 from asid.core.hyperthread import HyperthreadState
 from asid.core.limits import OVERTAKES_MAX
@@ -30,6 +31,7 @@ class Budget(NamedTuple):
     hotplug: int = 0  # a vCPU is detached or attached
     hold: int = 0  # a client holds the gate; it always lets go
     unplug: int = 0  # a hyperthread is told to stop
+    irq: int = 0  # an external interrupt
 
 
 NO_FAULTS: Final = Budget()
@@ -55,6 +57,16 @@ class Model:
     overtakes_max: int = OVERTAKES_MAX
     arrivals: Arrivals = Arrivals.EACH
     torn: bool = False  # a look reads its words one at a time
+    guarded: bool = True
+    host_alone: bool = True
+    idle_kick: Kick | None = None  # of a leave for idling; None: as every other
+    full_exits: bool = True
+    idle_exits: bool = False  # the guest may exit in order to idle
+    taints: bool = False  # what the buffers hold is looked at
+    flush: bool = False  # ... and flushed before an entry
+    nmi_isolated: bool = False
+    apic: Apic = Apic.X2APIC
+    icr_fix: bool = True
 
     @property
     def siblings(self) -> int:
@@ -68,6 +80,9 @@ class Words(NamedTuple):
     request: int = 0
     flag: bool = False
     depth: int = 0
+    arrived: int = 0  # round of the last meeting it has come to
+    tainted: bool = False  # something was loaded on this core since the last flush; the same for all siblings
+    apic: Registers = IDLE
 
 
 class Dead(NamedTuple):
@@ -135,6 +150,8 @@ class Touched(IntEnum):
     ROUNDS = 9  # rounds likewise
     UNSENT = 10  # its newest orders were never sent; number: how many
     UNBURIED = 11  # the coordinator that buried it is gone
+    TAINTED = 12  # a sibling loaded something into the buffers of the core
+    FLUSHED = 13  # a sibling flushed them
 
 
 class Touch(NamedTuple):
@@ -159,6 +176,7 @@ class Who(IntEnum):
     DEATH = 7  # the coordinator hears of this hyperthread's death
     DAEMON = 8  # a process is started again, a client lets go
     TIME = 9  # a message was lost, so a time-out strikes in the end
+    BUS = 10  # an IPI that is on the bus is delivered
 
 
 def actor(who: Who, ht: int = 0) -> int:

@@ -59,10 +59,10 @@ class Lasso:
 
 
 def waits(kick: Kick) -> tuple[tuple[str, str, Callable[[HyperthreadState], bool]], ...]:
-    """Return what must end. With `send` a sibling may win the race for HOST again and again, so an admitted guest
-    is not promised its first instruction, only its admission.
+    """Return what must end. With `send` and `stun` a sibling may win the race for HOST again and again, so an admitted
+    guest is not promised its first instruction, only its admission; that somebody works is, see `nobody_works`.
     """
-    if kick is Kick.SEND:
+    if kick in (Kick.SEND, Kick.STUN):
         return (("L2", "asks and is never admitted", l2_ask_waits),)
     return (
         ("L1", "waits for its leave for ever", l1_leave_waits),
@@ -90,13 +90,39 @@ def unfair_cycle(graph: Graph) -> Lasso | None:
     for ht in range(graph.world.n):
         for guarantee, words, test in waits(graph.world.model.kick):
             inside = members(graph, ht, test)
-            for part in components(graph, inside):
-                if is_fair(graph, part):
-                    at, moves = round_trip(graph, part)
-                    worlds = tuple(graph.worlds[there] for _, there in moves)
-                    numbers = tuple(move for move, _ in moves)
-                    return Lasso(guarantee, f"h{ht} {words}, while the others go round", at, numbers, worlds)
+            lasso = fair_round(graph, inside, guarantee, f"h{ht} {words}, while the others go round")
+            if lasso is not None:
+                return lasso
+    return fair_round(graph, nobody_works(graph), "L3", "nobody does any work: they hold each other for ever")
+
+
+def fair_round(graph: Graph, inside: bytearray, guarantee: str, sentence: str) -> Lasso | None:
+    """Return an endless fair run that stays in the worlds `inside`, None if there is none."""
+    for part in components(graph, inside):
+        if is_fair(graph, part):
+            at, moves = round_trip(graph, part)
+            worlds = tuple(graph.worlds[there] for _, there in moves)
+            return Lasso(guarantee, sentence, at, tuple(move for move, _ in moves), worlds)
     return None
+
+
+def nobody_works(graph: Graph) -> bytearray:
+    """Return 1 for each world in which somebody should run, and nobody works in HOST or can run a guest instruction.
+
+    A run that stays in such worlds is the mutual hold of RFC comment 14: "one thread is actually doing work while the
+    other one is held".
+    """
+    w = graph.world
+
+    def kind(s: Sibling) -> int:
+        if isinstance(s.process, Dead) or not s.process.vm or s.process.phase in (Phase.HALTED, Phase.STOPPED):
+            return 0
+        works = s.process.mode is Mode.HOST or (s.process.mode is Mode.GUEST and not s.words.pending)
+        return 2 if works else 1
+
+    table = bytes(map(kind, w.siblings.things))
+    fields = w.at[: w.n]
+    return bytearray(max(table[world >> at & MASK] for at in fields) == 1 for world in graph.worlds)
 
 
 def components(graph: Graph, inside: bytearray) -> Iterator[list[int]]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, NamedTuple
 
+from asid.core.apic import Apic
 from asid.core.events import Action, Kick, Order, Report
 from asid.core.gate import Rooms
 from asid.errors import InputError, ProtocolFault
@@ -24,6 +25,8 @@ from asid.explore.search import Violation, waits_for_ever
 from asid.explore.world import FAIR, World
 
 VERSION: Final = 1
+# Fields of a model that hold a word; an empty one is None.
+ENUMS: Final[dict[str, Any]] = {"kick": Kick, "idle_kick": Kick, "rooms": Rooms, "arrivals": Arrivals, "apic": Apic}
 
 
 class Planned(NamedTuple):
@@ -71,8 +74,8 @@ def model_as_document(model: Model) -> dict[str, Any]:
     document = asdict(model)
     document["vms"] = list(model.vms)
     document["budget"] = {name: count for name, count in model.budget._asdict().items() if count}
-    for name in ("kick", "rooms", "arrivals"):
-        document[name] = document[name].name.lower()
+    for name in ENUMS:
+        document[name] = document[name].name.lower() if document[name] is not None else ""
     return document
 
 
@@ -93,10 +96,9 @@ def model_of(document: Any) -> Model:
         raise ValueError(f"model has no {sorted(unknown)[0]!r}")
     given["vms"] = tuple(given["vms"])
     given["budget"] = Budget(**given.get("budget", {}))
-    enums: dict[str, Any] = {"kick": Kick, "rooms": Rooms, "arrivals": Arrivals}
-    for name, kind in enums.items():
+    for name, kind in ENUMS.items():
         if name in given:
-            given[name] = kind[str(given[name]).upper()]
+            given[name] = kind[str(given[name]).upper()] if given[name] else None
     return Model(**given)
 
 

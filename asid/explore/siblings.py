@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from asid.core import gate, hyperthread
-from asid.core.events import Action, Do, Report, Said, Seen, Want
+from asid.core import apic, gate, hyperthread
+from asid.core.events import Action, Do, Mode, Report, Said, Seen, Want
 from asid.core.hyperthread import Event, HyperthreadState, Phase, What
 from asid.explore import numbers
 from asid.explore.parts import (
@@ -34,21 +34,30 @@ from asid.explore.parts import (
 
 # Phases in which a hyperthread waits for its coordinator, and so keeps a time-out.
 WAITS = frozenset({Phase.IDLE, Phase.HALTED, Phase.ASKING, Phase.LEAVING})
-INTERRUPTS = ((What.NMI, "nmi"), (What.MCE, "mce"))
-SIGNALS = {What.NMI: hyperthread.NMI, What.MCE: hyperthread.MCE}
+# The word for a step, whose budget it is of, and the event.
+INTERRUPTS = (
+    ("nmi", "nmi", hyperthread.NMI),
+    ("mce", "mce", hyperthread.MCE),
+    ("fast irq", "irq", hyperthread.FAST_IRQ),
+    ("full irq", "irq", hyperthread.FULL_IRQ),
+)
 
 
 def moves(model: Model, spec: hyperthread.Spec, s: Sibling, raised: int, budget: Budget) -> Iterator[SiblingMove]:
-    """Yield every step of one sibling. `raised`: bits of the others whose flag or depth is raised."""
+    """Yield every step of one sibling. `raised`: bits of the others that keep it out: by flag, depth or absence."""
+    if s.words.apic.bus:
+        yield delivered(spec, s, budget)
     if isinstance(s.process, Dead):
         return
     ht, holders = spec.ht, raised > 0
     action = hyperthread.next_action(s.process)
     if action is not None and action.do is Do.LOOK and model.torn:
-        yield glimpsed(spec, s, raised, budget)
+        yield glimpsed(model, spec, s, raised, budget)
+    elif action is not None and action.do is Do.ICR_IDLE and s.words.apic.bus:
+        pass  # it spins until the bus has delivered
     elif action is not None:
-        t, touches = performed(spec, s, action, holders)
-        yield settled(spec, Label(ht, "does", action), actor(Who.PROCESS, ht), t, budget, touches)
+        t, touches = performed(model, spec, s, action, holders)
+        yield settled(model, spec, Label(ht, "does", action), actor(Who.PROCESS, ht), t, budget, touches)
     elif s.process.phase is Phase.STOPPED:
         t = s._replace(process=Dead(s.process.inc), down=())
         yield SiblingMove(Label(ht, "ends"), actor(Who.PROCESS, ht), t, budget)
@@ -62,13 +71,23 @@ def moves(model: Model, spec: hyperthread.Spec, s: Sibling, raised: int, budget:
             t, touches = stepped(spec, t, event), ()
             first = hyperthread.next_action(t.process)  # type: ignore[arg-type]
             if first is not None and not interruptible and not (model.torn and first.do is Do.LOOK):
-                t, touches = performed(spec, t, first, holders)
+                t, touches = performed(model, spec, t, first, holders)
             label = Label(ht, what, detail)  # type: ignore[arg-type]
-            yield settled(spec, label, actor(who, ht), t, budget, touches)
-    yield from faults(spec, s, budget)
+            yield settled(model, spec, label, actor(who, ht), t, budget, touches)
+    yield from faults(model, spec, s, budget)
 
 
-def glimpsed(spec: hyperthread.Spec, s: Sibling, raised: int, budget: Budget) -> SiblingMove:
+def delivered(spec: hyperthread.Spec, s: Sibling, budget: Budget) -> SiblingMove:
+    """The bus sets the pending bit of everybody whom the IPI on it is for, and the ICR is idle."""
+    targets = s.words.apic.bus
+    words = s.words._replace(apic=s.words.apic._replace(bus=0), pending=s.words.pending or bool(targets >> spec.ht & 1))
+    touches = tuple(Touch(other, Touched.PENDING) for other in spec.siblings if targets >> other & 1)
+    names = ",".join(f"h{ht}" for ht in range(len(spec.siblings) + 1) if targets >> ht & 1)
+    label = Label(spec.ht, "its IPI is delivered", names)
+    return SiblingMove(label, actor(Who.BUS, spec.ht), s._replace(words=words), budget, touches)
+
+
+def glimpsed(model: Model, spec: hyperthread.Spec, s: Sibling, raised: int, budget: Budget) -> SiblingMove:
     """Read the next word of a look: own pending bit, own request, then every sibling's flag and depth in turn."""
     seen, who = s.glimpse, actor(Who.PROCESS, spec.ht)
     if seen is None:
@@ -85,9 +104,9 @@ def glimpsed(spec: hyperthread.Spec, s: Sibling, raised: int, budget: Budget) ->
         t = t._replace(glimpse=seen._replace(next_ht=seen.next_ht + 1))
         seen = t.glimpse
     if seen is not None and seen.next_ht > len(spec.siblings):
-        event = Event(What.PERFORMED, seen=Seen(seen.pending, seen.request, seen.holders))
+        event = Event(What.PERFORMED, seen=Seen(seen.pending, seen.request, seen.holders, s.words.tainted))
         t = stepped(spec, t._replace(glimpse=None), event)
-    return settled(spec, Label(spec.ht, "reads", what), who, t, budget)
+    return settled(model, spec, Label(spec.ht, "reads", what), who, t, budget)
 
 
 def menu(model: Model, s: Sibling, holders: bool) -> Iterator[tuple[str, Who, Event]]:
@@ -105,12 +124,15 @@ def menu(model: Model, s: Sibling, holders: bool) -> Iterator[tuple[str, Who, Ev
         if h.used:
             if model.fast_exits:
                 yield "fast exit", Who.FREE, hyperthread.FAST_EXIT
-            yield "full exit", Who.FREE, hyperthread.FULL_EXIT
+            if model.full_exits:
+                yield "full exit", Who.FREE, hyperthread.FULL_EXIT
+            if model.idle_exits:
+                yield "idle exit", Who.FREE, hyperthread.IDLE_EXIT
     elif words.request != h.answered or (phase is Phase.HELD and not holders):
         yield "hears the doorbell", Who.PROCESS, hyperthread.DOORBELL
     if phase is Phase.HOSTING:
         yield "has done its work", Who.PROCESS, hyperthread.WORKED
-        if model.halts:
+        if model.halts and h.vm:
             yield "halts", Who.FREE, hyperthread.HALT
     elif phase is Phase.HALTED:
         yield "wakes up", Who.FREE, hyperthread.RUNNABLE
@@ -121,16 +143,37 @@ def stepped(spec: hyperthread.Spec, s: Sibling, event: Event) -> Sibling:
     return s._replace(process=hyperthread.step(spec, s.process, event))
 
 
-def performed(spec: hyperthread.Spec, s: Sibling, action: Action, holders: bool) -> tuple[Sibling, tuple[Touch, ...]]:
-    """Perform the next action on the page or a link."""
+def performed(
+    model: Model, spec: hyperthread.Spec, s: Sibling, action: Action, holders: bool
+) -> tuple[Sibling, tuple[Touch, ...]]:
+    """Perform the next action on the page, the APIC, the buffers or a link."""
     h, words, do = s.process, s.words, action.do
     assert isinstance(h, HyperthreadState)
     event = hyperthread.PERFORMED
     touches: tuple[Touch, ...] = ()
     if do is Do.LOOK:
-        event = Event(What.PERFORMED, seen=Seen(words.pending, words.request, holders))
+        event = Event(What.PERFORMED, seen=Seen(words.pending, words.request, holders, words.tainted))
     elif do is Do.IPI:
-        touches = (Touch(action.a, Touched.PENDING),)  # type: ignore[arg-type]
+        if action.a == spec.ht:
+            s = s._replace(words=words._replace(pending=True))
+        else:
+            touches = (Touch(action.a, Touched.PENDING),)  # type: ignore[arg-type]
+    elif do is Do.SET_MODE:
+        assert isinstance(action.a, Mode)
+        if model.taints and hyperthread.taints(h.mode, action.a):
+            s = s._replace(words=words._replace(tainted=True))
+            touches = tuple(Touch(other, Touched.TAINTED) for other in spec.siblings)
+        elif model.taints and action.a is Mode.PARKED:  # a lease of this VM ends: it leaves something for other VMs
+            others = (other for other in spec.siblings if model.vms[other] != model.vms[spec.ht])
+            touches = tuple(Touch(other, Touched.TAINTED) for other in others)
+    elif do is Do.FLUSH:
+        s = s._replace(words=words._replace(tainted=False))
+        touches = tuple(Touch(other, Touched.FLUSHED) for other in spec.siblings)
+    elif do is Do.ICR2 or do is Do.ICR:
+        s = s._replace(words=words._replace(apic=apic.written(words.apic, action, spec.ht, spec.siblings)))
+    elif do is Do.ARRIVE:
+        assert isinstance(action.a, int)
+        s = s._replace(words=words._replace(arrived=max(words.arrived, action.a)))
     elif do is Do.SET_FLAG:
         s = s._replace(words=words._replace(flag=bool(action.a)))
     elif do is Do.SET_DEPTH:
@@ -144,15 +187,21 @@ def performed(spec: hyperthread.Spec, s: Sibling, action: Action, holders: bool)
 
 
 def settled(
-    spec: hyperthread.Spec, label: Label, who: int, s: Sibling, budget: Budget, touches: tuple[Touch, ...] = ()
-) -> SiblingMove:
-    """Finish a step: perform what costs no step, and count request numbers from the base again."""
+    model: Model, spec: hyperthread.Spec, label: Label, who: int, s: Sibling, budget: Budget,
+    touches: tuple[Touch, ...] = (),
+) -> SiblingMove:  # fmt: skip
+    """Finish a step: perform what costs no step, and count request numbers from the base again.
+
+    Work costs a step while an interrupt may still come, for it may be taken there.
+    """
     while True:
         assert isinstance(s.process, HyperthreadState)
         action = hyperthread.next_action(s.process)
         if action is None or action.do not in (Do.SEND, Do.WORK, Do.WAKE):
             break
-        s, _ = performed(spec, s, action, False)
+        if action.do is Do.WORK and budget.irq and hyperthread.may_interrupt(spec, s.process, What.IRQ):
+            break
+        s, _ = performed(model, spec, s, action, False)
     delta = numbers.BASE - s.process.req
     if delta:
         s = numbers.with_requests(s, delta)
@@ -162,22 +211,26 @@ def settled(
 # --- faults -----------------------------------------------------------------------------------------------
 
 
-def faults(spec: hyperthread.Spec, s: Sibling, budget: Budget) -> Iterator[SiblingMove]:
+def faults(model: Model, spec: hyperthread.Spec, s: Sibling, budget: Budget) -> Iterator[SiblingMove]:
     """Yield what may come from outside to a living sibling, as long as the budget lasts."""
     h, ht, fault = s.process, spec.ht, actor(Who.FAULT)
     assert isinstance(h, HyperthreadState)
-    for what, name in INTERRUPTS:
-        left = getattr(budget, name)
-        if left and hyperthread.may_interrupt(h, what):
-            t = stepped(spec, s, SIGNALS[what])
-            yield settled(spec, Label(ht, name), fault, t, budget._replace(**{name: left - 1}))
+    for word, name, event in INTERRUPTS:
+        more = getattr(budget, name)
+        if more and hyperthread.may_interrupt(spec, h, event.what):
+            t = stepped(spec, s, event)
+            yield settled(model, spec, Label(ht, word), fault, t, budget._replace(**{name: more - 1}))
     if budget.kill:
         after = budget._replace(kill=budget.kill - 1)
+        left: tuple[Touch, ...] = ()
+        if model.taints and h.mode is Mode.HOST:  # what it loaded until now stays
+            left = tuple(Touch(other, Touched.TAINTED) for other in spec.siblings)
+            s = s._replace(words=s.words._replace(tainted=True))
         for unsent in range(unread(s, h.inc) + 1):
-            yield SiblingMove(Label(ht, "is killed", unsent), fault, killed(s, unsent), after)
+            yield SiblingMove(Label(ht, "is killed", unsent), fault, killed(s, unsent), after, left)
     if budget.retry and hyperthread.next_action(h) is None and h.phase in WAITS:
         t = stepped(spec, s, hyperthread.TIMEOUT)
-        yield settled(spec, Label(ht, "asks again"), fault, t, budget._replace(retry=budget.retry - 1))
+        yield settled(model, spec, Label(ht, "asks again"), fault, t, budget._replace(retry=budget.retry - 1))
     if budget.loss:
         after = budget._replace(loss=budget.loss - 1)
         if s.down:
@@ -200,9 +253,9 @@ def overdue(s: Sibling, m: gate.Member) -> bool:
     return m.belief is not gate.Belief.PARKED or (h.vm > 0) != (m.attached > 0)
 
 
-def timed_out(spec: hyperthread.Spec, s: Sibling, budget: Budget) -> SiblingMove:
+def timed_out(model: Model, spec: hyperthread.Spec, s: Sibling, budget: Budget) -> SiblingMove:
     t = stepped(spec, s, hyperthread.TIMEOUT)
-    return settled(spec, Label(spec.ht, "asks again"), actor(Who.TIME, spec.ht), t, budget)
+    return settled(model, spec, Label(spec.ht, "asks again"), actor(Who.TIME, spec.ht), t, budget)
 
 
 def unread(s: Sibling, inc: int) -> int:
@@ -225,7 +278,7 @@ def killed(s: Sibling, unsent: int) -> Sibling:
 # --- what others do to it ---------------------------------------------------------------------------------
 
 
-def touched(spec: hyperthread.Spec, s: Sibling, touch: Touch) -> Sibling:
+def touched(model: Model, spec: hyperthread.Spec, s: Sibling, touch: Touch) -> Sibling:
     """Return the sibling after something was done to it."""
     what, words, process = touch.what, s.words, s.process
     if what is Touched.PENDING:
@@ -237,6 +290,8 @@ def touched(spec: hyperthread.Spec, s: Sibling, touch: Touch) -> Sibling:
         assert order is not None
         gone = isinstance(process, Dead) or process.inc != order.inc or process.phase is Phase.STOPPED
         return s if gone else s._replace(down=(*s.down, order))
+    if what is Touched.TAINTED or what is Touched.FLUSHED:
+        return s._replace(words=words._replace(tainted=what is Touched.TAINTED))
     if what is Touched.KICKS:
         return numbers.with_kicks(s, touch.number)
     if what is Touched.ROUNDS:
@@ -246,7 +301,8 @@ def touched(spec: hyperthread.Spec, s: Sibling, touch: Touch) -> Sibling:
     if what is Touched.KILLED:
         return killed(s, touch.number)
     if what is Touched.WIPED:
-        return s._replace(words=Words(request=words.request))
+        arrived = max(words.arrived, touch.number)
+        return s._replace(words=Words(request=words.request, arrived=arrived, tainted=words.tainted))
     if not isinstance(process, Dead):
         assert what in (Touched.BURIED, Touched.UNBURIED), f"{what.name} is for the dead"
         return s
@@ -257,13 +313,14 @@ def touched(spec: hyperthread.Spec, s: Sibling, touch: Touch) -> Sibling:
     if what is Touched.BURIED:
         return s._replace(process=process._replace(buried=process.buried or touch.number in (0, process.inc)))
     assert what is Touched.BORN
-    return born(spec, process.inc + 1, touch.number, s)
+    return born(model, spec, process.inc + 1, touch.number, s)
 
 
-def born(spec: hyperthread.Spec, inc: int, coord: int, s: Sibling) -> Sibling:
+def born(model: Model, spec: hyperthread.Spec, inc: int, coord: int, s: Sibling) -> Sibling:
     """Return the sibling with a new process, which has said that it is ready. Its numbers start at the base."""
     process = hyperthread.born(inc, coord, s.words.request)._replace(req=numbers.BASE)
-    return settled(spec, Label(spec.ht, "is born"), 0, s._replace(process=process), Budget()).sibling
+    s = s._replace(process=process)
+    return settled(model, spec, Label(spec.ht, "is born"), 0, s, Budget()).sibling
 
 
 def posted(link: UpLink, report: Report) -> UpLink:

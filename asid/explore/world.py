@@ -12,7 +12,7 @@ from itertools import product
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from asid.core import gate, hyperthread
-from asid.core.events import Report, Timer
+from asid.core.events import Kick, Mode, Report, Timer
 from asid.core.guarantees import CoreView
 from asid.explore import desk, numbers, siblings
 from asid.explore.parts import (
@@ -46,6 +46,15 @@ OwnStep = tuple[int, int, Touches, int]  # what happened, what it adds to the wo
 DeskStep = tuple[int, int, int, Touches]  # what happened, desk, budget, touches
 
 
+def spec_of(model: Model, ht: int) -> hyperthread.Spec:
+    """Return what a hyperthread of the model is told at its birth."""
+    others = tuple(other for other in range(model.siblings) if other != ht)
+    return hyperthread.Spec(
+        ht, others, model.kick, model.guarded, model.idle_kick, model.flush, model.nmi_isolated, False, model.apic,
+        model.icr_fix,
+    )  # fmt: skip
+
+
 class Death(NamedTuple):
     """The coordinator is told of it by the daemon."""
 
@@ -77,8 +86,9 @@ class World:
     def __init__(self, model: Model) -> None:
         self.model = model
         n = self.n = model.siblings
-        self.specs = tuple(hyperthread.Spec(ht, tuple(o for o in range(n) if o != ht), model.kick) for ht in range(n))
-        self.gate_spec = gate.Spec(model.rooms, model.overtakes_max)
+        self.specs = tuple(spec_of(model, ht) for ht in range(n))
+        self.together = model.kick is Kick.RENDEZVOUS
+        self.gate_spec = gate.Spec(model.rooms, model.overtakes_max, model.host_alone, self.together)
         self.siblings: Interner[Sibling] = Interner()
         self.desks: Interner[Desk] = Interner()
         self.budgets: Interner[Budget] = Interner()
@@ -100,8 +110,8 @@ class World:
     # --- worlds -------------------------------------------------------------------------------------------
 
     def initial(self) -> int:
-        empty = Sibling(Dead(0), Words(request=numbers.BASE), (), ())
-        parts = [self.siblings(siblings.born(spec, 1, 1, empty)) for spec in self.specs]
+        empty = Sibling(Dead(0), Words(request=numbers.BASE, tainted=self.model.taints), (), ())
+        parts = [self.siblings(siblings.born(self.model, spec, 1, 1, empty)) for spec in self.specs]
         parts += [self.desks(desk.opened(self.model, self.gate_spec)), self.budgets(self.model.budget)]
         return sum(part << at for part, at in zip(parts, self.at, strict=True))
 
@@ -114,7 +124,8 @@ class World:
         """Return the world as the guarantees see it."""
         hts, d, _ = self.parts(world)
         processes = tuple(None if isinstance(s.process, Dead) else s.process for s in hts)
-        return CoreView(processes, tuple(s.words.pending for s in hts), None if isinstance(d.gate, Down) else d.gate)
+        pending, tainted = (tuple(getattr(s.words, word) for s in hts) for word in ("pending", "tainted"))
+        return CoreView(processes, pending, None if isinstance(d.gate, Down) else d.gate, tainted)
 
     def label(self, move: int) -> Label:
         return self.moves.things[move][0]
@@ -154,6 +165,8 @@ class World:
         for ht in range(n):
             part = parts[ht]
             others = raised & ~(1 << ht)
+            if self.together:
+                others |= self._absent(part, parts)
             key = (b << BITS | part) << n | others
             steps = self._own[ht].get(key)
             if steps is None:
@@ -166,6 +179,14 @@ class World:
                     after += (self._renumber(ht, d, renumbered) - d) << self.desk_at
                 found.append((move, after))
         return found
+
+    def _absent(self, part: int, parts: list[int]) -> int:
+        """Return the bits of those whom a sibling is to meet and who have not arrived."""
+        things = self.siblings.things
+        h = things[part].process
+        if isinstance(h, Dead) or not h.party:
+            return 0
+        return sum(1 << o for o in range(self.n) if h.party >> o & 1 and things[parts[o]].words.arrived < h.round)
 
     def _work_out(self, ht: int, part: int, b: int, raised: int) -> Iterable[OwnStep]:
         """Yield the steps of one sibling by itself."""
@@ -182,7 +203,7 @@ class World:
         key = (ht, part, touch)
         after = self._touched.get(key)
         if after is None:
-            s = siblings.touched(self.specs[ht], self.siblings.things[part], self.touches.things[touch])
+            s = siblings.touched(self.model, self.specs[ht], self.siblings.things[part], self.touches.things[touch])
             after = self._touched[key] = self.siblings(s)
         return after
 
@@ -240,12 +261,23 @@ class World:
         after = world + ((d - parts[n]) << self.desk_at) + ((b - parts[n + 1]) << self.budget_at)
         if touches:
             now = parts[:n]
+            if self.model.taints:
+                touches = (*self._left_behind(parts, touches), *touches)
             for ht, touch in touches:
                 now[ht] = self._touch(ht, now[ht], touch)
             for ht in range(n):
                 if now[ht] != parts[ht]:
                     after += (now[ht] - parts[ht]) << self.at[ht]
         return move, after
+
+    def _left_behind(self, parts: list[int], touches: Touches) -> Touches:
+        """Return what a fence does to the buffers: whom it kills in HOST had loaded something until then."""
+        for ht, touch in touches:
+            process = self.siblings.things[parts[ht]].process
+            killed = self.touches.things[touch].what is Touched.KILLED
+            if killed and not isinstance(process, Dead) and process.mode is Mode.HOST:
+                return self._numbered(Touch(other, Touched.TAINTED) for other in range(self.n))
+        return ()
 
     def _audible(self, ht: int, part: int) -> tuple[tuple[int, int], ...]:
         """Return what the coordinator can hear of a sibling now, and the sibling after it was heard."""
@@ -305,7 +337,7 @@ class World:
         d = parts[self.n]
         for ht, again, timer in self._overdue(world):
             if again:
-                m = siblings.timed_out(self.specs[ht], hts[ht], budget)
+                m = siblings.timed_out(self.model, self.specs[ht], hts[ht], budget)
                 after = world + ((self.siblings(m.sibling) - parts[ht]) << self.at[ht])
                 after += (self._renumber(ht, d, m.renumbered) - d) << self.desk_at
                 found.append((self.moves((m.label, m.actor)), after))

@@ -106,8 +106,8 @@ def likely_of_hyperthread(ht: int, s: HyperthreadState) -> tuple[hyperthread.Eve
 def likely_of_gate(spec: gate.Spec, g: GateState) -> list[gate.Event]:
     """What may come to a quiet gate that is worth a thought: somebody's leave, and then the answers to its kicks."""
     events: list[gate.Event] = []
-    if not spec.exclusive:
-        return events
+    if not spec.host_alone:
+        return events  # nobody asks for HOST
     for ht, m in enumerate(g.members):
         if m.kicked:
             said, want, mode, lease, round_ = Said.ANSWER, Want.ASK, Mode.PARKED, False, 0

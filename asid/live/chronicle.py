@@ -11,15 +11,15 @@ import time
 from typing import Protocol
 
 from asid.core.events import Kick, Mode, Order
-from asid.core.hyperthread import WORK, HyperthreadState, Phase, set_mode
+from asid.core.hyperthread import WORK, HyperthreadState, Phase, Spec, set_mode
 from asid.core.record import bucket_of
 from asid.guest.base import Exit
 from asid.live.notebook import RAW, Notebook, Tally, exit_data
 
 TO_GUEST = (set_mode(Mode.GUEST),)
 _NAMES = tuple(mode.name for mode in Mode)
-_VIA = {Kick.ACK: "grant", Kick.SEND: "send", Kick.BARE: "bare"}
-_KIND = {Kick.ACK: "ack", Kick.SEND: "send", Kick.BARE: "bare"}
+_VIA = {kick: kick.name.lower() for kick in Kick} | {Kick.ACK: "grant", Kick.RENDEZVOUS: "grant"}
+_KIND = {kick: kick.name.lower() for kick in Kick}
 
 
 class Eyes(Protocol):
@@ -55,8 +55,9 @@ class Chronicle:
             data["via"] = via
         return data
 
-    def mode_set(self, before: HyperthreadState, after: HyperthreadState, kick: Kick) -> None:
+    def mode_set(self, before: HyperthreadState, after: HyperthreadState, spec: Spec) -> None:
         new = after.mode
+        kick = self._kick_of(before, spec)
         if new is Mode.ENTER and self.mode is not Mode.GUEST:
             new = Mode.ISOLATED  # where a handler that interrupted an entry comes back to
         if new is Mode.GUEST:
@@ -83,6 +84,12 @@ class Chronicle:
             wait_ns = now - self._wanted_ns
             data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": wait_ns}
             self.notebook.note("leave", data, after.round, key)
+
+    def _kick_of(self, state: HyperthreadState, spec: Spec) -> Kick:
+        """Return how this leave treats its siblings: what is to be seen of it, not what the policy says."""
+        if state.phase is Phase.HOSTING and spec.idle_kick is not None and not state.flag and state.session:
+            return spec.idle_kick
+        return spec.kick
 
     def _leave_guest(self, vm: int) -> None:
         """Note the ISOLATED of a fast exit, late: something else than guest comes of it."""
@@ -146,8 +153,12 @@ class Chronicle:
         data = exit_data(event.reason, event.isa, True, 1, took, took, took, [(bucket_of(took), 1)])
         self.notebook.note("exit", data, round_)
 
-    def ipi(self, target: int, state: HyperthreadState) -> None:
-        why = state.frames[-1].what.name.lower() if state.frames else "send"
+    def flushed(self, cost_ns: int, round_: int) -> None:
+        """The buffers were cleared on the way into guest."""
+        self.notebook.note("flush", {"what": "data", "cost_ns": cost_ns}, round_)
+
+    def ipi(self, target: int, state: HyperthreadState, spec: Spec) -> None:
+        why = state.frames[-1].what.name.lower() if state.frames else spec.kick.name.lower()
         self.notebook.note("ipi", {"to": target, "why": why}, state.round)
 
     def interrupt_begins(self, what: str, number: int, merged: int, state: HyperthreadState) -> None:

@@ -26,8 +26,11 @@ from asid.live.link import Link
 from asid.live.node import Frames, Node, ParentGone, prepare_child, ring_doorbell
 from asid.live.notebook import Notebook
 from asid.live.page import (
+    ARRIVED,
     DEPTH,
     FLAG,
+    ICR,
+    ICR2,
     INSNS,
     KICK_INSNS,
     KICK_NUMBER,
@@ -36,6 +39,7 @@ from asid.live.page import (
     PENDING,
     REQUEST,
     ROUND,
+    TAINT,
     CorePage,
     base_of,
 )
@@ -69,7 +73,7 @@ class Coordinator:
         self.after_ns[Timer.KICK] = kick_ns
         self.after_ns[Timer.REKICK] = int(kick_ns * REKICK_PART)
         self.after_ns[Timer.RESYNC] = RESYNC_DEADLINE_NS
-        self.spec = gate.Spec(make_policy(birth.policy, birth.kick).rooms)
+        self.spec = make_policy(birth.policy, birth.kick).gate_spec()
         self.state = gate.opened(self.spec, birth.inc, birth.siblings, birth.attached)
         self.quiet: list[dict[str, Any]] = []  # policy changes that wait until nobody holds a lease
         self.holders: set[str] = set()  # what holds the gate closed
@@ -121,7 +125,7 @@ class Coordinator:
 
     def decide(self, state: gate.GateState, event: gate.Event) -> Decision:
         after, actions = gate.step(self.spec, state, event)
-        broken = of_gate(after) if self.spec.exclusive else None
+        broken = of_gate(after, self.spec.host_alone) if self.spec.exclusive else None
         assert broken is None, f"{self.birth.name}: {broken}, after {event}"
         return after, actions, notes_of(state, event, after, actions)
 
@@ -178,7 +182,7 @@ class Coordinator:
             self.quiet.append(message)
             return
         elif op == "policy":
-            self.spec = gate.Spec(make_policy(message["name"], message["kick"]).rooms)
+            self.spec = make_policy(message["name"], message["kick"]).gate_spec()
             self.state = self.state._replace(turn=0)
             self.ahead.forget()
         if op == "gate":
@@ -257,8 +261,10 @@ class Coordinator:
             data = {"number": words[base + REQUEST], "for_ht": for_ht}
             self.notebook.note("gate.kick", data, self.state.round, self.cause, ht=ht)
         elif do is Do.WIPE:
-            for field in (PENDING, FLAG, DEPTH):
+            for field in (PENDING, FLAG, DEPTH, ICR2, ICR):
                 words[base + field] = 0
+            words[base + ARRIVED] = max(words[base + ARRIVED], number)
+            words[base + TAINT] += words[base + MODE] & 0xFF == Mode.HOST  # what it loaded until it died
             words[base + MODE] = Mode.OFFLINE
             self.page.fence()
             for other in range(self.birth.siblings):

@@ -15,6 +15,7 @@ from typing import Any
 import zmq
 
 from asid import wire
+from asid.core import apic
 from asid.core import hyperthread as core
 from asid.core.events import Action, Do, Mode, Order, Said, Seen
 from asid.core.guarantees import of_hyperthread
@@ -31,9 +32,13 @@ from asid.live.link import Link
 from asid.live.node import Frames, Node, ParentGone, hush_doorbell, prepare_child, ring_doorbell
 from asid.live.notebook import Notebook
 from asid.live.page import (
+    ARRIVED,
+    CLEAN,
     COUNT_BITS,
     DEPTH,
     FLAG,
+    ICR,
+    ICR2,
     INSNS,
     KICK_INSNS,
     KICK_NUMBER,
@@ -42,6 +47,7 @@ from asid.live.page import (
     NMI,
     PENDING,
     REQUEST,
+    TAINT,
     WATCHED,
     CorePage,
     base_of,
@@ -52,6 +58,9 @@ from asid.live.traps import step_name, trap_of
 from asid.live.vcpu import Vcpu
 from asid.targets import resolve
 
+# Clearing the buffers of a core. What is known of a flush of the L1D is its theory, 512 to 768 cycles for a writeback
+# of all of it, up to twice that; nobody has published a measured figure.
+FLUSH_NS = 400
 TALLY_NS = 100_000_000  # fast exits are noted at least this often
 READY_NS = 50_000_000  # a new hyperthread that hears nothing says again that it is there, ever more seldom
 READY_NS_MAX = 10_000_000_000
@@ -105,9 +114,13 @@ class Hyperthread:
         self.link.tell({"op": "up"})
 
     def set_policy(self, name: str, kick: str) -> None:
+        config = self.birth.config
         self.policy = make_policy(name, kick)
         self.ahead.forget()
-        self.spec = core.Spec(self.birth.ht, self.siblings, self.policy.kick, self.policy.guarded)
+        self.spec = self.policy.hyperthread_spec(
+            self.birth.ht, self.siblings, apic=apic.BY_NAME[config.apic.mode], icr_fix=config.apic.icr_fix,
+            nmi_isolated=config.policy.nmi == "isolated",
+        )  # fmt: skip
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -146,9 +159,9 @@ class Hyperthread:
     def take_interrupts(self) -> None:
         """Let an injected NMI or #MC in, between any two actions. What comes during one is latched: one more."""
         words, own = self.words, self.own
-        if words[own + NMI] != self.nmis and core.may_interrupt(self.state, What.NMI):
+        if words[own + NMI] != self.nmis and core.may_interrupt(self.spec, self.state, What.NMI):
             self.nmis = self.deliver("nmi", words[own + NMI], self.nmis, core.NMI)
-        if words[own + MCE] != self.mces and core.may_interrupt(self.state, What.MCE):
+        if words[own + MCE] != self.mces and core.may_interrupt(self.spec, self.state, What.MCE):
             self.mces = self.deliver("mce", words[own + MCE], self.mces, core.MCE)
 
     def deliver(self, what: str, word: int, before: int, event: core.Event) -> int:
@@ -175,15 +188,14 @@ class Hyperthread:
             self.words[self.own + MODE] = int(action.a) | before.vm << 8  # type: ignore[arg-type]
             if action.a is core.MODE_ENTER:
                 self.page.fence()
+            elif core.taints(before.mode, action.a):  # type: ignore[arg-type]
+                self.words[self.own + TAINT] += 1
         elif do is core.DO_LOOK:
             event = core.Event(core.WHAT_PERFORMED, None, self.look())
         elif do is Do.SEND:
             self.send(action.a)  # type: ignore[arg-type]
         elif do is Do.IPI:
-            target = int(action.a)  # type: ignore[arg-type]
-            self.words[base_of(target) + PENDING] = 1
-            ring_doorbell(self.birth.doorbells[target].fd)
-            self.chronicle.ipi(target, before)
+            self.interrupt(int(action.a))  # type: ignore[arg-type]
         elif do is Do.WAKE:
             ring_doorbell(self.birth.doorbells[int(action.a)].fd)  # type: ignore[arg-type]
         elif do is Do.CLEAR_PENDING:
@@ -195,17 +207,53 @@ class Hyperthread:
         elif do is Do.SET_DEPTH:
             self.words[self.own + DEPTH] = int(action.a)  # type: ignore[arg-type]
             self.page.fence()
-        elif not self.work(before):
-            return
+        elif do is Do.WORK:
+            if not self.work(before):
+                return
+        else:
+            self.perform_rare(action)
         self.step(event)
         if do is core.DO_SET_MODE:
-            self.chronicle.mode_set(before, self.state, self.spec.kick)
+            self.chronicle.mode_set(before, self.state, self.spec)
             if self.words[WATCHED]:
                 self.chronicle.moved(before, self.state)
         elif do is core.DO_LOOK:
             self.chronicle.looked(before, self.state, self)
         if before.frames and len(self.state.frames) < len(before.frames):
             self.chronicle.interrupt_ends(before, self.state)
+
+    def perform_rare(self, action: Action) -> None:
+        """What belongs to one kind of APIC, of kick or of policy."""
+        do, words, own = action.do, self.words, self.own
+        if do is Do.FLUSH:
+            visits = self.page.visits()  # what comes after this look is not flushed for certain
+            self.spin(FLUSH_NS)
+            words[own + CLEAN] = visits
+            self.page.fence()
+            self.chronicle.flushed(FLUSH_NS, self.state.round)
+        elif do is Do.ARRIVE:
+            words[own + ARRIVED] = max(words[own + ARRIVED], int(action.a))  # type: ignore[arg-type]
+            self.page.fence()
+        elif do is Do.ICR2 or do is Do.ICR:
+            found = apic.Registers(words[own + ICR2], words[own + ICR])
+            words[own + ICR2], words[own + ICR] = apic.written(found, action, self.birth.ht, self.siblings)
+        else:
+            assert do is Do.ICR_IDLE, f"nobody performs {do.name}"
+            self.deliver_bus()
+
+    def deliver_bus(self) -> None:
+        """The IPI on the bus arrives: at the latest when its sender waits for that."""
+        targets = self.words[self.own + ICR]
+        for target in range(self.birth.siblings):
+            if targets >> target & 1:
+                self.interrupt(target)
+        self.words[self.own + ICR] = 0
+
+    def interrupt(self, target: int) -> None:
+        """Set a pending bit, a sibling's or our own, and wake its owner."""
+        self.words[base_of(target) + PENDING] = 1
+        ring_doorbell(self.birth.doorbells[target].fd)
+        self.chronicle.ipi(target, self.state, self.spec)
 
     def look(self) -> Seen:
         words, own = self.words, self.own
@@ -214,7 +262,13 @@ class Hyperthread:
             if words[at]:
                 holders = True
                 break
-        return Seen(words[own + PENDING] != 0, words[own + REQUEST], holders)
+        tainted = self.spec.flush and self.page.tainted()
+        return Seen(words[own + PENDING] != 0, words[own + REQUEST], holders or self.absent(), tainted)
+
+    def absent(self) -> bool:
+        """Whether anybody of the party has not arrived."""
+        party, round_ = self.state.party, self.state.round
+        return party != 0 and any(party >> o & 1 and self.words[base_of(o) + ARRIVED] < round_ for o in self.siblings)
 
     def blocker(self) -> int:
         """The first sibling whose flag or depth is raised, for the record; -1 for none."""
@@ -289,7 +343,7 @@ class Hyperthread:
         """Nothing to do but to be told: orders, doorbells, time-outs."""
         phase, kicked = self.state.phase, self.kicked()
         if phase is Phase.HELD:
-            if kicked or not self.page.holders(self.siblings):
+            if kicked or not (self.page.holders(self.siblings) or self.absent()):
                 self.step(core.DOORBELL)
                 return
         elif kicked:

@@ -6,6 +6,9 @@ clears), 8-byte aligned, so no read is torn. A memfd handed down to the children
     core lines          ROUND, KICKS           written by the coordinator: numbers it must not give out twice
                         WATCHED                written by the daemon: somebody wants to see every change of mode
     hyperthread lines   MODE FLAG DEPTH INSNS  written by the hyperthread
+                        ARRIVED                round of the last meeting it came to (a dead one's: the coordinator)
+                        TAINT CLEAN            its visits to HOST, and what the visits of all came to at its last flush
+                        ICR2 ICR               its local APIC: the destination, and whom an IPI is on its way to
                         REQUEST                written by the coordinator: number of the kick that stands
                         KICK_NUMBER KICK_INSNS written by the coordinator after a kick is visible: INSNS by then,
                                                which counts the instruction that was in flight (see hyperthread.retire)
@@ -25,15 +28,15 @@ from typing import Final
 
 LINE_WORDS: Final = 8  # one 64-byte line
 CORE_LINES: Final = 3
-HT_LINES: Final = 10
+HT_LINES: Final = 15
 
 ROUND: Final = 0 * LINE_WORDS
 KICKS: Final = 1 * LINE_WORDS
 WATCHED: Final = 2 * LINE_WORDS
 
-MODE, FLAG, DEPTH, INSNS, REQUEST, PENDING, NMI, MCE, KICK_NUMBER, KICK_INSNS = (
-    line * LINE_WORDS for line in range(HT_LINES)
-)
+(
+    MODE, FLAG, DEPTH, INSNS, REQUEST, PENDING, NMI, MCE, KICK_NUMBER, KICK_INSNS, ARRIVED, TAINT, CLEAN, ICR2, ICR,
+) = (line * LINE_WORDS for line in range(HT_LINES))  # fmt: skip
 
 
 def base_of(ht: int) -> int:
@@ -85,6 +88,23 @@ class CorePage:
         """Return whether any of these siblings has its flag or depth raised."""
         words = self.words
         return any(words[base_of(other) + FLAG] or words[base_of(other) + DEPTH] for other in siblings)
+
+    def tainted(self) -> bool:
+        """Return whether anybody worked in HOST since the last flush of anybody.
+
+        Both counts only grow, so the sum of the visits says which of them a flush had seen.
+        """
+        words = self.words
+        visits = flushed = 0
+        for ht in range(self.siblings):
+            base = base_of(ht)
+            visits += words[base + TAINT]
+            flushed = max(flushed, words[base + CLEAN])
+        return visits > flushed
+
+    def visits(self) -> int:
+        """Return the visits to HOST of all siblings, begun and ended."""
+        return sum(self.words[base_of(ht) + TAINT] for ht in range(self.siblings))
 
     def close(self) -> None:
         self.words.release()

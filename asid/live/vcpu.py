@@ -156,10 +156,10 @@ class Vcpu:
     def exits(self, event: Exit) -> None:
         """One VM exit. A fast one that needs no time is done here, unless somebody watches; the rest in steps."""
         ht = self.ht
-        if ht.policy.needs_full(event.full):
+        if ht.policy.needs_full(event.full, event.reason):
             ht.chronicle.wants_host(event.reason)
             self.until_ns = HOST_BEGINS
-            ht.step(core.FULL_EXIT)
+            ht.step(core.IDLE_EXIT if event.wake_ns else core.FULL_EXIT)
         elif event.service_ns or self.words[WATCHED]:
             ht.step(core.FAST_EXIT)
         else:
@@ -254,7 +254,7 @@ class Vcpu:
             return
         if ht.notebook.full:
             ht.notebook.flush()
-        if ht.policy.needs_full(event.full) or event.service_ns or self.words[WATCHED]:
+        if ht.policy.needs_full(event.full, event.reason) or event.service_ns or self.words[WATCHED]:
             if self.retire():
                 self.aside = (self.exit, self.until_ns)
                 self.exit = event

@@ -1,4 +1,4 @@
-"""Exposure while the run goes on: how long a sibling was in guest beside an NMI, a #MC or a `send` leave.
+"""Exposure while the run goes on: how long a sibling was in guest beside an NMI, a #MC, a `send` or a `stun` leave.
 
 The audit measures the same from the whole journal; this one keeps a little of each hyperthread's past, so that the
 daemon can say it at any moment. An overlap is counted once, when the second of its two intervals ends, and for the
@@ -13,7 +13,7 @@ from collections.abc import Container
 from asid.core.record import Record
 from asid.report.sums import Place, Sums
 
-INVOLUNTARY = frozenset({"nmi", "mce", "send"})
+INVOLUNTARY = frozenset({"nmi", "mce", "send", "stun"})
 PAST_KEPT = 4096  # intervals of one hyperthread; a guest that nobody kicks may outlast many NMIs of its sibling
 
 GUEST = 0

@@ -110,7 +110,7 @@ def _finding_lines(guarantee: str, finding: Mapping[str, Any]) -> list[str]:
 
 def _exposure_lines(exposure: Mapping[str, Any]) -> list[str]:
     if not exposure.get("count"):
-        return ["Exposure: none (no guest beside an NMI, a #MC or a send leave)."]
+        return ["Exposure: none (no guest beside an NMI, a #MC, a send or a stun leave)."]
     out = [
         f"Exposure: {exposure['count']:,} x, p50 {format_ns(exposure['p50_ns'])},"
         f" p99 {format_ns(exposure['p99_ns'])}, max {format_ns(exposure['max_ns'])} of a guest beside"

@@ -188,7 +188,7 @@ def test_nosmt_runs_one_vcpu_of_the_core_at_a_time(make_core):
 
 
 def test_policy_none_excludes_nobody(make_core):
-    core = make_core((1, 2), Kick.BARE, gate.Spec(rooms=Rooms.ALL))
+    core = make_core((1, 2), Kick.BARE, gate.Spec(rooms=Rooms.ALL, host_alone=False))
     core.attach(0, 1)
     core.hear(0)
     core.hear(1)

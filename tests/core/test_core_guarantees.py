@@ -21,11 +21,12 @@ ISOLATED_2 = leased(Mode.ISOLATED, vm=2)
 NMI = Frame(What.NMI, (LOOK,), Mode.ISOLATED)
 
 
-def core(*hts, pending=(), beliefs=(), coord=1, **gate):
+def core(*hts, pending=(), beliefs=(), coord=1, tainted=(), **gate):
     """A core of these hyperthreads; `beliefs`: the gate's, in order; without, no coordinator runs."""
     bits = tuple(ht in pending for ht in range(len(hts)))
     members = tuple(Member(inc=1, belief=belief) for belief in beliefs)
-    return CoreView(hts, bits, GateState(coord=coord, members=members)._replace(**gate) if beliefs else None)
+    state = GateState(coord=coord, members=members)._replace(**gate) if beliefs else None
+    return CoreView(hts, bits, state, tuple(ht in tainted for ht in range(len(hts))))
 
 
 SESSION, IS_PARKED, UNKNOWN = Belief.SESSION, Belief.PARKED, Belief.UNKNOWN
@@ -59,6 +60,11 @@ GOOD_AND_BAD = {
         core(leased(Mode.HOST, depth=1, frames=(NMI,))),
         core(leased(Mode.HOST, depth=1)),
         "h0 publishes depth 1 with 0 handlers under way",
+    ),
+    "G9": (
+        core(leased(), PARKED, pending=(0,), tainted=(0, 1)),
+        core(leased(), PARKED, tainted=(0, 1)),
+        "h0 may run guest instructions while the buffers hold what was loaded in HOST or by another lease",
     ),
     "G11": (
         core(None, None, beliefs=(SESSION, UNKNOWN)),

@@ -15,7 +15,7 @@ from asid.errors import ProtocolFault
 def test_every_phase_has_a_cell_for_every_event_and_every_order():
     assert set(TABLE) == set(ORDERS) == set(Phase)
     cells = {hyperthread.DO, hyperthread.IGNORE, hyperthread.REJECT}
-    assert all(len(row) == len(What) - 3 and set(row) <= cells for row in TABLE.values())
+    assert all(len(row) == len(What) - 4 and set(row) <= cells for row in TABLE.values())
     assert all(len(row) == len(Bid) and set(row) <= cells for row in ORDERS.values())
 
 
@@ -392,8 +392,8 @@ def test_a_second_nmi_is_latched_by_the_hardware(core):
     """Row 36: not on top of the first."""
     core.enter(0)
     core.happen(0, hyperthread.NMI)
-    assert not hyperthread.may_interrupt(core.at(0), What.NMI)
-    assert hyperthread.may_interrupt(core.at(0), What.MCE)
+    assert not hyperthread.may_interrupt(core.specs[0], core.at(0), What.NMI)
+    assert hyperthread.may_interrupt(core.specs[0], core.at(0), What.MCE)
 
 
 def test_nmis_on_all_siblings_at_once_all_return(make_core):

@@ -37,7 +37,7 @@ def toctou(stack: ExitStack) -> None:
             return s._replace(phase=Phase.HELD)
         return s._replace(phase=Phase.ENTERING, session=True, todo=(up, set_mode(Mode.GUEST)))
 
-    def on_exit(spec: hyperthread.Spec, s: HyperthreadState, full: bool) -> HyperthreadState:
+    def on_exit(spec: hyperthread.Spec, s: HyperthreadState, full: bool, idle: bool = False) -> HyperthreadState:
         down = Action(Do.SET_FLAG, 0)
         return s._replace(phase=Phase.LEAVING, todo=(set_mode(Mode.ISOLATED), down, hyperthread.LOOK))
 
@@ -273,8 +273,8 @@ def born_before_the_wipe(stack: ExitStack) -> None:
     """Whom the old coordinator had buried is born again while the next one is about to wipe its words."""
     real = siblings.touched
 
-    def touched(spec: hyperthread.Spec, s: Sibling, touch: Touch) -> Sibling:
-        return s if touch.what is Touched.UNBURIED else real(spec, s, touch)
+    def touched(model: Model, spec: hyperthread.Spec, s: Sibling, touch: Touch) -> Sibling:
+        return s if touch.what is Touched.UNBURIED else real(model, spec, s, touch)
 
     put(stack, siblings, "touched", touched)
 

@@ -13,13 +13,13 @@ from asid.core.events import Action, Do, Mode, Seen
 from asid.core.gate import GateState
 from asid.core.hyperthread import HyperthreadState, Phase, set_mode
 from asid.explore import siblings
-from asid.explore.parts import Dead, Sibling, Touch, Touched
+from asid.explore.parts import Dead, Model, Sibling, Touch, Touched
 
 # --- kicks and the way in ---------------------------------------------------------------------------------
 
 
 def host_first(stack: ExitStack) -> None:
-    def on_exit(spec: hyperthread.Spec, s: HyperthreadState, full: bool) -> HyperthreadState:
+    def on_exit(spec: hyperthread.Spec, s: HyperthreadState, full: bool, idle: bool = False) -> HyperthreadState:
         kicks = tuple(Action(Do.IPI, other) for other in spec.siblings)
         todo = (set_mode(Mode.ISOLATED), set_mode(Mode.HOST), Action(Do.SET_FLAG, 1), *kicks)
         return s._replace(phase=Phase.HOSTING, todo=todo)
@@ -45,11 +45,11 @@ def saved_ipis(stack: ExitStack) -> None:
     """No IPI to a sibling whose published mode says that it is not on its way into guest."""
     real = siblings.touched
 
-    def touched(spec: hyperthread.Spec, s: Sibling, touch: Touch) -> Sibling:
+    def touched(model: Model, spec: hyperthread.Spec, s: Sibling, touch: Touch) -> Sibling:
         alive = not isinstance(s.process, Dead)
         if alive and touch.what is Touched.PENDING and s.process.mode not in (Mode.ENTER, Mode.GUEST):
             return s
-        return real(spec, s, touch)
+        return real(model, spec, s, touch)
 
     put(stack, siblings, "touched", touched)
 
@@ -60,7 +60,7 @@ def check_before_publish_saved_ipis(stack: ExitStack) -> None:
 
 
 def no_flag(stack: ExitStack) -> None:
-    def on_exit(spec: hyperthread.Spec, s: HyperthreadState, full: bool) -> HyperthreadState:
+    def on_exit(spec: hyperthread.Spec, s: HyperthreadState, full: bool, idle: bool = False) -> HyperthreadState:
         kicks = tuple(Action(Do.IPI, other) for other in spec.siblings)
         todo = (set_mode(Mode.ISOLATED), *kicks, set_mode(Mode.HOST))
         return s._replace(phase=Phase.HOSTING, todo=todo)

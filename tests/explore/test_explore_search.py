@@ -165,9 +165,9 @@ def test_a_killed_process_may_not_have_sent_its_newest_reports():
 
 
 def test_messages_of_the_dead_may_arrive_after_those_of_the_next_life():
-    s = siblings.born(hyperthread.Spec(0, ()), 1, 1, EMPTY)
+    s = siblings.born(Model((1,)), hyperthread.Spec(0, ()), 1, 1, EMPTY)
     s = siblings.killed(s, 0)
-    s = siblings.born(hyperthread.Spec(0, ()), 2, 1, s)
+    s = siblings.born(Model((1,)), hyperthread.Spec(0, ()), 2, 1, s)
     assert [inc for inc, _ in s.up] == [1, 2]
     assert [inc for inc, _ in siblings.taken(s.up, 2)] == [1]
 

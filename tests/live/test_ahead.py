@@ -129,7 +129,7 @@ def test_a_hyperthread_that_thinks_does_what_one_does_that_does_not(walk):
                 event = hyperthread.Event(What.PERFORMED, seen=seen)
         elif event is hyperthread.PERFORMED:
             continue
-        if event is hyperthread.NMI and not hyperthread.may_interrupt(plain, What.NMI):
+        if event is hyperthread.NMI and not hyperthread.may_interrupt(SPEC, plain, What.NMI):
             continue
         try:
             expected = hyperthread.step(SPEC, plain, event)
@@ -217,7 +217,7 @@ def test_an_ordinary_leave_is_foreseen_to_its_end(leaver):
 
 
 def test_nothing_is_foreseen_of_a_gate_that_excludes_nobody():
-    assert likely_of_gate(gate.Spec(gate.Rooms.ALL), Machine().gate) == []
+    assert likely_of_gate(gate.Spec(gate.Rooms.ALL, host_alone=False), Machine().gate) == []
 
 
 def test_the_limit_leaves_room_for_two_siblings():

@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 
 from asid.live import ring as ring_
 from asid.live.page import (
+    ARRIVED,
+    CLEAN,
     CORE_LINES,
     COUNT_BITS,
     DEPTH,
     FLAG,
     HT_LINES,
+    ICR,
+    ICR2,
     INSNS,
     KICK_INSNS,
     KICK_NUMBER,
@@ -29,6 +33,7 @@ from asid.live.page import (
     PENDING,
     REQUEST,
     ROUND,
+    TAINT,
     WATCHED,
     CorePage,
     base_of,
@@ -39,7 +44,9 @@ from asid.live.page import (
 )
 from asid.live.ring import RING_BYTES, Ring, make_ring
 
-FIELDS = (MODE, FLAG, DEPTH, INSNS, REQUEST, PENDING, NMI, MCE, KICK_NUMBER, KICK_INSNS)
+FIELDS = (
+    MODE, FLAG, DEPTH, INSNS, REQUEST, PENDING, NMI, MCE, KICK_NUMBER, KICK_INSNS, ARRIVED, TAINT, CLEAN, ICR2, ICR,
+)  # fmt: skip
 
 
 # --- page -------------------------------------------------------------------------------------------------
@@ -52,6 +59,24 @@ def test_every_word_has_a_cache_line_of_its_own(siblings):
     assert len(set(lines)) == len(lines) == CORE_LINES + siblings * HT_LINES
     assert all(word % LINE_WORDS == 0 for word in words), "8-byte words at the start of 64-byte lines are never torn"
     assert page_bytes(siblings) == len(lines) * 64
+
+
+def test_a_flush_covers_the_visits_before_it_and_none_after():
+    fd = make_page(0, 2)
+    page = CorePage(fd, 2)
+    try:
+        assert not page.tainted(), "nobody has been in HOST"
+        page.words[base_of(1) + TAINT] += 1
+        assert page.tainted()
+        seen = page.visits()
+        page.words[base_of(0) + TAINT] += 1  # while the flush goes on
+        page.words[base_of(0) + CLEAN] = seen
+        assert page.tainted(), "it began before that visit"
+        page.words[base_of(1) + CLEAN] = page.visits()
+        assert not page.tainted(), "a flush is for the whole core, whoever makes it"
+    finally:
+        page.close()
+        os.close(fd)
 
 
 def test_two_mappings_of_a_page_show_the_same_words():
