@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from asid.audit.frame import Frame
-from asid.audit.regime import UNSAID, Regime
+from asid.audit.regime import INVOLUNTARY, UNSAID, Regime
 from asid.audit.rows import DoneRow, GateRow, InjectRow, IntrRow, IpiRow, LongWait, ModeRow, ProcessRow, SeenRow
 from asid.core.record import RECORD_TYPES, Record, bucket_of, fault_of
 
@@ -64,6 +64,8 @@ class Counts:
         self.gate_wait_max_ns = 0
         self.leave_wait: dict[int, int] = {}
         self.leave_wait_max_ns = 0
+        self.fast_ns = 0  # in the handlers of fast exits
+        self.kicks_sent = 0  # IPIs of leaves that asked no gate
 
 
 class History:
@@ -237,6 +239,8 @@ class History:
         self.counts.exits += n
         if record.data["full"]:
             self.counts.full += n
+        else:
+            self.counts.fast_ns += record.data["sum_ns"]
         if self._exits_open:
             self._count_injected(record, n)
 
@@ -286,6 +290,7 @@ class History:
         row = IpiRow(record.ts, record.seq, record.data["to"], record.data["why"])
         self._own(record).ipis.setdefault(record.ht, []).append(row)
         self.counts.ipis += 1
+        self.counts.kicks_sent += row.why not in INVOLUNTARY
 
 
 _HANDLERS: dict[str, Callable[[History, Record], None]] = {

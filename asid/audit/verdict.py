@@ -17,6 +17,7 @@ from asid.audit.checks import g1_admission, g4_kick, g5_rounds
 from asid.audit.exclusion import KICKING, g2_exclusion, g3_one_vm
 from asid.audit.excuses import Excuses
 from asid.audit.finding import BROKEN, NOT_EXERCISED, Finding, Violation, name_of
+from asid.audit.guest_time import guest_time
 from asid.audit.handlers import g10_interrupts
 from asid.audit.history import CoreHistory, History, gather
 from asid.audit.injections import g8_injections
@@ -152,7 +153,7 @@ def judge(history: History, damage: str | None = None) -> Verdict:
         reasons.append(idle)
     broken = any(finding.state == BROKEN for finding in findings)
     verdict = FAIL if broken and certain else UNKNOWN if reasons else PASS
-    figures = _figures(history, findings, held)
+    figures = _figures(history, findings, held) | guest_time(history, intervals)
     return Verdict(verdict, reasons, dict(history.begin), findings, _windows(overlaps), figures, _changes(history))
 
 
@@ -236,6 +237,7 @@ def _figures(history: History, findings: list[Finding], held: dict[int, dict[int
         "grants_void": sum(_unused(history, core, held[number]) for number, core in history.cores.items()),
         "kicks": counts.kicks,
         "kicks_per_s": round(counts.kicks / seconds, 1),
+        "kicks_sent": counts.kicks_sent,
         "kicks_seen": counts.kicks_seen,
         "kicks_avoidable": counts.avoidable,
         "fences": counts.fences,
