@@ -62,6 +62,7 @@ VERBS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         (
             ("run", "up, drive, down and verdict of one configuration"),
             ("replay", "drive the live machine with a recorded trace"),
+            ("compare", "the same load under several policies, interleaved repeats"),
             ("explore", "every interleaving within bounds; counterexamples as schedules"),
             ("audit", "check every guarantee again from the journal of a run"),
             ("bench", "speed of this build beside the bare limit of this machine"),
