@@ -1,4 +1,4 @@
-"""Guest time: what of a run its vCPUs spent in guest, from the journal."""
+"""Figures that comparisons need: what of a run its vCPUs spent in guest, and which kicks asked no gate."""
 
 from __future__ import annotations
 
@@ -49,3 +49,13 @@ def test_of_a_run_in_which_nobody_ran_there_is_none():
     tale = Tale(vcpus=2)
     tale.end(200)
     assert shares(tale) == (0, 0, 0)
+
+
+def test_kicks_that_asked_no_gate_are_counted_apart_from_interrupts():
+    tale = Tale(kick="send", smt=4)
+    tale.enter(0, 0)
+    tale.ipis(50, 0, "send")
+    tale.ipis(60, 1, "nmi")
+    tale.ipis(70, 1, "mce", (0,))
+    figures = tale.end(200).figures
+    assert (figures["kicks_sent"], figures["ipis"], figures["kicks"]) == (3, 7, 0)
