@@ -75,8 +75,12 @@ def _of_policy(name: str, kicks: Sequence[str]) -> list[Variant]:
 
 
 def _unpromised(policy: Policy) -> frozenset[str]:
-    """Nobody to kick is a promise kept (`nosmt`); nobody kicked, with siblings in guest, is none made."""
-    kept = policy.guarded and (policy.kick is not Kick.BARE or policy.rooms is Rooms.HYPERTHREAD)
+    """Nobody to kick is a promise kept (`nosmt`); nobody kicked, with siblings in guest, is none made.
+
+    That is so for one kind of exit, too: `kick-except-idle` kicks nobody when its guest idles.
+    """
+    kicks = (policy.kick, policy.idle_kick)
+    kept = policy.guarded and (Kick.BARE not in kicks or policy.rooms is Rooms.HYPERTHREAD)
     return frozenset() if kept else UNPROMISED
 
 
