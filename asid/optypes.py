@@ -229,11 +229,14 @@ class InjectMceArgs(Args, frozen=True):
 
 
 class InjectIrqArgs(Args, frozen=True):
-    """Device interrupts. Each waits until its target is in guest and is an EXTERNAL_INTERRUPT exit there, handled in
-    the full address space. `vector` goes into the inject record, and changes nothing else."""
+    """Device interrupts, taken wherever the target stands: in guest (an EXTERNAL_INTERRUPT exit), in the isolated
+    address space, in HOST, or parked, with or without a vCPU. `full`: whether the handler touches what the isolated
+    address space does not map, and so makes a leave first; auto is yes. `vector` goes into the inject record, and
+    changes nothing else."""
 
     target: Target
     vector: Annotated[int, Meta(ge=32, le=255)] = 236
+    full: Literal["auto", "yes", "no"] = "auto"
     count: Count = 1
     rate_hz: RateHz = 0
     wait: bool = False

@@ -83,12 +83,17 @@ def _g1_siblings(finding: Finding, history: History, number: int, core: CoreHist
             known[row.ht] = ("TOLD", 0, row)
         elif row.kind == "gate.ask" and row.ht in known and row.number != known[row.ht][2].number:
             known[row.ht] = ("OUT", 0, row)  # as to an admission: who asks anew has none, and will not use the last
-        elif row.kind in ("gate.done", "gate.answer", "gate.dead", "gate.idle", "gate.bye"):
+        elif row.kind in ("gate.done", "gate.answer", "gate.dead", "gate.idle", "gate.bye") or _parked(row):
             known[row.ht] = ("OUT", 0, row)
         elif row.kind in ("gate.resync", "gate.ready"):
             # With `send` a hyperthread leaves HOST without a word, so its report of HOST may be over by now.
             sure = row.mode == "HOST" and history.regime(row.ts).via == "grant"
             known[row.ht] = ("HOST" if sure else "TOLD", 0, row)
+
+
+def _parked(row: GateRow) -> bool:
+    """Tell whether a leave came from one that holds no lease, and will use none that is under way."""
+    return row.kind == "gate.leave" and row.mode == "PARKED"
 
 
 def g4_kick(history: History) -> Finding:

@@ -94,7 +94,7 @@ def grants(finding: Finding, history: History, number: int, core: CoreHistory) -
             kicked.pop(ht, None)
             if _mode_at(core, ht, row.ts) not in IN_LEASE:
                 leased.pop(ht, None)
-        elif kind in HANDED_BACK:
+        elif kind in HANDED_BACK or (kind == "gate.leave" and row.mode == "PARKED"):
             if kind != "gate.ask" or (ht in leased and leased[ht].number != row.number):
                 leased.pop(ht, None)  # a repetition of the ask that the lease answers had only crossed it
             if kind in ("gate.answer", "gate.dead", "gate.ready"):

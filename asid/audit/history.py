@@ -256,6 +256,12 @@ class History:
             elif row.reason == record.data["reason"] and row.ts <= record.ts <= (done[0].ts if done else record.ts):
                 self.exits_of[id_] += n
 
+    def _on_irq(self, record: Record) -> None:
+        """An injected interrupt that did not hit the guest: as good as the exit it would have been."""
+        id_ = record.data["id"]
+        if id_ in self.exits_of:
+            self.exits_of[id_] += 1
+
     def _on_wait(self, record: Record) -> None:
         core, counts, wait_ns = self._own(record), self.counts, record.data.get("wait_ns", 0)
         core.waited.setdefault(record.ht, []).append((record.seq, record.type))
@@ -309,6 +315,7 @@ _HANDLERS: dict[str, Callable[[History, Record], None]] = {
     "gate.wait": History._on_wait,
     "held": History._on_wait,
     "intr": History._on_intr,
+    "irq": History._on_irq,
     "kick.seen": History._on_seen,
     "ipi": History._on_ipi,
 }

@@ -11,7 +11,13 @@ from asid.errors import ConfigError
 from asid.units import parse_duration_ns, parse_rate_hz
 
 KINDS = ("exit", "nmi", "mce", "irq", "stall", "kill")
-ONLY = {"reason": ("exit",), "for": ("stall",), "coordinator": ("kill",), "broadcast": ("mce",)}
+ONLY = {
+    "reason": ("exit",),
+    "full": ("exit", "irq"),
+    "for": ("stall",),
+    "coordinator": ("kill",),
+    "broadcast": ("mce",),
+}
 NO_COUNT = ("stall", "kill")
 
 
@@ -22,6 +28,7 @@ NO_COUNT = ("stall", "kill")
 @click.argument("what", type=click.Choice(KINDS))
 @click.argument("target")
 @click.option("--reason", metavar="R", help="Exit reason, the kernel's name. [default: EPT_VIOLATION]")
+@click.option("--full", type=click.Choice(["yes", "no"]), help="Needs the full address space. [an exit: its table's]")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, metavar="N")
 @click.option("--rate", metavar="R/s", help="So many a second; without it all at once.")
 @click.option("--for", "duration", metavar="D", help="How long a stall lasts. [default: 100ms]")
@@ -57,6 +64,8 @@ def arguments(what: str, *, wait: bool, **options: Any) -> dict[str, Any]:
             args["rate_hz"] = round(parse_rate_hz(options["rate"]))
     if options["reason"]:
         args["reason"] = options["reason"].upper()
+    if options.get("full"):
+        args["full"] = options["full"]
     if options["duration"]:
         args["for_ms"] = parse_duration_ns(options["duration"]) // 1_000_000
     if options["broadcast"]:

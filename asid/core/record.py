@@ -151,6 +151,12 @@ _CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
         "end of a handler; depth 1 is the outermost, merged counts the NMIs that became this one",
     ),
     (
+        "irq",
+        "hyperthread",
+        f"id:int from:{_MODE} full:bool took_ns:int",
+        "an external interrupt that did not hit the guest was handled; full: it made a leave first",
+    ),
+    (
         "kick.seen",
         "hyperthread",
         f"number:int was:{_MODE} avoidable:bool insns?:int",
@@ -170,7 +176,12 @@ _CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
         "buffers were cleared before a guest entry; everything loaded on this core before is gone",
     ),
     ("gate.ask", "coordinator", "vm:int req:int", "a hyperthread wants to enter guest"),
-    ("gate.leave", "coordinator", "req:int reason:str", "a hyperthread wants the full address space"),
+    (
+        "gate.leave",
+        "coordinator",
+        f"req:int reason:str mode?:{_MODE}",
+        "a hyperthread wants the full address space; PARKED when it holds no lease and will use none that is under way",
+    ),
     ("gate.admit", "coordinator", "vm:int req:int inc:int", "a lease was granted"),
     ("gate.kick", "coordinator", "number:int for_ht:int", "a lease was called back, for the leave of for_ht"),
     ("gate.answer", "coordinator", f"number:int was:{_MODE}", "a kick was answered: out of guest, lease handed back"),

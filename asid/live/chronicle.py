@@ -11,7 +11,7 @@ import time
 from typing import Protocol
 
 from asid.core.events import Kick, Mode, Order
-from asid.core.hyperthread import WORK, HyperthreadState, Phase, Spec, set_mode
+from asid.core.hyperthread import WORK, HyperthreadState, Phase, Spec, What, set_mode
 from asid.core.record import bucket_of
 from asid.guest.base import Exit
 from asid.live.notebook import RAW, Notebook, Tally, exit_data
@@ -166,6 +166,8 @@ class Chronicle:
         self._interrupts.append((what, number, merged, time.monotonic_ns(), mode))
 
     def interrupt_ends(self, before: HyperthreadState, after: HyperthreadState) -> None:
+        if before.frames[-1].what is What.IRQ:
+            return  # see `interrupt_handled`
         what, number, merged, begin_ns, mode = self._interrupts.pop()
         assert what == before.frames[-1].what.name.lower(), "handlers end innermost first"
         data = {
@@ -177,6 +179,11 @@ class Chronicle:
             "from": mode.name,
         }
         self.notebook.note("intr", data, after.round)
+
+    def interrupt_handled(self, number: int, mode: Mode, full: bool, took_ns: int, round_: int) -> None:
+        """An external interrupt that did not hit the guest was handled."""
+        where = Mode.ISOLATED if mode is Mode.ENTER else mode
+        self.notebook.note("irq", {"id": number, "from": where.name, "full": full, "took_ns": took_ns}, round_)
 
     def flush(self, round_: int) -> None:
         self.tally.note(self.notebook, round_)

@@ -83,7 +83,8 @@ def _told(before: GateState, r: Report, round_: int) -> list[Note]:
     elif r.said is Said.ANSWER:
         notes.append(Note("gate.answer", {"number": r.answered, "was": mode.name}, round_, r.ht))
     elif r.said is Said.LEAVE:
-        notes.append(Note("gate.leave", {"req": r.req, "reason": ""}, round_, r.ht))
+        parked = {} if r.session else {"mode": mode.name}
+        notes.append(Note("gate.leave", {"req": r.req, "reason": "", **parked}, round_, r.ht))
     elif r.said in _PLAIN:
         notes.append(Note(_PLAIN[r.said], {}, round_, r.ht))
     if r.want is Want.ASK and (m.req != r.req or m.want is not r.want):

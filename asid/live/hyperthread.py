@@ -28,6 +28,7 @@ from asid.live import sockets
 from asid.live.ahead import Ahead, likely_of_hyperthread
 from asid.live.birth import Birth
 from asid.live.chronicle import Chronicle
+from asid.live.irqs import Irqs
 from asid.live.link import Link
 from asid.live.node import Frames, Node, ParentGone, hush_doorbell, prepare_child, ring_doorbell
 from asid.live.notebook import Notebook
@@ -102,6 +103,7 @@ class Hyperthread:
             slow.delay_ns for slow in birth.config.faults.slow if place in resolve(slow.target, topology)
         )
         self.vcpu = Vcpu(self)
+        self.irqs = Irqs(self)
         context = sockets.new_context()
         name = f"ht{birth.ht}.{birth.inc}".encode()
         self.gate = sockets.gate_dealer(context, Path(birth.gate_path), name)
@@ -163,6 +165,8 @@ class Hyperthread:
             self.nmis = self.deliver("nmi", words[own + NMI], self.nmis, core.NMI)
         if words[own + MCE] != self.mces and core.may_interrupt(self.spec, self.state, What.MCE):
             self.mces = self.deliver("mce", words[own + MCE], self.mces, core.MCE)
+        if self.irqs.due():
+            self.irqs.take()
 
     def deliver(self, what: str, word: int, before: int, event: core.Event) -> int:
         """Take an interrupt line's word; return what was taken. All that came since the last one are one."""
@@ -221,6 +225,7 @@ class Hyperthread:
             self.chronicle.looked(before, self.state, self)
         if before.frames and len(self.state.frames) < len(before.frames):
             self.chronicle.interrupt_ends(before, self.state)
+            self.irqs.frame_ended(before)
 
     def perform_rare(self, action: Action) -> None:
         """What belongs to one kind of APIC, of kick or of policy."""
@@ -336,8 +341,9 @@ class Hyperthread:
         return bool(self.words[self.own + REQUEST] != self.state.answered)
 
     def interrupted(self) -> bool:
-        """Whether an NMI or #MC waits to be taken."""
-        return self.words[self.own + NMI] != self.nmis or self.words[self.own + MCE] != self.mces
+        """Whether an interrupt waits to be taken."""
+        words, own = self.words, self.own
+        return words[own + NMI] != self.nmis or words[own + MCE] != self.mces or self.irqs.due()
 
     def waiting(self) -> None:
         """Nothing to do but to be told: orders, doorbells, time-outs."""
@@ -397,6 +403,9 @@ class Hyperthread:
         if op == "exit":
             event = Exit(0, message["reason"], message["isa"], message["service_ns"], message["full"], 0)
             self.vcpu.inject(message["id"], event, message["n"])
+        elif op == "irq":
+            event = Exit(0, message["reason"], message["isa"], message["service_ns"], message["full"], 0)
+            self.irqs.raise_line(message["id"], event, message["n"])
         elif op == "refuse":
             self.vcpu.refuse()
         elif op == "vcpu":

@@ -102,7 +102,7 @@ class Injector:
             child = self._machine.child((core, ht))
             if child is None or not child.up:
                 raise absent((core, ht), f"inject.{batch.what}", self._machine.stays_away((core, ht)))
-            if batch.what in MESSAGES and self._machine.vcpu((core, ht))[0] == 0:
+            if batch.what == "exit" and self._machine.vcpu((core, ht))[0] == 0:
                 raise Conflict(
                     f"c{core}h{ht} runs no vCPU, so it never exits",
                     where=f"inject.{batch.what}",
@@ -156,11 +156,11 @@ class Injector:
                 opened = self._open(batch, place, n)
                 if child is None:
                     self._done(opened, place, "lost", "the hyperthread died")
-                elif self._machine.vcpu(place)[0] == 0:
+                elif batch.what == "exit" and self._machine.vcpu(place)[0] == 0:
                     self._done(opened, place, "refused", TAKEN_AWAY)
                 else:
                     self._messages[opened.id] = (place, opened)
-                    self._machine.tell(child, {"op": "exit", "id": opened.id, "n": n, **batch.details})
+                    self._machine.tell(child, {"op": batch.what, "id": opened.id, "n": n, **batch.details})
             else:
                 for _ in range(n):
                     self._signal(batch, place, child)

@@ -220,7 +220,7 @@ class Operations(Procedures):
         if isinstance(args, t.InjectExitArgs):
             details = exit_details(args.reason, args.full)
         elif isinstance(args, t.InjectIrqArgs):
-            details = {**exit_details("EXTERNAL_INTERRUPT", "yes"), "vector": args.vector}
+            details = {**exit_details("EXTERNAL_INTERRUPT", args.full), "vector": args.vector}
         elif isinstance(args, t.InjectStallArgs):
             details = {"for_ns": args.for_ms * 1_000_000}
         count = getattr(args, "count", 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from asid.core import hyperthread as core
+from asid.core.events import Mode
 from asid.guest.base import Exit, Source
 from asid.live.ahead import QUIET_NS
 from asid.live.fast import Left, run_fast
@@ -43,6 +44,8 @@ class Vcpu:
         self.injected: deque[list[Any]] = deque()  # [id, Exit, to be done, refused]
         self.from_injection = False
         self.aside: tuple[Exit | None, int] = (None, 0)  # the source's exit and its time, while an injected one is had
+        # While an interrupt is handled in HOST: the exit and the time it came in between, and whether the vCPU sleeps.
+        self.between: tuple[Exit | None, int, bool] | None = None
         self.until_ns = 0  # when the guest's next exit, the work in HOST or a halt's wake-up is due
         self.looked_ns = 0  # when the sockets were last looked at from a busy guest
 
@@ -274,6 +277,23 @@ class Vcpu:
 
     # --- in HOST, and halted ------------------------------------------------------------------------------
 
+    def interrupted(self, event: Exit, *, halted: bool) -> None:
+        """An external interrupt is about to be handled in HOST; what it came in between goes on afterwards."""
+        self.between = (self.exit, self.until_ns, halted)
+        self.exit, self.until_ns = event, HOST_BEGINS
+
+    def interrupt_over(self) -> None:
+        """The interrupt was handled. A guest that it hit has had an exit; one that sleeps goes on, unless it is due."""
+        assert self.between is not None
+        ht, event = self.ht, self.exit
+        self.exit, self.until_ns, halted = self.between
+        self.between = None
+        if event is not None and ht.irqs.begun is not None and ht.irqs.begun[1] is Mode.GUEST:
+            ht.chronicle.full_exit(event, ht.state.round)
+        ht.irqs.handled(full=True)
+        ht.chronicle.wants_guest()
+        ht.step(core.HALT if halted and not self.wakes(self.now_ns()) else core.WORKED)
+
     def in_host(self) -> None:
         """Work in the full address space. A kick is answered meanwhile; the lease is not needed here."""
         ht, event = self.ht, self.exit
@@ -288,6 +308,9 @@ class Vcpu:
             return
         if left_ns > 0:
             ht.spin(left_ns)
+        if self.between is not None:
+            self.interrupt_over()
+            return
         halts = event is not None and event.wake_ns > 0
         if event is not None:
             ht.chronicle.full_exit(event, ht.state.round)

@@ -203,13 +203,18 @@ def test_a_number_that_is_no_injections_is_not_taken(machine):
     assert not machine.injector.on_done(77)
 
 
-@pytest.mark.parametrize("what", ["exit", "irq"])
-def test_a_hyperthread_without_a_vcpu_takes_no_exits(machine, what):
+def test_a_hyperthread_without_a_vcpu_takes_no_exits(machine):
     machine.vcpus[H1] = (0, 0)
     with pytest.raises(Conflict, match="no vCPU"):
-        machine.inject(what, H0, H1)
+        machine.inject("exit", H0, H1)
     assert machine.notes == machine.told == []
     machine.inject("nmi", H1)
+
+
+def test_a_hyperthread_without_a_vcpu_takes_interrupts(machine):
+    machine.vcpus[H1] = (0, 0)
+    machine.inject("irq", H1, details={"reason": "EXTERNAL_INTERRUPT"})
+    assert [told["op"] for told in machine.told] == ["irq"]
 
 
 @pytest.mark.parametrize("left", [3, 1])
