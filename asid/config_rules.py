@@ -20,7 +20,7 @@ from asid.config import (
     Vm,
 )
 from asid.core.exits import canonical
-from asid.core.policy import NAMES
+from asid.core.policy import POLICIES
 from asid.errors import AsidError, ConfigError
 from asid.targets import Place, Topology, format_place, resolve
 from asid.units import format_ns, parse_duration_ns, parse_rate_hz
@@ -98,9 +98,10 @@ def _machine(config: Config) -> None:
 
 def _policy(config: Config) -> None:
     name = config.policy.name
-    if name not in NAMES:
-        near = get_close_matches(name, NAMES, 1) or ["asi"]
-        raise RuleBroken("policy.name", name, allowed=_one_of(NAMES), hint=f"Did you mean {near[0]}?")
+    if name not in POLICIES:
+        from asid.policies import find
+
+        _checked("policy.name", name, find)
     if not config.apic.icr_fix and config.apic.mode != "xapic":
         raise RuleBroken(
             "apic.icr_fix", False, state=f'apic.mode is "{config.apic.mode}"', allowed="true; only xapic has an ICR2",
@@ -238,10 +239,6 @@ def _checked(key: str, value: str, read: Callable[[str], T]) -> T:
         # Only a refusal of the grammar repeats the value; others say what there is not.
         state = refused.state or ("" if isinstance(refused, ConfigError) else refused.what.partition(": ")[2])
         raise RuleBroken(key, value, state=state, allowed=refused.allowed, hint=refused.hint) from None
-
-
-def _one_of(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:-1]) + " or " + names[-1]
 
 
 def _free_hint(config: Config, taken: dict[Place, str]) -> str:

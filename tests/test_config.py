@@ -119,7 +119,7 @@ def test_the_whole_of_the_language_is_read(tmp_path):
         ("polcy = 1", "polcy = 1 (unknown key)", "Did you mean policy?"),
         ("[zzzzz]\na = 1", ":1: zzzzz", "asid schema config lists every key."),
         ('[policy]\nkick = "akc"', "must be ack, send, rendezvous or stun", "Did you mean ack?"),
-        ('[policy]\nname = "asj"', "must be none, nosmt, core-sched,", "Did you mean asi?"),
+        ('[policy]\nname = "asj"', "must be one of none, nosmt, core-sched,", "Did you mean asi?"),
         ('[policy]\nkick_deadline = "4ms"', "must be 5.0ms to 400.0ms", "Try 5.0ms."),
         ('[policy]\nkick_deadline = "5"', "must be a duration", ""),
         ('[policy]\nturn = "0s"', "policy.turn", ""),

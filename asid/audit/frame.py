@@ -72,13 +72,13 @@ class Frame:
         if not 1 <= data["cores"] <= CORES_MAX or data["smt"] not in SIBLINGS:
             return f"there is no machine of {data['cores']} cores with {data['smt']} hyperthreads each"
         self.cores, self.smt = data["cores"], data["smt"]
-        return _unknown(data["policy"], data["kick"])
+        return _unknown(data.get("like", data["policy"]), data["kick"])
 
     def _fault_of_policy(self, data: dict[str, Any]) -> str | None:
         before, self.policy = self.policy, data["new"]
         if before and before != data["old"]:
             return f"the policy changed from {data['old']!r:.40}, but {before!r:.40} was in force"
-        return _unknown(data["new"], data["kick"])
+        return _unknown(data.get("like", data["new"]), data["kick"])
 
 
 def _unknown(policy: str, kick: str) -> str | None:

@@ -68,6 +68,12 @@ class Counts:
         self.kicks_sent = 0  # IPIs of leaves that asked no gate
 
 
+def _regime(record: Record, word: str) -> Regime:
+    """Return what is in force from a record on; `word` is where it names the policy."""
+    data = record.data
+    return Regime(record.ts, record.seq, data[word], data["kick"], data.get("like", ""))
+
+
 class History:
     """All of a run. Feed it with `add`, then call `finish` once."""
 
@@ -102,7 +108,7 @@ class History:
     @property
     def gateless(self) -> bool:
         """Whether no policy of the run has a gate."""
-        return all(regime.policy == "none" for regime in self.regimes) if self.regimes else False
+        return all(regime.rules == "none" for regime in self.regimes) if self.regimes else False
 
     @property
     def complete(self) -> bool:
@@ -188,10 +194,10 @@ class History:
         if fault := self.frame.begin(record):
             self._fault(f"record {record.seq}: {fault}")
         self.begin, self.begin_ts = record.data, record.ts
-        self.regimes.insert(0, Regime(record.ts, record.seq, record.data["policy"], record.data["kick"]))
+        self.regimes.insert(0, _regime(record, "policy"))
 
     def _on_policy(self, record: Record) -> None:
-        self.regimes.append(Regime(record.ts, record.seq, record.data["new"], record.data["kick"]))
+        self.regimes.append(_regime(record, "new"))
 
     def _on_end(self, record: Record) -> None:
         self.ended = str(record.data["reason"])

@@ -22,26 +22,34 @@ class Regime(NamedTuple):
     seq: int
     policy: str
     kick: str
+    like: str = ""  # of a user's own policy: the one whose promises it makes
+
+    @property
+    def rules(self) -> str:
+        """The policy whose promises are judged."""
+        return self.like or self.policy
 
     @property
     def guarded(self) -> bool:
         """Whether siblings heed each other at all."""
-        return self.policy not in UNGUARDED
+        return self.rules not in UNGUARDED
 
     @property
     def rooms_are_vms(self) -> bool:
         """Whether the gate's turns are those of VMs (with `nosmt` they are those of hyperthreads)."""
-        return self.policy not in ("none", "nosmt")
+        return self.rules not in ("none", "nosmt")
 
     @property
     def via(self) -> str:
         """How a voluntary leave reaches HOST; empty when that is not known."""
-        return "bare" if self.policy in BARE else VIA_OF_KICK.get(OWN_KICK.get(self.policy, self.kick), "")
+        return "bare" if self.rules in BARE else VIA_OF_KICK.get(OWN_KICK.get(self.rules, self.kick), "")
 
     @property
     def vias(self) -> tuple[str, ...]:
         """Every way in which a voluntary leave may reach HOST."""
-        return (self.via, "bare") if self.policy in IDLES_BARE else (self.via,)
+        if self.rules in IDLES_BARE:
+            return self.via, "bare"
+        return (self.via, "grant") if self.rules == "nosmt" else (self.via,)  # an interrupt finds a parked sibling
 
     def exposes(self, via: str) -> bool:
         """Say whether HOST reached this way may be beside a guest that has not looked at its pending bit yet."""

@@ -123,9 +123,9 @@ def _chosen(given: dict[str, Any]) -> list[tuple[str, Model]]:
 
 def _own(given: dict[str, Any]) -> Model | None:
     """Return the model that the options describe, None without them."""
+    from asid import policies
     from asid.core.apic import BY_NAME
     from asid.core.events import Kick
-    from asid.core.policy import make_policy
     from asid.explore.models import of_policy
     from asid.explore.parts import Budget, Model
 
@@ -154,7 +154,7 @@ def _own(given: dict[str, Any]) -> Model | None:
     kick = given["kick"] or "ack"
     name = given["policy"] or ("none" if kick == "bare" else "")
     if name:
-        return of_policy(make_policy(name, "ack" if kick == "bare" else kick), vms, **words)
+        return of_policy(policies.make(name, "ack" if kick == "bare" else kick), vms, **words)
     return Model(vms, Kick[kick.upper()], halts=given["halts"], **words)
 
 

@@ -88,6 +88,7 @@ __all__ = [
 ]  # fmt: skip
 
 LOOK: Final = Action(Do.LOOK)
+LOOK_AGAIN: Final = Action(Do.LOOK, 1)  # after a flush
 WORK: Final = Action(Do.WORK)
 CLEAR_PENDING: Final = Action(Do.CLEAR_PENDING)
 FLUSH: Final = Action(Do.FLUSH)
@@ -236,7 +237,7 @@ def on_performed(spec: Spec, s: HyperthreadState, seen: Seen | None) -> Hyperthr
         s = moved(s, s.phase, s.mode, rest)
         if act.do is DO_LOOK:
             assert seen is not None, "a look without what it saw"
-            return on_look(spec, s, seen)
+            return on_look(spec, s, seen, True) if act.a else on_look(spec, s, seen)
     value = act.a
     if act.do is DO_SET_MODE:
         assert isinstance(value, Mode)
@@ -269,8 +270,12 @@ def taints(before: Mode, after: Mode) -> bool:
     return before is MODE_HOST or after is MODE_HOST
 
 
-def on_look(spec: Spec, s: HyperthreadState, seen: Seen) -> HyperthreadState:
-    """Act on what the look saw: a standing request first, then siblings that keep us out, then the pending bit."""
+def on_look(spec: Spec, s: HyperthreadState, seen: Seen, flushed: bool = False) -> HyperthreadState:
+    """Act on what the look saw: a standing request first, then siblings that keep us out, then the pending bit.
+
+    flushed: the buffers were flushed just now. Where a sibling may work in HOST unheeded they are tainted again and
+    again, and one flush an entry has to do; nobody would ever get in.
+    """
     if seen.request != s.answered:
         return on_kick(spec, s, seen.request)
     if s.phase is PHASE_ENTERING or s.phase is PHASE_HELD:
@@ -281,14 +286,19 @@ def on_look(spec: Spec, s: HyperthreadState, seen: Seen) -> HyperthreadState:
             # Clear, then look again: whoever set it wrote its request before, so the second look sees that.
             return s._replace(phase=PHASE_ENTERING, todo=(CLEAR_PENDING, LOOK))
         if s.mode is MODE_ENTER:
-            if seen.tainted and spec.flush:
-                return s._replace(todo=(FLUSH, LOOK))
+            if seen.tainted and spec.flush and not (flushed and unheeded(spec)):
+                return s._replace(todo=(FLUSH, LOOK_AGAIN))
             s = s._replace(party=0) if s.party else s
             return s._replace(todo=TO_GUEST)
         return s._replace(phase=PHASE_ENTERING, todo=ENTRY)
     if seen.pending:
         return s._replace(todo=(CLEAR_PENDING, LOOK))
     return s
+
+
+def unheeded(spec: Spec) -> bool:
+    """Say whether siblings may work in HOST while this hyperthread runs guest instructions."""
+    return not spec.guarded or spec.idle_kick is Kick.BARE
 
 
 def on_kick(spec: Spec, s: HyperthreadState, number: int) -> HyperthreadState:
@@ -488,7 +498,7 @@ def on_irq(spec: Spec, s: HyperthreadState, full: bool) -> HyperthreadState:
     if s.phase is PHASE_HOSTING:
         return s
     if full:
-        return leave(spec, s, spec.kick)
+        return leave(spec, s, spec.kick if s.session or spec.irq_kick is None else spec.irq_kick)
     out: tuple[Action, ...] = ()
     if s.phase is PHASE_GUEST:
         out = (set_mode(MODE_ISOLATED),)

@@ -86,6 +86,7 @@ class Spec:
     kick: Kick = Kick.ACK
     guarded: bool = True  # heeds siblings in HOST, and kicks them from NMI and #MC; False under `none`
     idle_kick: Kick | None = None  # of a leave for idling; None: as every other
+    irq_kick: Kick | None = None  # of a leave for an interrupt without a lease; None: as every other
     flush: bool = False  # the buffers are flushed before an entry when they hold what they must not
     nmi_isolated: bool = False  # handlers of NMI and #MC are mapped in the isolated address space
     irqs_off: bool = False  # a fast exit is handled with interrupts off

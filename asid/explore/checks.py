@@ -51,10 +51,14 @@ def sight(h: HyperthreadState, tainted: bool) -> Sight:
 
 
 class Checks:
-    """The checks of one search, with everything they were already asked."""
+    """The checks of one search, with everything they were already asked. only: the guarantees to look at, None: all."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, only: frozenset[str] | None = None) -> None:
         self.world = world
+        names = (EACH, GATE, TOGETHER)
+        self.each, self.gate, self.together = (
+            tuple(name for name in some if only is None or name in only) for some in names
+        )
         self.seen: dict[tuple[int, ...], tuple[str, str] | None] = {}  # together: by numbers of Seen
         self._sights: list[int] = []  # by sibling part
         self._ids: dict[Seen, int] = {}
@@ -104,7 +108,7 @@ class Checks:
         seen = [self.sights[number] for number in together]
         processes = cast(tuple[HyperthreadState | None, ...], tuple(s for s, _ in seen))
         tainted = tuple(s is not None and s.tainted for s, _ in seen)
-        return first_broken(TOGETHER, CoreView(processes, tuple(pending for _, pending in seen), None, tainted))
+        return first_broken(self.together, CoreView(processes, tuple(pending for _, pending in seen), None, tainted))
 
     def _of_one(self, ht: int, part: int, d: int) -> tuple[str, str] | None:
         s = self.world.siblings.things[part]
@@ -117,11 +121,11 @@ class Checks:
         processes = [None] * self.world.n
         processes[ht] = s.process  # type: ignore[call-overload]
         view = CoreView(tuple(processes), (False,) * self.world.n, None if isinstance(gate, Down) else gate)
-        return first_broken(EACH, view)
+        return first_broken(self.each, view)
 
     def _of_gate(self, d: int) -> tuple[str, str] | None:
         gate = self.world.desks.things[d].gate
-        return None if isinstance(gate, Down) else first_broken(GATE, CoreView((), (), gate))
+        return None if isinstance(gate, Down) else first_broken(self.gate, CoreView((), (), gate))
 
     def reached(self) -> Iterator[tuple[Seen, ...]]:
         """Yield every combination of sights that was checked."""

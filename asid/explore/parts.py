@@ -60,6 +60,7 @@ class Model:
     guarded: bool = True
     host_alone: bool = True
     idle_kick: Kick | None = None  # of a leave for idling; None: as every other
+    irq_kick: Kick | None = None  # of a leave for an interrupt without a lease; None: as every other
     full_exits: bool = True
     idle_exits: bool = False  # the guest may exit in order to idle
     taints: bool = False  # what the buffers hold is looked at

@@ -26,7 +26,14 @@ from asid.explore.world import FAIR, World
 
 VERSION: Final = 1
 # Fields of a model that hold a word; an empty one is None.
-ENUMS: Final[dict[str, Any]] = {"kick": Kick, "idle_kick": Kick, "rooms": Rooms, "arrivals": Arrivals, "apic": Apic}
+ENUMS: Final[dict[str, Any]] = {
+    "kick": Kick,
+    "idle_kick": Kick,
+    "irq_kick": Kick,
+    "rooms": Rooms,
+    "arrivals": Arrivals,
+    "apic": Apic,
+}
 
 
 class Planned(NamedTuple):

@@ -59,15 +59,17 @@ Tell = Callable[[int], bool]
 def search(
     model: Model, *, states_max: int = 2_000_000, depth_max: int = 1 << 30, with_progress: bool = True,
     waiting: bool = True, tell: Tell = lambda states: True, world: World | None = None,
+    only: frozenset[str] | None = None,
 ) -> Result:  # fmt: skip
     """Explore a model.
 
     `tell` is given the number of worlds so far now and then, and stops the search with False. Without `waiting` a
-    world in which nobody has to move is no violation; without `with_progress` cycles are not looked for.
+    world in which nobody has to move is no violation; without `with_progress` cycles are not looked for. `only`: the
+    guarantees to look at, None for all.
     """
     w = World(model) if world is None else world
     result = Result(model, w)
-    checks = Checks(w)
+    checks = Checks(w, only)
     first_world = w.initial()
     number = {first_world: 0}
     worlds = [first_world]

@@ -50,8 +50,8 @@ def spec_of(model: Model, ht: int) -> hyperthread.Spec:
     """Return what a hyperthread of the model is told at its birth."""
     others = tuple(other for other in range(model.siblings) if other != ht)
     return hyperthread.Spec(
-        ht, others, model.kick, model.guarded, model.idle_kick, model.flush, model.nmi_isolated, False, model.apic,
-        model.icr_fix,
+        ht, others, model.kick, model.guarded, idle_kick=model.idle_kick, irq_kick=model.irq_kick, flush=model.flush,
+        nmi_isolated=model.nmi_isolated, apic=model.apic, icr_fix=model.icr_fix,
     )  # fmt: skip
 
 

@@ -89,6 +89,8 @@ class Chronicle:
         """Return how this leave treats its siblings: what is to be seen of it, not what the policy says."""
         if state.phase is Phase.HOSTING and spec.idle_kick is not None and not state.flag and state.session:
             return spec.idle_kick
+        if spec.irq_kick is not None and not state.session:
+            return spec.irq_kick
         return spec.kick
 
     def _leave_guest(self, vm: int) -> None:

@@ -11,13 +11,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from asid import wire
+from asid import policies, wire
 from asid.core import gate
 from asid.core.events import Action, Do, Mode, Order, Timer
 from asid.core.gate import Belief, Ev
 from asid.core.guarantees import of_gate
 from asid.core.limits import REKICK_PART, RESYNC_DEADLINE_NS, STICKY_DEADLINE_NS
-from asid.core.policy import make_policy
 from asid.live import sockets
 from asid.live.ahead import QUIET_NS, Ahead, likely_of_gate
 from asid.live.birth import Birth
@@ -73,7 +72,7 @@ class Coordinator:
         self.after_ns[Timer.KICK] = kick_ns
         self.after_ns[Timer.REKICK] = int(kick_ns * REKICK_PART)
         self.after_ns[Timer.RESYNC] = RESYNC_DEADLINE_NS
-        self.spec = make_policy(birth.policy, birth.kick).gate_spec()
+        self.spec = policies.make(birth.policy, birth.kick).gate_spec()
         self.state = gate.opened(self.spec, birth.inc, birth.siblings, birth.attached)
         self.quiet: list[dict[str, Any]] = []  # policy changes that wait until nobody holds a lease
         self.holders: set[str] = set()  # what holds the gate closed
@@ -182,7 +181,7 @@ class Coordinator:
             self.quiet.append(message)
             return
         elif op == "policy":
-            self.spec = make_policy(message["name"], message["kick"]).gate_spec()
+            self.spec = policies.make(message["name"], message["kick"]).gate_spec()
             self.state = self.state._replace(turn=0)
             self.ahead.forget()
         if op == "gate":

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import zmq
 
-from asid import __version__
+from asid import __version__, policies
 from asid.config import Config, Loaded, resolved
 from asid.core.limits import DEATH_DEADLINE_NS
 from asid.core.record import Record
@@ -132,7 +132,7 @@ class Daemon(Parent):
             {
                 "name": self.config.name, "policy": policy.name, "kick": policy.kick, "seed": self.config.seed,
                 "cores": machine.cores, "smt": machine.smt, "engine": "live",
-                "vcpus": sum(vm > 0 for vm, _ in self.vcpus.values()),
+                "vcpus": sum(vm > 0 for vm, _ in self.vcpus.values()), **policies.like_of(policy.name),
             },
         )  # fmt: skip
         for core in range(machine.cores):
@@ -308,7 +308,7 @@ class Daemon(Parent):
 
     def note_policy(self, old: str, new: str, kick: str) -> None:
         self.policy, self.kick, self.coming = new, kick, None
-        self.merge.note("policy", {"old": old, "new": new, "kick": kick})
+        self.merge.note("policy", {"old": old, "new": new, "kick": kick, **policies.like_of(new)})
 
     def later(self, after_ns: int, what: Callable[[], None]) -> None:
         self._messages += 1

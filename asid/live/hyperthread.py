@@ -14,14 +14,14 @@ from typing import Any
 
 import zmq
 
-from asid import wire
+from asid import policies, wire
 from asid.core import apic
 from asid.core import hyperthread as core
 from asid.core.events import Action, Do, Mode, Order, Said, Seen
 from asid.core.guarantees import of_hyperthread
 from asid.core.hyperthread import HyperthreadState, Phase, What
 from asid.core.limits import INTERRUPT_DEPTH_MAX, MESSAGES_IN_FLIGHT_MAX, RETRY_NS
-from asid.core.policy import Policy, make_policy
+from asid.core.policies.base import Policy
 from asid.errors import AsidError
 from asid.guest.base import Exit
 from asid.live import sockets
@@ -117,7 +117,7 @@ class Hyperthread:
 
     def set_policy(self, name: str, kick: str) -> None:
         config = self.birth.config
-        self.policy = make_policy(name, kick)
+        self.policy = policies.make(name, kick)
         self.ahead.forget()
         self.spec = self.policy.hyperthread_spec(
             self.birth.ht, self.siblings, apic=apic.BY_NAME[config.apic.mode], icr_fix=config.apic.icr_fix,
@@ -261,14 +261,15 @@ class Hyperthread:
         self.chronicle.ipi(target, self.state, self.spec)
 
     def look(self) -> Seen:
+        """Read the words of the entry check, in the order that the explorer's torn looks have them."""
         words, own = self.words, self.own
+        pending, request = words[own + PENDING] != 0, words[own + REQUEST]
         holders = False
         for at in self.holds:
             if words[at]:
                 holders = True
                 break
-        tainted = self.spec.flush and self.page.tainted()
-        return Seen(words[own + PENDING] != 0, words[own + REQUEST], holders or self.absent(), tainted)
+        return Seen(pending, request, holders or self.absent(), self.spec.flush and self.page.tainted())
 
     def absent(self) -> bool:
         """Whether anybody of the party has not arrived."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from asid import optypes as t
+from asid import policies
 from asid.core.exits import TABLE_HANDLING, canonical
-from asid.core.policy import NAMES, make_policy
 from asid.errors import BadArgument, Conflict, NoSuchObject
 from asid.live.children import Place, absent
 from asid.live.injector import Batch
@@ -86,11 +86,12 @@ class Operations(Procedures):
 
     def do_policy_set(self, args: t.PolicySetArgs, client: str, ticket: int) -> Procedure:
         """Change the policy: hold all gates, wait until nobody holds a lease, tell all, release."""
+        policies.require_tested(args.name)
         try:
-            make_policy(args.name, args.kick or self.daemon.kick)
+            policies.make(args.name, args.kick or self.daemon.kick)
         except Exception as error:
             raise BadArgument(
-                str(error), where="policy.set", allowed=f"one of {', '.join(NAMES)}; ack or send"
+                str(error), where="policy.set", allowed=f"one of {', '.join(policies.names())}; a kick variant"
             ) from None
         while self._changing:  # the next one's gates must not open with this one's
             yield set()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from asid import optypes as t
+from asid import policies
 from asid.core.events import Mode
-from asid.core.policy import NAMES, make_policy
 from asid.core.record import as_map, topic_of
 from asid.errors import BadArgument
 from asid.live.children import Place
@@ -153,8 +153,8 @@ class Queries:
 
     def query_policy_list(self, args: t.Args) -> dict[str, Any]:
         rows = []
-        for name in NAMES:
-            policy = make_policy(name, self.daemon.kick)
+        for name in policies.names():
+            policy = policies.make(name, self.daemon.kick)
             rows.append({"name": name, "kick": policy.kick.name.lower(), "about": policy.about})
         return {"policies": rows, "current": self.daemon.policy, "kick": self.daemon.kick}
 

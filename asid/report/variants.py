@@ -13,8 +13,10 @@ from typing import Final
 
 from asid.core.events import Kick
 from asid.core.gate import Rooms
-from asid.core.policy import KICKS, NAMES, Policy, make_policy
+from asid.core.policies.base import Policy
+from asid.core.policy import KICKS, NAMES
 from asid.errors import ConfigError
+from asid.policies import make
 
 BASELINE: Final = "none"
 
@@ -56,7 +58,7 @@ def _of_policy(name: str, kicks: Sequence[str]) -> list[Variant]:
     refusal: ConfigError | None = None
     for kick in KICKS:
         try:
-            made[kick] = make_policy(name, kick)
+            made[kick] = make(name, kick)
         except ConfigError as refused:
             refusal = refused
     if not made:

@@ -33,6 +33,7 @@ class Policy:
     flush: ClassVar[bool] = True  # the buffers are flushed before an entry when they hold what they must not
     irqs_off: ClassVar[bool] = False  # fast exits are handled with interrupts off
     idle_kick: ClassVar[Kick | None] = None  # of a leave for idling, None for that of every other
+    irq_kick: ClassVar[Kick | None] = None  # of an interrupt that hits a parked hyperthread, None likewise
     every_exit_full: ClassVar[bool] = False
 
     def needs_full(self, full: bool, reason: str = "") -> bool:
@@ -40,23 +41,26 @@ class Policy:
         kernel's name of the exit."""
         return full or self.every_exit_full
 
+    @classmethod
+    def like(cls) -> str:
+        """Return the name of asid's own policy whose promises this one makes."""
+        if Kick.BARE in cls.kicks:
+            if cls.rooms is Rooms.ALL:
+                return "none"
+            return "nosmt" if cls.rooms is Rooms.HYPERTHREAD else "core-sched"
+        if cls.idle_kick is Kick.BARE:
+            return "kick-except-idle"
+        return "asi-stun" if cls.kicks == (Kick.STUN,) else "asi"
+
     def hyperthread_spec(
         self, ht: int, siblings: tuple[int, ...], *, apic: Apic = Apic.X2APIC, icr_fix: bool = True,
         nmi_isolated: bool = False,
     ) -> hyperthread.Spec:  # fmt: skip
         """Return what a hyperthread is told of the policy and of its APIC."""
         return hyperthread.Spec(
-            ht,
-            siblings,
-            self.kick,
-            self.guarded,
-            self.idle_kick,
-            self.flush,
-            nmi_isolated,
-            self.irqs_off,
-            apic,
-            icr_fix,
-        )
+            ht, siblings, self.kick, self.guarded, idle_kick=self.idle_kick, irq_kick=self.irq_kick, flush=self.flush,
+            nmi_isolated=nmi_isolated, irqs_off=self.irqs_off, apic=apic, icr_fix=icr_fix,
+        )  # fmt: skip
 
     def gate_spec(self) -> gate.Spec:
         """Return what a gate is told of the policy."""

@@ -14,4 +14,6 @@ class NoSmt(Policy):
     about = "one vCPU at a time on a core: nobody to kick"
     kicks = (Kick.BARE,)
     rooms = Rooms.HYPERTHREAD
+    # With SMT off an interrupt never finds a sibling. Here it may, parked, and then there is somebody to kick.
+    irq_kick = Kick.ACK
     every_exit_full = True

@@ -1,0 +1,146 @@
+"""The catalogue of records: who writes each, what is in it, what it says. `asid.core.record` gives it meaning.
+
+A field is `name:kind`; `name?:kind` is optional, and a kind with `|` lists the allowed words.
+"""
+
+from __future__ import annotations
+
+MODES = ("OFFLINE", "PARKED", "HOST", "ISOLATED", "GUEST")
+
+# How a hyperthread came to be in HOST. "grant": a leave that the gate granted after every lease was handed back (kicks
+# `ack` and `rendezvous`); "send", "stun": a leave that waits for nobody; "bare": one that kicks nobody; the others did
+# not ask.
+VIAS = ("grant", "send", "stun", "bare", "nmi", "mce")
+
+_MODE = "|".join(MODES)
+CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
+    # type, writer, data, meaning
+    (
+        "run.begin",
+        "daemon",
+        "name:str policy:str kick:str seed:int cores:int smt:int engine:str vcpus?:int like?:str",
+        "the first record of a run; vcpus: how many of its hyperthreads have a vCPU to run; like: of a "
+        "policy of the user, the one whose promises it makes",
+    ),
+    ("run.end", "daemon", "reason:str", "the last record of a run that ended in order"),
+    ("spawn", "daemon", "what:ht|coordinator pid:int inc:int", "a process was started; it begins PARKED"),
+    (
+        "death",
+        "daemon",
+        "what:ht|coordinator pid:int inc:int status:int",
+        "a process is confirmed dead; status is the exit code, or minus the signal; 255 when nobody could tell it",
+    ),
+    (
+        "inject",
+        "daemon",
+        "id:int what:str target:str reason?:str n?:int vector?:int",
+        "an injection (of n exits) was accepted; vector is that of an irq which a client sent",
+    ),
+    (
+        "inject.done",
+        "daemon",
+        "id:int result:handled|merged|lost|refused why?:str",
+        "what became of an injection; exactly one for each id",
+    ),
+    (
+        "policy",
+        "daemon",
+        "old:str new:str kick:str like?:str",
+        "the policy changed: stamped while every gate is held and nobody has a lease, before any gate opens under it",
+    ),
+    ("mark", "daemon", "text:str", "a client's remark"),
+    (
+        "job",
+        "daemon",
+        "job:str op:str state:running|done|failed|cancelled done:int total:int",
+        "work that outlives its request has begun, goes on (told ten times a second at most) or is over; a stop ends "
+        "with run.end",
+    ),
+    (
+        "loss",
+        "daemon",
+        "what:str n:int",
+        "n items lost; `telemetry` costs the journal nothing, any other word makes it incomplete",
+    ),
+    ("warn", "daemon", "text:str", "something to look at before the numbers are trusted"),
+    (
+        "ht.mode",
+        "hyperthread",
+        f"inc:int old:{_MODE} new:{_MODE} vm:int via?:{'|'.join(VIAS)}",
+        "a change of mode; fast exits inside one lease are not recorded one by one. via only when new is HOST",
+    ),
+    (
+        "exit",
+        "hyperthread",
+        "reason:str isa:vmx|svm full:bool n:int sum_ns:int min_ns:int max_ns:int hist:hist",
+        "n fast exits of one reason, or one full exit (n = 1)",
+    ),
+    (
+        "leave",
+        "hyperthread",
+        "kind:ack|send|bare|rendezvous|stun reason:str wait_ns:int",
+        "the full address space was reached; wait_ns from wanting it to having it",
+    ),
+    ("gate.wait", "hyperthread", "wait_ns:int vm:int", "an ask was admitted; wait_ns since it was made"),
+    (
+        "intr",
+        "hyperthread",
+        f"what:nmi|mce id:int depth:int merged:int host_ns:int from:{_MODE}",
+        "end of a handler; depth 1 is the outermost, merged counts the NMIs that became this one",
+    ),
+    (
+        "irq",
+        "hyperthread",
+        f"id:int from:{_MODE} full:bool took_ns:int",
+        "an external interrupt that did not hit the guest was handled; full: it made a leave first",
+    ),
+    (
+        "kick.seen",
+        "hyperthread",
+        f"number:int was:{_MODE} avoidable:bool insns?:int",
+        "a lease was handed back; insns retired since the pending bit was visible, left out when not measured",
+    ),
+    (
+        "ipi",
+        "hyperthread",
+        "to:int why:nmi|mce|send|stun|bare|ack|rendezvous",
+        "the pending bit of sibling `to` was set",
+    ),
+    ("held", "hyperthread", "by:int held_ns:int", "the entry check found a sibling's flag or depth set, and waited"),
+    (
+        "flush",
+        "hyperthread",
+        "what:data|control|all cost_ns:int",
+        "buffers were cleared before a guest entry; everything loaded on this core before is gone",
+    ),
+    ("gate.ask", "coordinator", "vm:int req:int", "a hyperthread wants to enter guest"),
+    (
+        "gate.leave",
+        "coordinator",
+        f"req:int reason:str mode?:{_MODE}",
+        "a hyperthread wants the full address space; PARKED when it holds no lease and will use none that is under way",
+    ),
+    ("gate.admit", "coordinator", "vm:int req:int inc:int", "a lease was granted"),
+    ("gate.kick", "coordinator", "number:int for_ht:int", "a lease was called back, for the leave of for_ht"),
+    ("gate.answer", "coordinator", f"number:int was:{_MODE}", "a kick was answered: out of guest, lease handed back"),
+    ("gate.grant", "coordinator", "req:int", "every other lease is back: the leaver may switch"),
+    ("gate.done", "coordinator", "", "a hyperthread is back from HOST"),
+    ("gate.entered", "coordinator", "", "the first guest instruction of a lease has run"),
+    ("gate.idle", "coordinator", "", "a hyperthread has no vCPU to run; its ask is withdrawn"),
+    ("gate.bye", "coordinator", "", "a hyperthread goes away in order"),
+    ("gate.close", "coordinator", "", "the gate closed"),
+    ("gate.open", "coordinator", "", "the gate opened"),
+    (
+        "gate.turn",
+        "coordinator",
+        "vm:int room:int",
+        "the core goes to this VM; room is whose turn it is: the VM's, with nosmt a hyperthread's plus 1, with none 1",
+    ),
+    ("gate.fence", "coordinator", "inc:int", "a hyperthread did not answer: it is to be killed"),
+    ("gate.dead", "coordinator", "inc:int", "the gate was told of a confirmed death"),
+    ("gate.hold", "coordinator", "by:str", "a client holds the gate closed"),
+    ("gate.release", "coordinator", "by:str", "the hold ended"),
+    ("gate.resync", "coordinator", "inc:int", "a hyperthread told its whole state to a new coordinator"),
+    ("gate.ready", "coordinator", f"inc:int mode:{_MODE}", "a hyperthread reported for the first time"),
+    ("gate.drop", "coordinator", "why:str", "a message was dropped: late, foreign or of an older incarnation"),
+)

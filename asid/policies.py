@@ -1,0 +1,140 @@
+"""Policies by name: those of asid, those of installed packages (entry points), and `MODULE:CLASS` of one's own.
+
+A policy that is not asid's own is let near the live machine only after `asid policy test` has passed it, as it is now:
+the test leaves a stamp with a digest of its source, and a start asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+from asid import __version__
+from asid.core.events import Kick
+from asid.core.policies.base import Policy
+from asid.core.policy import KICKS, POLICIES, kick_of, make_policy
+from asid.errors import ConfigError, PolicyRefused
+
+GROUP: Final = "asid.policies"
+
+
+def installed() -> dict[str, str]:
+    """Return the policies of installed packages: name, and where it is (`module:Class`)."""
+    from importlib.metadata import entry_points
+
+    return {point.name: point.value for point in entry_points(group=GROUP) if point.name not in POLICIES}
+
+
+def names() -> tuple[str, ...]:
+    """Return every policy that can be named without its module."""
+    return (*POLICIES, *sorted(installed()))
+
+
+def find(name: str) -> type[Policy]:
+    """Return the policy of that name: asid's own, an installed one, or `MODULE:CLASS`. Raise ConfigError."""
+    own = POLICIES.get(name)
+    if own is not None:
+        return own
+    where = name if ":" in name else installed().get(name, "")
+    if not where:
+        near = get_close_matches(name, names(), 1) or ["asi"]
+        raise ConfigError(
+            f"policy {name!r}", where="policy.name", allowed=f"one of {', '.join(names())}, or MODULE:CLASS",
+            hint=f"Did you mean {near[0]}?",
+        )  # fmt: skip
+    return _loaded(name, where)
+
+
+def _loaded(name: str, where: str) -> type[Policy]:
+    module_name, _, attribute = where.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # a module of the user's own lies where the user is
+    try:
+        module = importlib.import_module(module_name)
+        found = getattr(module, attribute)
+    except Exception as error:  # a user's module may raise anything while it is imported
+        raise ConfigError(
+            f"policy {name!r} cannot be loaded: {type(error).__name__}: {error}", where=where,
+            allowed="a module that can be imported, and a class in it", hint=f"Try python -c 'import {module_name}'.",
+        ) from error  # fmt: skip
+    wanted = ("name", "about")
+    if not (isinstance(found, type) and issubclass(found, Policy)) or any(not hasattr(found, word) for word in wanted):
+        raise ConfigError(
+            f"policy {name!r} is no policy", where=where, state=repr(found)[:80],
+            allowed="a subclass of asid.core.policies.base.Policy with name and about",
+            hint="asid/core/policies/kick_except_idle.py is a short one.",
+        )  # fmt: skip
+    if not found.kicks or not all(isinstance(kick, Kick) for kick in found.kicks):
+        raise ConfigError(
+            f"policy {name!r} has no kick", where=f"{where}: kicks", state=repr(found.kicks)[:80],
+            allowed="one or more of asid.core.events.Kick",
+        )  # fmt: skip
+    return found
+
+
+def make(name: str, kick: str) -> Policy:
+    """Return the policy of that name with that kick variant, or with its own where it has one. Raise ConfigError."""
+    if name in POLICIES or kick not in KICKS:
+        return make_policy(name, kick)
+    found = find(name)
+    return found(kick_of(found, KICKS[kick]))
+
+
+def like_of(name: str) -> dict[str, str]:
+    """Return what a record says of a policy that is not asid's own: whose promises it makes, for the audit."""
+    return {} if name in POLICIES else {"like": find(name).like()}
+
+
+# --- tested, as it is now ---------------------------------------------------------------------------------
+
+
+def require_tested(name: str) -> None:
+    """Raise PolicyRefused for a policy that is not asid's own and has not passed `asid policy test` as it is now."""
+    if name in POLICIES:
+        return
+    try:
+        stamp = json.loads(_stamp(name).read_text())
+    except (OSError, ValueError):
+        stamp = {}
+    if not stamp or stamp != _stamped(find(name)):  # what nobody has tested is not even imported
+        raise PolicyRefused(
+            f"policy {name!r} has not been tested", where="policy.name",
+            state="it was tested as it was before, or by another asid" if stamp else "no test of it is known here",
+            allowed="one that has passed", hint=f"asid policy test {name}",
+        )  # fmt: skip
+
+
+def mark_tested(name: str) -> None:
+    """Remember that a policy has passed, as it is now."""
+    path = _stamp(name)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(_stamped(find(name)), indent=1) + "\n")
+    os.replace(new, path)
+
+
+def _stamp(name: str) -> Path:
+    base = os.environ.get("XDG_STATE_HOME", "")
+    state = Path(base) if base and os.path.isabs(base) else Path.home() / ".local" / "state"
+    return state / "asid" / "policies" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+
+
+def _stamped(policy: type[Policy]) -> dict[str, str]:
+    """Return what is remembered: every source file of the class that is not asid's own, and asid's version."""
+    import inspect
+
+    files = {}
+    for base in policy.__mro__:
+        module = sys.modules.get(base.__module__)
+        if base in POLICIES.values() or base is Policy or module is None or base.__module__ == "builtins":
+            continue
+        source = inspect.getsourcefile(module)
+        if source is not None:
+            files[base.__module__] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return {"asid": __version__, **files}

@@ -1,0 +1,174 @@
+"""A policy on trial: what is asked of it, what is searched and walked, and what it is held to."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from asid import policies
+from asid.commands import invoke
+from asid.core.events import Kick
+from asid.core.policies.asi import Asi
+from asid.core.policies.base import Policy
+from asid.core.policy import NAMES, POLICIES
+from asid.errors import ConfigError, PolicyRefused
+from asid.explore.checks import Checks
+from asid.explore.models import of_policy
+from asid.explore.parts import Budget
+from asid.explore.policy_test import decides, explored, trials, unpromised, walked
+from asid.explore.walk import walk
+from asid.explore.world import World
+
+OWN = """
+from asid.core.events import Kick
+from asid.core.policies.asi import Asi
+
+class Mine(Asi):
+    name = "mine"
+    about = "asi with one kick"
+    kicks = (Kick.ACK,)
+    {more}
+
+class NoPolicy:
+    pass
+"""
+
+
+class Deaf(Asi):
+    name, about = "deaf", "heeds nobody"
+    guarded = False
+
+
+class Careless(Asi):
+    name, about = "careless", "never flushes"
+    flush = False
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Write a module with a policy of the user's own, and return how to change it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(more: str = "") -> str:
+        (tmp_path / "own_policy.py").write_text(OWN.format(more=more))
+        return "own_policy:Mine"
+
+    yield write
+    import sys
+
+    sys.modules.pop("own_policy", None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_policy_decides_alike_twice_and_is_like_itself_or_asi(name):
+    assert decides(POLICIES[name]).passed
+    assert POLICIES[name].like() == {"kick-every-exit": "asi", "asi-irqoff": "asi"}.get(name, name)
+
+
+def test_an_exit_that_needs_the_host_must_not_be_handled_without():
+    class Wrong(Asi):
+        def needs_full(self, full: bool, reason: str = "") -> bool:
+            return full and reason != "HLT"
+
+    assert decides(Wrong).says == "HLT needs the full address space, and is handled without it"
+
+    class Moody(Asi):
+        answers = iter([True, False] * 500)
+
+        def needs_full(self, full: bool, reason: str = "") -> bool:
+            return next(self.answers)
+
+    assert "then False" in decides(Moody).says
+
+
+@pytest.mark.parametrize(("policy", "guarantee"), [(Deaf, "G2"), (Careless, "G9")])
+def test_one_that_breaks_what_it_promises_is_told_how(policy, guarantee):
+    made = policy(Kick.ACK)
+    trial = explored(made, "an NMI", of_policy(made, budget=Budget(nmi=1)))
+    assert not trial.passed
+    assert trial.story.startswith(f"{guarantee} is broken after")
+
+
+def test_what_a_policy_of_asid_does_not_promise_is_not_asked_of_it():
+    assert unpromised(POLICIES["core-sched"](Kick.BARE)) == {"G2", "G9"}
+    assert unpromised(POLICIES["nosmt"](Kick.BARE)) == frozenset()
+    assert "G11" in unpromised(POLICIES["none"](Kick.BARE))
+    made = POLICIES["core-sched"](Kick.BARE)
+    assert explored(made, "one VM", of_policy(made)).passed
+
+
+def test_nosmt_kicks_the_guest_beside_a_parked_sibling_that_takes_an_interrupt():
+    made = POLICIES["nosmt"](Kick.BARE)
+    assert explored(made, "an interrupt", of_policy(made, budget=Budget(irq=1))).passed
+
+
+def test_walks_are_the_same_for_a_seed_and_find_what_is_broken():
+    world = World(of_policy(POLICIES["core-sched"](Kick.BARE)))
+    checks = Checks(world)
+    seed = next(seed for seed in range(1, 100) if walk(world, seed, steps=300, checks=checks) is not None)
+    found = walk(World(world.model), seed, steps=300)
+    assert found is not None and found.guarantee in ("G2", "G9")
+    again = walk(world, seed, steps=300, checks=checks)
+    assert again is not None and (again.sentence, len(again.moves)) == (found.sentence, len(found.moves))
+
+
+def test_walks_of_four_siblings_hold():
+    assert walked(POLICIES["asi"](Kick.RENDEZVOUS), "four", range(1, 4)).passed
+
+
+def test_a_policy_of_ones_own_is_loaded_tested_and_then_let_in(mine, capsys):
+    name = mine()
+    found = policies.find(name)
+    assert issubclass(found, Policy) and policies.make(name, "send").kick is Kick.ACK, "it has a kick of its own"
+    assert policies.like_of(name) == {"like": "asi"}
+    with pytest.raises(PolicyRefused, match="has not been tested") as refused:
+        policies.require_tested(name)
+    assert refused.value.hint == f"asid policy test {name}"
+    policies.mark_tested(name)
+    policies.require_tested(name)
+    mine("flush = False")
+    with pytest.raises(PolicyRefused, match="has not been tested"):
+        policies.require_tested(name)
+
+
+@pytest.mark.slow
+def test_the_verb_passes_one_and_marks_it(mine, capsys):
+    name = mine()
+    assert invoke(["policy", "test", name, "--seeds", "1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"] and document["like"] == "asi" and len(document["trials"]) == 7
+    policies.require_tested(name)
+
+
+def test_the_verb_fails_one_with_a_story(mine, capsys):
+    name = mine("flush = False")
+    assert invoke(["policy", "test", name]) == 1
+    out = capsys.readouterr().out
+    assert "G9 is broken after" in out
+    with pytest.raises(PolicyRefused):
+        policies.require_tested(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("asj", "one of"), ("no_such_module:X", "cannot be loaded"), ("own_policy:NoPolicy", "is no policy"),
+     ("own_policy:Nobody", "cannot be loaded")],
+)  # fmt: skip
+def test_what_is_no_policy_is_refused(mine, name, says):
+    mine()
+    with pytest.raises(ConfigError, match=says):
+        policies.find(name)
+
+
+def test_a_module_that_nobody_tested_is_not_imported(mine):
+    name = mine("raise SystemExit")
+    with pytest.raises(PolicyRefused):
+        policies.require_tested(name)
+
+
+def test_trials_end_with_the_walks_of_each_kick():
+    names = [trial.what for trial in trials(POLICIES["asi-stun"], range(1, 2))]
+    assert names[0] == "decisions" and names[-1] == "stun, four siblings" and len(names) == 7
