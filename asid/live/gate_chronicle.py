@@ -83,10 +83,17 @@ def _told(before: GateState, r: Report, round_: int) -> list[Note]:
     elif r.said is Said.ANSWER:
         notes.append(Note("gate.answer", {"number": r.answered, "was": mode.name}, round_, r.ht))
     elif r.said is Said.LEAVE:
-        parked = {} if r.session else {"mode": mode.name}
-        notes.append(Note("gate.leave", {"req": r.req, "reason": "", **parked}, round_, r.ht))
+        notes.append(_leave(r, mode, round_))
     elif r.said in _PLAIN:
         notes.append(Note(_PLAIN[r.said], {}, round_, r.ht))
-    if r.want is Want.ASK and (m.req != r.req or m.want is not r.want):
+    news = m.req != r.req or m.want is not r.want
+    if r.want is Want.ASK and news:
         notes.append(Note("gate.ask", {"vm": r.vm, "req": r.req}, round_, r.ht))
+    elif r.want is Want.LEAVE and news and r.said is not Said.LEAVE and m.granted != r.req:
+        notes.append(_leave(r, mode, round_))  # its own report was lost
     return notes
+
+
+def _leave(r: Report, mode: Mode, round_: int) -> Note:
+    parked = {} if r.session else {"mode": mode.name}
+    return Note("gate.leave", {"req": r.req, "reason": "", **parked}, round_, r.ht)

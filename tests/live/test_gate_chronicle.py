@@ -45,6 +45,25 @@ def test_a_leave_from_its_report_to_the_next_round():
     ]
 
 
+def test_a_leave_that_is_first_heard_of_in_another_report_is_told():
+    """The report LEAVE was lost, or went to a coordinator that is dead: what is granted was asked for all the same."""
+    kicked = OPEN._replace(members=(LEASE._replace(kicked=8, kicks=8), LEASE._replace(belief=Belief.PARKED)))
+    answer = report(Said.ANSWER, 0, Want.LEAVE, Mode.PARKED, answered=8)
+    assert [note.kind for note in told(kicked, Event(Ev.REPORT, answer))[1]][:2] == ["gate.answer", "gate.leave"]
+    unknown = OPEN._replace(members=(Member(inc=1, belief=Belief.UNKNOWN, attached=1), LEASE))
+    ready = report(Said.READY, 0, Want.LEAVE, Mode.ISOLATED, lease=True)
+    assert [note.kind for note in told(unknown, Event(Ev.REPORT, ready))[1]][:2] == ["gate.resync", "gate.leave"]
+
+
+def test_a_leave_is_told_once():
+    leave = report(Said.LEAVE, 0, Want.LEAVE, Mode.ISOLATED, lease=True)
+    waits, _ = told(OPEN, Event(Ev.REPORT, leave))
+    answer = report(Said.ANSWER, 0, Want.LEAVE, Mode.PARKED, answered=9)
+    assert [note.kind for note in told(waits, Event(Ev.REPORT, answer))[1]] == ["gate.answer"]
+    granted = OPEN._replace(members=(LEASE._replace(belief=Belief.HOST, want=Want.NONE, req=3, granted=3), LEASE))
+    assert [note.kind for note in told(granted, Event(Ev.REPORT, answer))[1]] == ["gate.answer"]
+
+
 def test_an_ask_that_is_repeated_is_told_once():
     first = report(Said.ASK, 0, Want.ASK, Mode.PARKED)
     held, _ = told(OPEN._replace(held=True), Event(Ev.REPORT, first))
