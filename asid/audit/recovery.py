@@ -19,7 +19,8 @@ def g11_fail_closed(history: History) -> Finding:
     (a) gate.dead without a confirmed death of that incarnation before it;
     (b) an admission or a grant between gate.fence and the gate.dead of that hyperthread: it is silent, so it may be
         anywhere (after a confirmed death it runs nothing, and the gate may not know yet: that is no doubt; nor is
-        there any once its answer has come after all, while the SIGKILL was on its way);
+        there any once its answer, or its state after a restart of the coordinator, has come after all, while the
+        SIGKILL was on its way);
     (c) an admission of a hyperthread that is dead to the gate, before its new incarnation is ready;
     (d) after a coordinator's death, an admission or a grant before every hyperthread that was alive then has told
         its state to the new one, or is confirmed dead;
@@ -64,6 +65,7 @@ def _g11_core(finding: Finding, number: int, core: CoreHistory) -> None:
         elif row.kind in ("gate.ready", "gate.resync"):
             silent.pop(row.ht, None)
             buried.pop(row.ht, None)
+            fenced.pop(row.ht, None)
         elif row.kind == "gate.answer":
             fenced.pop(row.ht, None)
         elif row.kind == "gate.hold":

@@ -534,9 +534,10 @@ def test_g11_nothing_opens_while_a_sibling_is_fenced(tale, kind, data):
     assert finding.broken == 1 and finding.first.ts == 15_000
 
 
-def test_g11_an_answer_that_comes_after_the_fence_ends_the_doubt(tale):
+@pytest.mark.parametrize(("kind", "data"), [("answer", {"number": 1, "was": "PARKED"}), ("resync", {"inc": 1})])
+def test_g11_what_is_said_after_the_fence_ends_the_doubt(tale, kind, data):
     tale.gate(10, "fence", 1, inc=1)
-    tale.gate(15, "answer", 1, number=1, was="PARKED")
+    tale.gate(15, kind, 1, **data)
     tale.gate(16, "grant", 0, req=1)
     tale.say(20, "death", 0, 1, what="ht", pid=102, inc=1, status=-9)
     tale.gate(21, "dead", 1, inc=1)
