@@ -98,11 +98,17 @@ def _beside(finding: Finding, history: History, number: int, core: CoreHistory, 
 
 
 def _before(core: CoreHistory, stay: Interval) -> ModeRow:
-    """Return the mode change before the one that began this stay, or that one when it is the first."""
+    """Return the mode change before the one that began this stay, or that one when it is the first.
+
+    A handler that hit between the look and the entry restores the mode, and the entry goes on without another look: its
+    visit to HOST is passed over. What an IPI says meanwhile is found before the first instruction.
+    """
     rows = core.modes[stay.ht]
     at = bisect_left(rows, stay.start, key=lambda row: row.ts)
     while rows[at].seq != stay.seq:
         at += 1
+    while at > 2 and rows[at - 1].old == "HOST" and rows[at - 2].via in INVOLUNTARY:
+        at -= 2
     return rows[max(0, at - 1)]
 
 

@@ -266,6 +266,22 @@ def test_one_entry_may_be_in_flight_when_a_sibling_goes_host_and_no_other():
         assert len(texts(tale.end(200))) == (4 if again else 0)
 
 
+@pytest.mark.parametrize("handlers", [1, 2])
+def test_the_entry_in_flight_may_be_interrupted_by_an_nmi_of_its_own(handlers):
+    """The look, then an NMI, and meanwhile the sibling goes HOST: the entry goes on behind the handler."""
+    for looked_us, broken in ((90, 0), (101, 1)):
+        tale = both_in_guest()
+        tale.goes(looked_us, 1, "ISOLATED")
+        tale.ipis(99, 0, "nmi")
+        tale.goes(100, 0, "HOST", via="nmi")
+        for handler in range(handlers):
+            tale.nmi(102 + 6 * handler, 1)
+        tale.goes(115, 1, "GUEST")
+        tale.goes(120, 0, "ISOLATED")
+        tale.intr(121, 0)
+        assert len(texts(tale.end(200))) == broken
+
+
 @pytest.mark.parametrize(("why", "fails"), [("nothing", True), ("a stall", False), ("a kill", False)])
 def test_an_exposure_has_an_end_if_the_guest_runs_at_all(why, fails):
     tale = both_in_guest()
