@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, InputError
 from asid.judging import judge_run
+from asid.live.rundir import RunDir
 from asid.running import Daemon, Run
+from asid.script import PLAYED, Script, config_of
 
 POLL_NS = 100_000_000
 STOP_S = 60.0  # for the processes to end; the verdict comes after that
+PLAY_NS = 600_000_000_000  # steps take milliseconds each, and the daemon ends a play whose turn does not go on
 EXIT_OF = {"PASS": EXIT_OK, "FAIL": EXIT_FAIL, "UNKNOWN": EXIT_UNKNOWN}
 
 
@@ -75,6 +78,24 @@ def running(config: str | Path | Mapping[str, Any], **options: Any) -> Iterator[
     """A daemon for the time of a block; stopped at its end, and killed if it must be."""
     with Daemon.start(config, **options) as daemon:
         yield daemon
+
+
+def play(
+    scripts: Sequence[Script], name: str, on_wait: Callable[[Daemon, int], None] | None = None
+) -> tuple[Outcome, list[dict[str, Any]]]:
+    """Let a machine play scripts, one a core, and judge the run. Return with the verdict what each core came to.
+
+    That is `played.json` of the run: steps taken, where every hyperthread stood at the end, and for a core that could
+    not go on (`astray`) what its script says and what there was. Raise InputError when somebody ended it half way.
+    """
+    outcome = drive(
+        config_of(scripts, name), duration_ns=0, patience_ns=PLAY_NS, on_wait=on_wait, scripts=tuple(scripts)
+    )
+    played = RunDir(outcome.run.root).read_json(PLAYED)
+    cores = list(played["cores"]) if played is not None else []
+    if len(cores) != len(scripts):
+        raise InputError("the play was ended half way", where=str(outcome.run.root), hint="Play it again.")
+    return outcome, cores
 
 
 def drive(

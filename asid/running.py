@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from asid.errors import (
 from asid.judging import judge_run
 from asid.live import instance as instances_
 from asid.live.leash import Leash
+from asid.script import Script
+from asid.script import write as write_scripts
 
 POLL_SLICE_S = 0.02
 DRAIN_S = 30.0  # from the request to stop to the end of the process; the verdict comes after it
@@ -136,11 +138,13 @@ class Daemon:
         run_dir: str | Path = "",
         duration_ns: int | None = None,
         until_exhausted: bool = False,
+        scripts: Sequence[Script] = (),
         timeout_s: float = 20.0,
     ) -> Daemon:
         """Start a daemon of its own session and return when it answers. Raise what it said when it does not come up.
 
-        config: a TOML file, or a map as one would be. instance: a fresh name by default.
+        config: a TOML file, or a map as one would be. instance: a fresh name by default. scripts: what its cores play,
+        each one; it stops behind the last step.
         """
         check_config(config, policy, kick, seed)
         if not instance:
@@ -161,7 +165,11 @@ class Daemon:
         ):
             command += [option, value] if value else []
         command += ["--until-exhausted"] if until_exhausted else []
-        command += ["--no-verdict"] if until_exhausted or duration_ns is not None else []  # its end is waited for
+        if scripts:
+            write_scripts(paths.root / "script.json", scripts)
+            command += ["--script", str(paths.root / "script.json")]
+        waited_for = until_exhausted or duration_ns is not None or scripts  # its end is
+        command += ["--no-verdict"] if waited_for else []
         leash = Leash()
         process: subprocess.Popen[bytes] | None = None
         try:

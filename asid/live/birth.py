@@ -7,6 +7,7 @@ from multiprocessing import get_context, reduction
 from typing import Any
 
 from asid.config import Config
+from asid.script import Script
 
 
 class Fd:
@@ -29,7 +30,8 @@ class Birth:
 
     ht: -1 for a coordinator. doorbells: one eventfd a sibling, by number. living: for a coordinator, the incarnation
     of each hyperthread that lives, 0 for none. attached: VM of each hyperthread's vCPU, 0 for none.
-    held: for a coordinator, who holds its gate closed. interrupts: its NMI and #MC lines at its birth.
+    held: for a coordinator, who holds its gate closed. interrupts: its NMI and #MC lines at its birth. script: what its
+    core plays.
     """
 
     core: int
@@ -53,6 +55,7 @@ class Birth:
     interrupts: tuple[int, int] = (0, 0)
     fresh: bool = True
     instance_root: str = ""
+    script: Script | None = None
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from asid import policies, wire
 from asid.core import gate
-from asid.core.events import Action, Do, Mode, Order, Timer
+from asid.core.events import Action, Do, Mode, Order, Report, Timer
 from asid.core.gate import Belief, Ev
 from asid.core.guarantees import of_gate
 from asid.core.limits import REKICK_PART, RESYNC_DEADLINE_NS, STICKY_DEADLINE_NS
@@ -84,17 +84,17 @@ class Coordinator:
         self.node.add_socket(self.router, self.on_gate)
         self.link = Link(self.node, self.context, birth.link_path, f"{birth.name}.{birth.inc}", self.on_link)
         if not birth.fresh:
-            self.resume()
+            self.resume(birth.attached)
         for what in birth.held:
             self.hold(what, "the coordinator before")
         self.link.tell({"op": "up"})
 
-    def resume(self) -> None:
+    def resume(self, attached: tuple[int, ...]) -> None:
         """Come back after a death: know who lives, believe nothing of them, number above the dead one's numbers."""
         kicks = max(self.words[KICKS], self.birth.inc * KICKS_A_LIFE)
         self.words[KICKS] = kicks
         self.state, actions = gate.resumed(
-            self.spec, self.birth.inc, self.words[ROUND], self.birth.living, self.birth.attached, kicks
+            self.spec, self.birth.inc, self.words[ROUND], self.birth.living, attached, kicks
         )
         self.perform(actions)
 
@@ -144,6 +144,10 @@ class Coordinator:
         if report.ht >= self.birth.siblings or frames[0] != identity(report.ht, report.inc):
             self.drop("of another sender")
             return
+        self.hear(report)
+
+    def hear(self, report: Report) -> None:
+        """Take a report that is what it says it is. One of another life changes nothing (I11)."""
         if not gate.of_this_life(self.state, report):
             self.drop("of another life")
             self.perform(gate.resync_again(self.state, report.ht, report.inc, report.coord))
@@ -310,12 +314,21 @@ def identity(ht: int, inc: int) -> bytes:
     return b"ht%d.%d" % (ht, inc)
 
 
+def made_for(birth: Birth) -> Coordinator:
+    """Return the coordinator of a birth: one with a script takes its steps from that."""
+    if birth.script is None:
+        return Coordinator(birth)
+    from asid.live.directed_coordinator import DirectedCoordinator
+
+    return DirectedCoordinator(birth)
+
+
 def coordinator_main(birth: Birth) -> None:
     """Entry of a coordinator process. When the daemon is dead it also removes what the daemon would have."""
     # Not SIGKILL: it removes what the daemon would have. SIGCONT, so that a stopped one sees that its parent is gone.
     prepare_child(f"asid: {birth.name} coordinator", signal.SIGCONT)
     try:
-        Coordinator(birth).run()
+        made_for(birth).run()
     except ParentGone:
         if birth.instance_root:
             from asid.live.instance import InstancePaths, clear_after

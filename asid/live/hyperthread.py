@@ -425,11 +425,20 @@ class Hyperthread:
         self.node.set_timer("tally", TALLY_NS, self.on_tally)
 
 
+def made_for(birth: Birth) -> Hyperthread:
+    """Return the hyperthread of a birth: one with a script takes its steps from that."""
+    if birth.script is None:
+        return Hyperthread(birth)
+    from asid.live.directed_hyperthread import DirectedHyperthread
+
+    return DirectedHyperthread(birth)
+
+
 def hyperthread_main(birth: Birth) -> None:
     """Entry of a hyperthread process. Ends without clean-up: the ring and the page are the daemon's."""
     prepare_child(f"asid: {birth.name} hyperthread")
     try:
-        Hyperthread(birth).run()
+        made_for(birth).run()
     except ParentGone:
         os._exit(0)
     except AsidError as refused:

@@ -5,6 +5,8 @@ clears), 8-byte aligned, so no read is torn. A memfd handed down to the children
 
     core lines          ROUND, KICKS           written by the coordinator: numbers it must not give out twice
                         WATCHED                written by the daemon: somebody wants to see every change of mode
+                        TURN                   number of the step whose turn it is, while a script is played; written
+                                               by whose turn it is, opened and closed by the daemon (see live.turns)
     hyperthread lines   MODE FLAG DEPTH INSNS  written by the hyperthread
                         ARRIVED                round of the last meeting it came to (a dead one's: the coordinator)
                         TAINT CLEAN            its visits to HOST, and what the visits of all came to at its last flush
@@ -27,12 +29,13 @@ import threading
 from typing import Final
 
 LINE_WORDS: Final = 8  # one 64-byte line
-CORE_LINES: Final = 3
+CORE_LINES: Final = 4
 HT_LINES: Final = 15
 
 ROUND: Final = 0 * LINE_WORDS
 KICKS: Final = 1 * LINE_WORDS
 WATCHED: Final = 2 * LINE_WORDS
+TURN: Final = 3 * LINE_WORDS
 
 (
     MODE, FLAG, DEPTH, INSNS, REQUEST, PENDING, NMI, MCE, KICK_NUMBER, KICK_INSNS, ARRIVED, TAINT, CLEAN, ICR2, ICR,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from asid.live.merge import Merge
     from asid.live.operations import Operations
     from asid.live.procedures import Steps
+    from asid.script import Script
 
 STARVED_NS: Final = 500_000_000  # until a birth that the host refused is tried again
 
@@ -78,6 +79,7 @@ class Parent:
         self._idle_wanted: set[Place] = set()  # hyperthreads that have not given up their vCPU yet
         self.detaching: set[Place] = set()  # places whose vCPU is being taken away
         self.coming: tuple[str, str] | None = None  # policy and kick that are on their way to everybody
+        self.scripts: tuple[Script, ...] = ()  # by core: what it plays
 
     # --- births -------------------------------------------------------------------------------------------
 
@@ -91,7 +93,7 @@ class Parent:
             doorbells=tuple(Fd(self.bells[core, other]) for other in range(smt)),
             gate_path=str(self.paths.root / f"c{core}.sock"), link_path=str(self.link_path),
             config=self.config, base_dir=str(self.loaded.base_dir), policy=policy, kick=kick,
-            instance_root=str(self.paths.root), **more,
+            instance_root=str(self.paths.root), script=self.scripts[core] if self.scripts else None, **more,
         )  # fmt: skip
 
     def bear_coordinator(self, core: int) -> None:
@@ -194,6 +196,11 @@ class Parent:
             self._idle_wanted.discard(child.place)
         elif op == "exhausted":
             self.exhausted.add(child.place)
+        elif op == "astray":
+            self.on_astray(child, message)
+
+    def on_astray(self, child: Child, message: dict[str, Any]) -> None:
+        """It cannot play its script: see asid.live.directed_daemon."""
 
     def _on_done(self, message: dict[str, Any]) -> None:
         number = message["id"]

@@ -41,6 +41,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--until-exhausted", action="store_true", help="stop when every recording has ended")
     parser.add_argument("--leash", type=int, default=-1, metavar="FD", help="see asid.live.leash")
     parser.add_argument("--checked", action="store_true", help="whoever started it has looked at the guests' files")
+    parser.add_argument("--script", type=Path, help="what its cores play, see asid.script")
     parser.add_argument("--no-verdict", action="store_true", help="whoever started it will judge the run")
     return parser.parse_args(arguments)
 
@@ -79,7 +80,7 @@ def serve(options: argparse.Namespace, on_ready: Ready = _ignore, on_end: Ended 
 
         check_guests(loaded)
     check_file_size()
-    daemon = Daemon(loaded, options.instance, run_dir=options.run_dir, until_exhausted=options.until_exhausted)
+    daemon = made_for(loaded, options)
     import setproctitle
 
     setproctitle.setproctitle(f"asid: daemon {options.instance}")
@@ -106,6 +107,16 @@ def serve(options: argparse.Namespace, on_ready: Ready = _ignore, on_end: Ended 
         raise unheard
     on_end(daemon, verdict)
     return code
+
+
+def made_for(loaded: Loaded, options: argparse.Namespace) -> Daemon:
+    """Return the daemon: one with a script ends when that has been played."""
+    if options.script is None:
+        return Daemon(loaded, options.instance, run_dir=options.run_dir, until_exhausted=options.until_exhausted)
+    from asid.live.directed_daemon import DirectedDaemon
+    from asid.script import read
+
+    return DirectedDaemon(loaded, options.instance, read(options.script), run_dir=options.run_dir)
 
 
 class GivenUp(BaseException):

@@ -34,6 +34,7 @@ from asid.live.page import (
     REQUEST,
     ROUND,
     TAINT,
+    TURN,
     WATCHED,
     CorePage,
     base_of,
@@ -54,7 +55,7 @@ FIELDS = (
 
 @pytest.mark.parametrize("siblings", [1, 2, 4, 8])
 def test_every_word_has_a_cache_line_of_its_own(siblings):
-    words = [ROUND, KICKS, WATCHED, *(base_of(ht) + field for ht in range(siblings) for field in FIELDS)]
+    words = [ROUND, KICKS, WATCHED, TURN, *(base_of(ht) + field for ht in range(siblings) for field in FIELDS)]
     lines = [word // LINE_WORDS for word in words]
     assert len(set(lines)) == len(lines) == CORE_LINES + siblings * HT_LINES
     assert all(word % LINE_WORDS == 0 for word in words), "8-byte words at the start of 64-byte lines are never torn"
