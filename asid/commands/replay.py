@@ -1,4 +1,4 @@
-"""asid replay: drive the live machine with a recording."""
+"""asid replay: drive the live machine with a recording, or with a schedule of the explorer."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ PATIENCE_NS = 600_000_000_000
     epilog="asid replay recording.txt\n"
     "asid replay recording.txt --pace max --policy kick-every-exit\n"
     "asid replay perf-kvm-stat.txt --duration 5s --rate 2000/s\n"
+    "asid explore --siblings 2 --kick bare --save hit.json; asid replay hit.json\n"
     "trace-cmd report -R -t -i trace.dat > recording.txt    # the one unambiguous text of a trace.dat"
 )
 @click.argument("file", type=click.Path(dir_okay=False))
@@ -32,13 +33,19 @@ PATIENCE_NS = 600_000_000_000
 )
 @click.option("--rate", default="2000/s", show_default=True, help="Exits a second of one vCPU, for a table.")
 @click.option("--seed", type=int, default=1, show_default=True)
+@click.option(
+    "--engine", type=click.Choice(["live", "explore"]), default="live", show_default=True, help="... of a schedule."
+)
 @click.pass_obj
-def command(session: Session, /, file: str, **options: Any) -> None:
+def command(session: Session, /, file: str, engine: str, **options: Any) -> None:
     """Play FILE on the live machine and judge the run.
 
     FILE is ftrace, trace-cmd report or perf script text with kvm events: each vCPU thread becomes a vCPU, its exits
     come in their order and at their times. Or it is a `perf kvm stat report`: its counts and times become a mix, drawn
     at random, since a table has no order. Exit code: 0 PASS, 1 FAIL, 3 UNKNOWN.
+
+    Or it is a schedule that `asid explore --save` wrote: its steps are taken by real processes in that order, the
+    machine is left as the last one leaves it, and judged. Exit code: 1 when what it shows is broken live as well.
     """
     from asid.commands.run import Progress, show_outcome
     from asid.drive import drive
@@ -47,8 +54,10 @@ def command(session: Session, /, file: str, **options: Any) -> None:
 
     path = Path(file)
     if path.suffix == ".json":
-        _schedule(session, path)
+        _schedule(session, path, engine)
         return
+    if engine != "live":
+        raise ConfigError(f"--engine {engine}", where=path.name, state="a recording", allowed="live, or a schedule")
     kind = sniff(path)
     if kind == "trace":
         config, words = _of_trace(path, options)
@@ -122,9 +131,8 @@ def _machine(
     siblings = min(n for n in SIBLINGS_ALLOWED if n >= wanted)
     cores = -(-vcpu_count // siblings)
     places = [f"c{at // siblings}h{at % siblings}" for at in range(vcpu_count)]
-    name = "".join(c if c.isalnum() else "-" for c in path.stem)[:40].strip("-") or "replay"
     config = {
-        "name": name,
+        "name": _name(path),
         "seed": options["seed"],
         "machine": {"cores": cores, "smt": siblings},
         "policy": {"name": options["policy"], "kick": options["kick"]},
@@ -134,9 +142,71 @@ def _machine(
     return config, siblings, cores
 
 
-def _schedule(session: Session, path: Path) -> None:
-    """A counterexample of the explorer is replayed in the explorer, step by step."""
-    from asid.commands.explore import command as explore
+def _name(path: Path) -> str:
+    """Return a name for the run of a file."""
+    return "".join(c if c.isalnum() else "-" for c in path.stem)[:40].strip("-") or "replay"
 
-    session.note(f"{path.name}: a schedule; replayed in the explorer, on the same step functions")
-    click.get_current_context().invoke(explore, schedule=path)
+
+def _schedule(session: Session, path: Path, engine: str) -> None:
+    """Take the steps of a schedule in their order: by real processes, or in the explorer."""
+    if engine == "explore":
+        from asid.commands.explore import command as explore
+
+        session.note(f"{path.name}: a schedule; replayed in the explorer, on the same step functions")
+        click.get_current_context().invoke(explore, schedule=path)
+        return
+    from asid.commands.run import Progress
+    from asid.drive import play
+    from asid.explore import schedule
+    from asid.explore.script import script_of, taken
+    from asid.report.verdict import verdict_lines
+
+    planned = schedule.parse(_text(path), path.name)
+    script = script_of(*taken(planned))
+    of = f": {script.guarantee}, {script.sentence}" if script.guarantee else ""
+    session.note(f"{path.name}: a schedule of {len(planned.steps)} steps{of}; taken by real processes, in its order")
+    progress = Progress(session, 0)
+    outcome, (core,) = play([script], _name(path), progress.show)
+    progress.clear()
+    if "astray" in core:
+        astray = core["astray"]
+        raise InputError(
+            f"the live machine cannot follow it: expected {astray['expected']}, found {astray['found']}",
+            where=f"{path.name}, step {astray['step']}: {astray['text']}",
+            state=f"{core['steps']} of {core['of']} steps were taken; run directory: {outcome.run.root}",
+            hint="The protocol is not the one the schedule was made with. asid replay FILE --engine explore",
+        )
+    broken = outcome.verdict["guarantees"].get(script.guarantee, {}).get("state") == "broken"
+    document = {
+        **outcome.verdict,
+        "run_dir": str(outcome.run.root),
+        "schedule": {**core, "guarantee": script.guarantee, "sentence": script.sentence, "reproduced": broken},
+    }
+    lines = [*_played_lines(core, script.guarantee, broken), "", *verdict_lines(outcome.verdict, name=outcome.run.name)]
+    session.show(document, "\n".join([*lines, f"run directory: {outcome.run.root}"]), schema="verdict/1")
+    if outcome.exit_code:
+        session.finish(outcome.exit_code)
+
+
+def _played_lines(core: dict[str, Any], guarantee: str, broken: bool) -> list[str]:
+    """Say what the machine came to: where everybody stood after the last step, and whether that is the violation."""
+    lines = [f"{core['steps']} of {core['of']} steps, and after each the core page as in the schedule"]
+    for ht in core["hts"]:
+        vm = f" of vm{ht['vm']}" if ht["mode"] in ("GUEST", "ISOLATED", "ENTER") else ""
+        bit = "set" if ht["pending"] else "clear"
+        lines.append(f"  {ht['name']}  {ht['mode']}{vm}, pending bit {bit}, {ht['insns']} guest instructions")
+    lines += [f"c{core['core']}: {text}" for text in core["beside"]]
+    if guarantee and broken:
+        lines.append(f"{guarantee} is broken live as in the explorer: the audit of the journal finds it, too.")
+    elif guarantee:
+        lines.append(f"{guarantee} is broken in the explorer; the audit of this run does not find it. Not reproduced.")
+    return lines
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot be read: {error}", where=str(path), hint="asid explore --save FILE writes one"
+        ) from error
