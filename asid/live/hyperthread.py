@@ -90,6 +90,7 @@ class Hyperthread:
         )
         self.set_policy(birth.policy, birth.kick)
         self.state = core.born(birth.inc, birth.coord, self.words[self.own + REQUEST])
+        self.icr_by = self.state  # when it wrote the ICR: a handler may come before the bus has delivered
         self.notebook = Notebook(Ring(birth.ring.fd), birth.core, birth.ht, birth.inc)
         self.chronicle = Chronicle(self.notebook, birth.inc)
         self.nmis, self.mces = birth.interrupts  # the interrupt lines as last taken
@@ -199,7 +200,7 @@ class Hyperthread:
         elif do is Do.SEND:
             self.send(action.a)  # type: ignore[arg-type]
         elif do is Do.IPI:
-            self.interrupt(int(action.a))  # type: ignore[arg-type]
+            self.interrupt(int(action.a), before)  # type: ignore[arg-type]
         elif do is Do.WAKE:
             ring_doorbell(self.birth.doorbells[int(action.a)].fd)  # type: ignore[arg-type]
         elif do is Do.CLEAR_PENDING:
@@ -242,6 +243,7 @@ class Hyperthread:
         elif do is Do.ICR2 or do is Do.ICR:
             found = apic.Registers(words[own + ICR2], words[own + ICR])
             words[own + ICR2], words[own + ICR] = apic.written(found, action, self.birth.ht, self.siblings)
+            self.icr_by = self.state if do is Do.ICR else self.icr_by
         else:
             assert do is Do.ICR_IDLE, f"nobody performs {do.name}"
             self.deliver_bus()
@@ -251,14 +253,14 @@ class Hyperthread:
         targets = self.words[self.own + ICR]
         for target in range(self.birth.siblings):
             if targets >> target & 1:
-                self.interrupt(target)
+                self.interrupt(target, self.icr_by)
         self.words[self.own + ICR] = 0
 
-    def interrupt(self, target: int) -> None:
-        """Set a pending bit, a sibling's or our own, and wake its owner."""
+    def interrupt(self, target: int, by: HyperthreadState) -> None:
+        """Set a pending bit, a sibling's or our own, and wake its owner. by: the state in which it was sent."""
         self.words[base_of(target) + PENDING] = 1
         ring_doorbell(self.birth.doorbells[target].fd)
-        self.chronicle.ipi(target, self.state, self.spec)
+        self.chronicle.ipi(target, by, self.spec)
 
     def look(self) -> Seen:
         """Read the words of the entry check, in the order that the explorer's torn looks have them."""

@@ -59,7 +59,16 @@ class Line:
 class OneHyperthread:
     """c0h0 of a core of four. `settle` performs what is to be done; `between` is called before each action."""
 
-    def __init__(self, root: Path, *, policy: str = "asi", kick: str = "ack", inc: int = 1, request: int = 0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        policy: str = "asi",
+        kick: str = "ack",
+        apic: str = "x2apic",
+        inc: int = 1,
+        request: int = 0,
+    ) -> None:
         self.page_fd, self.ring_fd = make_page(0, 4), make_ring("c0h0")
         before = CorePage(self.page_fd, 4)
         before.words[base_of(0) + REQUEST] = request
@@ -72,7 +81,8 @@ class OneHyperthread:
         self.birth = Birth(
             core=0, ht=0, siblings=4, inc=inc, coord=1, page=Fd(self.page_fd), ring=Fd(self.ring_fd),
             doorbells=tuple(map(Fd, self.bells)), gate_path=str(root / "g.sock"), link_path=str(root / "l.sock"),
-            config=load_config(CONFIG), base_dir=str(root), policy=policy, kick=kick, vcpu=(1, 0),
+            config=load_config({**CONFIG, "apic": {"mode": apic}}), base_dir=str(root), policy=policy, kick=kick,
+            vcpu=(1, 0),
         )  # fmt: skip
         try:
             self.ht = Hyperthread(self.birth)

@@ -11,7 +11,7 @@ import pytest
 from one_hyperthread import OneHyperthread
 
 from asid.core import hyperthread as core
-from asid.core.events import Bid, Mode, Order, Said, Want
+from asid.core.events import Action, Bid, Do, Mode, Order, Said, Want
 from asid.core.hyperthread import Phase
 from asid.core.limits import MESSAGES_IN_FLIGHT_MAX
 from asid.core.record import Record, fault_of
@@ -572,6 +572,27 @@ def test_what_cannot_be_sent_is_kept_and_bounded(one):
     one.ht.send_outbox()
     last = one.reports()[-1]
     assert (last.coord, last.session) == (one.ht.state.coord, True), "the newest is what is kept"
+
+
+def test_an_ipi_is_told_as_of_who_wrote_it_not_as_of_who_waited_for_the_bus(make):
+    """An NMI between the write of the last IPI of a leave and its delivery: the handler waits for the bus first."""
+    one = make(kick="send", apic="xapic")
+    one.enter()
+    one.records()
+    written = 0
+
+    def between(action: Action) -> None:
+        nonlocal written
+        written += action.do is Do.ICR and not one.ht.state.frames
+        if action.do is Do.ICR_IDLE and written == 3 and not one.ht.state.frames:
+            written = 0
+            one.interrupt()
+
+    one.between = between
+    one.ht.step(core.FULL_EXIT)
+    one.settle()
+    ipis = [(data["why"], data["to"]) for kind, data in one.records() if kind == "ipi"]
+    assert ipis == [(why, to) for why in ("send", "nmi") for to in (1, 2, 3)]
 
 
 def one_order(one: OneHyperthread) -> Order:
