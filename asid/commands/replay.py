@@ -18,7 +18,7 @@ PATIENCE_NS = 600_000_000_000
     epilog="asid replay recording.txt\n"
     "asid replay recording.txt --pace max --policy kick-every-exit\n"
     "asid replay perf-kvm-stat.txt --duration 5s --rate 2000/s\n"
-    "asid explore --siblings 2 --kick bare --save hit.json; asid replay hit.json\n"
+    "asid explore --siblings 2 --policy core-sched --save hit.json; asid replay hit.json\n"
     "trace-cmd report -R -t -i trace.dat > recording.txt    # the one unambiguous text of a trace.dat"
 )
 @click.argument("file", type=click.Path(dir_okay=False))
