@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, cast
 
+from asid.core.apic import Apic
 from asid.core.events import Kick, Mode
 from asid.core.guarantees import GUARANTEES, CoreView
 from asid.core.hyperthread import HyperthreadState, Phase
 from asid.core.limits import MESSAGES_IN_FLIGHT_MAX
-from asid.explore.parts import Dead, Down, Model
+from asid.explore.parts import Dead, Down, Model, Words
 from asid.explore.world import MASK, World
 
 
@@ -33,6 +34,8 @@ class Sight(NamedTuple):
     inc: int
     coord: int
     tainted: bool
+    party: bool  # it was admitted with others, and has not met them yet
+    bus: bool  # an IPI of its own is on the bus
 
 
 EACH: Final = ("G1",)  # of one sibling after the other, and of the gate
@@ -42,11 +45,11 @@ TOGETHER: Final = tuple(name for name in GUARANTEES if name not in EACH + GATE) 
 Seen = tuple[Sight | None, bool]  # of one sibling: what is seen of its process, its pending bit
 
 
-def sight(h: HyperthreadState, tainted: bool) -> Sight:
+def sight(h: HyperthreadState, words: Words) -> Sight:
     frames = (None,) * len(h.frames)
     return Sight(
         h.mode, h.vm, h.flag, h.depth, frames, h.session, h.round if h.session else 0, h.phase, h.void, h.inc, h.coord,
-        tainted,
+        words.tainted, h.party > 0, words.apic.bus > 0,
     )  # fmt: skip
 
 
@@ -97,8 +100,7 @@ class Checks:
         things = self.world.siblings.things
         while len(self._sights) < len(things):
             s = things[len(self._sights)]
-            dead = isinstance(s.process, Dead)
-            seen: Seen = (None if dead else sight(s.process, s.words.tainted), s.words.pending)  # type: ignore[arg-type]
+            seen: Seen = (None if isinstance(s.process, Dead) else sight(s.process, s.words), s.words.pending)
             number = self._ids.setdefault(seen, len(self.sights))
             if number == len(self.sights):
                 self.sights.append(seen)
@@ -155,7 +157,13 @@ def some(test: Callable[[Sight], Any]) -> Happens:
 
 
 def together_possible(m: Model) -> bool:
-    return m.siblings > 1 and len(set(m.vms)) == 1 and any(m.vms) and m.rooms is not m.rooms.HYPERTHREAD
+    one_room = len(set(m.vms)) == 1 or m.rooms is m.rooms.ALL
+    return m.siblings > 1 and one_room and all(m.vms) and m.rooms is not m.rooms.HYPERTHREAD
+
+
+def nobody_waits(m: Model) -> bool:
+    """Say whether a sibling may be in HOST that did not wait for the others: by its kick, or by NMI or #MC."""
+    return m.kick in ASYNC or (m.guarded and not m.nmi_isolated and bool(m.budget.nmi or m.budget.mce))
 
 
 def window(seen: tuple[Seen, ...]) -> bool:
@@ -175,18 +183,21 @@ SOMETIMES: Final[dict[str, tuple[Applies, Happens]]] = {
         together_possible,
         lambda seen: all(s is not None and s.mode is Mode.GUEST for s, _ in seen),
     ),
-    "one VM is in guest and another waits": (lambda m: len({*m.vms} - {0}) > 1, forced_idle),
+    "one VM is in guest and another waits": (
+        lambda m: len({*m.vms} - {0}) > 1 and m.rooms is not m.rooms.ALL,
+        forced_idle,
+    ),
     "a sibling works in HOST": (lambda m: any(m.vms), some(lambda s: s.mode is Mode.HOST)),
     "a leave waits beside a guest": (
         lambda m: together_possible(m) and m.kick in (Kick.ACK, Kick.RENDEZVOUS),
         lambda seen: some(lambda s: s.phase is Phase.LEAVING)(seen) and some(lambda s: s.mode is Mode.GUEST)(seen),
     ),
     "a guest is beside HOST, its pending bit set": (
-        lambda m: together_possible(m) and bool(m.kick in ASYNC or m.budget.nmi or m.budget.mce),
+        lambda m: together_possible(m) and nobody_waits(m),
         window,
     ),
     "a sibling's handler keeps a guest out": (
-        lambda m: together_possible(m) and bool(m.kick in ASYNC or m.budget.nmi or m.budget.mce),
+        lambda m: together_possible(m) and nobody_waits(m),
         some(lambda s: s.phase is Phase.HELD),
     ),
     "a #MC hits inside an NMI": (
@@ -211,4 +222,22 @@ SOMETIMES: Final[dict[str, tuple[Applies, Happens]]] = {
     ),
     "a vCPU sleeps": (lambda m: m.halts, some(lambda s: s.phase is Phase.HALTED)),
     "a hyperthread has no vCPU": (lambda m: bool(m.budget.hotplug), some(lambda s: s.vm == 0)),
+    "a sibling waits for its party": (
+        lambda m: together_possible(m) and m.kick is Kick.RENDEZVOUS,
+        some(lambda s: s.phase is Phase.HELD and s.party),
+    ),
+    "an interrupt makes a parked hyperthread leave": (  # without a vCPU there is no other way into HOST
+        lambda m: bool(m.budget.irq),
+        some(lambda s: s.vm == 0 and s.mode is Mode.HOST),
+    ),
+    "an NMI or #MC finds a leave's IPI on the bus": (
+        lambda m: (
+            m.siblings > 1 and m.apic is not Apic.X2APIC and m.kick in ASYNC and bool(m.budget.nmi or m.budget.mce)
+        ),
+        some(lambda s: s.bus and s.frames and s.flag and not s.depth and s.mode is not Mode.HOST),
+    ),
+    "a look finds that a flush is due": (
+        lambda m: m.flush and together_possible(m) and nobody_waits(m),
+        some(lambda s: s.mode is Mode.ENTER and s.tainted),
+    ),
 }

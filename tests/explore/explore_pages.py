@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from explore_table import LATER, MUTANTS, found
 
+from asid.core.apic import Apic
 from asid.core.events import Kick
 from asid.core.guarantees import GUARANTEES
 from asid.explore.models import MODELS, Named
@@ -37,7 +38,13 @@ def described(model: Model) -> str:
     if model.kick is not Kick.ACK:
         words.append(model.kick.name.lower())
     words += [f"{name}={count}" for name, count in model.budget._asdict().items() if count]
-    words += [name for name in ("halts", "torn") if getattr(model, name)]
+    if model.apic is not Apic.X2APIC:
+        words.append(model.apic.name.lower())
+    flags = {
+        "halts": model.halts, "torn": model.torn, "every exit full": not model.fast_exits, "flush": model.flush,
+        "NMIs isolated": model.nmi_isolated, "ICR2 not restored": not model.icr_fix,
+    }  # fmt: skip
+    words += [name for name, is_so in flags.items() if is_so]
     if model.rooms.name != "VM":
         words.append(f"rooms={model.rooms.name.lower()}")
     if model.arrivals is not Arrivals.EACH:
@@ -92,10 +99,12 @@ LIMITS: Final = """\
 
 In every world of every model above, complete: GUARANTEES; no rejected cell of a transition table; bounded queues;
 nobody waits in a world in which nobody has to move (no deadlock); no fair endless run in which a hyperthread waits
-for HOST (L1), or waits to be admitted and to run its first instruction (L2; with `send` kicks its admission only,
-since siblings may win the race for HOST again and again); and from every world a hyperthread that is to run can get
-into guest. What a model should reach (every sibling in guest at once, a guest beside HOST with its pending bit set,
-a #MC inside an NMI, ...) is reached, so none is safe because nothing moves.
+for HOST (L1), or waits to be admitted and to run its first instruction (L2; with `send` and `stun` kicks its admission
+only, since siblings may win the race for HOST again and again); no fair endless run in which nobody works although
+somebody should (L3); and from every world a hyperthread that is to run can get into guest. What a model should reach
+(every sibling in guest at once, a guest beside HOST with its pending bit set, a #MC inside an NMI, a sibling that
+waits for its party, a look that finds a flush due, an NMI while a kick is on the bus, ...) is reached, so none is safe
+because nothing moves.
 
 Fair means: each process goes on, each reads its orders, the coordinator reads each peer, turns end, deaths are told,
 what was killed and may be born again is. Whether a guest exits, halts or wakes up is its own choice, and so is each
@@ -104,16 +113,17 @@ fault. After a lost message the time-outs that it leads to strike in the end.
 Limits of the model:
 
 * one core; up to four siblings complete (eight only walked at random and to a bounded depth), two VMs;
-* small budgets: one or two NMIs, one #MC, one kill, one restart, one or two deaths of the coordinator, one lost
-  message;
+* small budgets: one or two NMIs, one #MC, one external interrupt, one kill, one restart, one or two deaths of the
+  coordinator, one lost message;
 * memory is sequentially consistent: no store buffer. The live engine puts a full barrier between publish and look;
 * a look is one step, except in the `torn` models, where it reads its words one after the other;
 * a step between two actions on shared things takes no time and cannot be seen; reports and orders leave at once and
   travel for any time, which is the same to everybody as leaving late (a killed sender may not have sent its newest);
 * links are first in, first out for each process and each direction; a lost order to resynchronise is not modelled
   (a second fault on top of the coordinator's death: the engine repeats it);
-* the local APIC's registers, the #MC rendezvous, page faults in the isolated address space and flushes are not
-  modelled;
+* of the local APIC: ICR2, the ICR's busy bit, and an IPI that is on the bus for any time; IRR is the pending bit;
+* what the buffers hold is one bit a hyperthread, set by work in HOST and by another VM's lease, cleared by a flush;
+* the #MC rendezvous and page faults in the isolated address space are not modelled;
 * requests, kicks and rounds are counted from a base: differences of more than four count as equally stale;
 * progress says "in the end", not "within a time".
 """

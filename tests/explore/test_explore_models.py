@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from asid.core.apic import Apic
 from asid.core.events import Kick
 from asid.core.gate import GateState, Rooms
 from asid.core.guarantees import of_gate, of_hyperthread
 from asid.core.hyperthread import HyperthreadState
 from asid.explore import models
+from asid.explore.checks import SOMETIMES
 from asid.explore.models import DEFAULT, MODELS, Named, build
 from asid.explore.parts import Budget, Model
 from asid.explore.search import Result, search
@@ -76,6 +78,22 @@ def test_the_default_set_covers_what_was_asked_of_it():
         for faults in ("", "-nmi", "-nmi-mce", "-kill", "-coordinator", "-loss", "-timers", "-hotplug", "-halts"):
             assert vms + faults in DEFAULT
     assert {"n3v1", "n3v2", "n3v1-death", "n3v2-death", "n1", "n2v1-send", "n2v2-send"} <= set(DEFAULT)
+
+
+def test_the_default_set_covers_every_kick_every_apic_and_the_buffers():
+    chosen = [named.model for named in MODELS.values() if named.default]
+    assert {m.kick for m in chosen} == set(Kick) - {Kick.BARE}  # which the matrix of the policies has
+    for apic in Apic:
+        assert any(m.apic is apic and m.kick is Kick.SEND and m.budget.nmi for m in chosen)
+    assert any(m.flush and m.kick is Kick.STUN and m.budget.nmi for m in chosen)
+    assert any(m.flush and m.budget.coordinator for m in chosen)
+    assert {m.kick for m in chosen if m.budget.irq} == {m.kick for m in chosen}
+    assert any(m.nmi_isolated and m.budget.nmi for m in chosen)
+
+
+def test_what_must_happen_is_asked_of_some_model_that_is_searched():
+    for applies, _ in SOMETIMES.values():
+        assert any(named.default and applies(named.model) for named in MODELS.values())
 
 
 def test_every_model_has_a_counted_size():
