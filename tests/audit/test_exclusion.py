@@ -168,7 +168,7 @@ def test_a_lease_that_outlived_its_coordinator_is_called_back_by_the_next():
     ("asi", "ack", "send", True), ("asi", "ack", "bare", True), ("asi", "send", "send", False),
     ("asi", "send", "bare", True), ("asi", "send", "grant", True), ("kick-every-exit", "ack", "send", True),
     ("none", "ack", "bare", False), ("none", "ack", "send", True), ("nosmt", "ack", "bare", False),
-    ("nosmt", "send", "send", True),
+    ("nosmt", "send", "send", True), ("nosmt", "ack", "grant", False),
 ])  # fmt: skip
 def test_the_kick_in_force_says_how_host_is_reached(policy, kick, via, fails):
     tale = Tale(policy=policy, kick=kick)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from asid.core import gate
-from asid.core.events import Kick
+from asid.core import gate, hyperthread
+from asid.core.events import Kick, Mode
 from asid.core.exits import VMX_FLAGS, canonical
 from asid.core.gate import Rooms
+from asid.core.hyperthread import HyperthreadState, Phase
 from asid.core.policies.asi_irqoff import SHORT
 from asid.core.policy import KICKS, NAMES, POLICIES, make_policy
 from asid.errors import ConfigError
@@ -64,3 +65,15 @@ def test_what_a_gate_is_told():
 def test_what_there_is_not_is_refused(name, kick):
     with pytest.raises(ConfigError, match="one of"):
         make_policy(name, kick)
+
+
+@pytest.mark.parametrize(
+    ("name", "phase"), [("nosmt", Phase.LEAVING), ("core-sched", Phase.HOSTING), ("none", Phase.HOSTING)]
+)
+def test_an_interrupt_of_a_parked_hyperthread_asks_where_a_lease_may_be_beside_it(name, phase):
+    """`nosmt` tells nobody of a leave, for a lease is alone on the core; whoever is parked has none."""
+    spec = make_policy(name, "ack").hyperthread_spec(0, (1,))
+    parked = HyperthreadState(phase=Phase.HALTED, vm=1)
+    assert hyperthread.step(spec, parked, hyperthread.FULL_IRQ).phase is phase
+    fresh = HyperthreadState(phase=Phase.GUEST, mode=Mode.GUEST, vm=1, session=True, used=True, round=1)
+    assert hyperthread.step(spec, fresh, hyperthread.FULL_IRQ).phase is Phase.HOSTING
