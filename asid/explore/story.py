@@ -4,7 +4,8 @@
      step  who   what                                        h0             h1             the gate believes
         1  gate  hears that h0 is ready                      PARKED         PARKED         parked  offline
 
-A `!` after a mode is a set pending bit, a `^` the leave flag, a `+` for each NMI or #MC handler under way.
+A `!` after a mode is a set pending bit, a `^` the leave flag, a `+` for each NMI or #MC handler under way, a `*` that
+the buffers hold something that is not its guest's.
 """
 
 from __future__ import annotations
@@ -40,6 +41,12 @@ SET_MODE = {
     Mode.ENTER: "publishes ENTER",
     Mode.GUEST: "goes GUEST",
 }
+HITS = {
+    "nmi": "is hit by an NMI",
+    "mce": "is hit by a #MC",
+    "fast irq": "takes an interrupt that is mapped",
+    "full irq": "takes an interrupt that needs HOST",
+}
 BELIEF = {
     Belief.OFFLINE: "offline",
     Belief.PARKED: "parked",
@@ -62,7 +69,7 @@ def words(label: Label) -> str:
         return f"is killed, {detail} of its reports unsent" if detail else "is killed"
     if isinstance(detail, int) and label.who == COORDINATOR:
         return f"{label.what} of h{detail}" if "death" in label.what else f"{label.what}, h{detail}"
-    return f"{label.what} {detail}".rstrip()
+    return f"{HITS.get(label.what, label.what)} {detail}".rstrip()
 
 
 def said(r: Report) -> str:
@@ -104,6 +111,11 @@ def did(a: Action) -> str:
         Do.WIPE: f"wipes h{a.a}'s words",
         Do.FENCE: f"fences h{a.a}",
         Do.BURIED: f"has buried h{a.a}",
+        Do.ICR2: f"writes h{a.a} into ICR2",
+        Do.ICR: "writes the ICR: all but itself" if a.a else "writes the ICR: to whom ICR2 says",
+        Do.ICR_IDLE: "finds the ICR idle",
+        Do.ARRIVE: "arrives at the meeting",
+        Do.FLUSH: "flushes the buffers",
     }.get(a.do, a.do.name.lower())
 
 
@@ -113,7 +125,7 @@ def mode(s: Sibling) -> str:
     if isinstance(h, Dead):
         return "dead"
     room = f"({h.vm})" if h.mode in (Mode.ISOLATED, Mode.ENTER, Mode.GUEST) else ""
-    return h.mode.name + room + "!" * s.words.pending + "^" * s.words.flag + "+" * s.words.depth
+    return h.mode.name + room + "!" * s.words.pending + "^" * s.words.flag + "+" * s.words.depth + "*" * s.words.tainted
 
 
 def belief(gate: GateState | Down) -> tuple[str, ...]:

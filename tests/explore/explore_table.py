@@ -10,6 +10,7 @@ from typing import Any, Final
 import explore_naive_gate as naive
 import explore_naive_kicks as kicks
 from explore_planting import Mutant, planted
+from explore_table_hardware import APIC_WRITES, HARDWARE
 
 from asid.core.events import Kick
 from asid.core.gate import Rooms
@@ -115,6 +116,7 @@ MUTANTS: Final = (
         "The kicked guest exits, finds nothing and goes on; the leave waits for an answer that never comes.",
         "a standing request before each kick (I8)", kicks.no_request,
     ),
+    *APIC_WRITES,
     Mutant(
         "V15", "an NMI goes HOST without kicks", model("n2v1-nmi"), "unsafe",
         "A sibling is in guest.",
@@ -246,12 +248,9 @@ MUTANTS: Final = (
         replace(model("n2v1"), kick=Kick.BARE, rooms=Rooms.ALL), "unsafe", "The negative control: HOST beside a guest.",
         "a policy that kicks", naive.nothing,
     ),
+    *HARDWARE,
 )  # fmt: skip
 
-LATER: Final = (
-    ("V13", "an NMI's own IPI overwrites ICR2", "needs the local APIC's two registers, which are not modelled yet"),
-    ("V14", "into HOST before the ICR is idle", "needs the local APIC's busy bit, which is not modelled yet"),
-)
 GUARANTEES_ONLY: Final = ("V17c", "V17d")  # waiting is not looked at
 
 

@@ -55,6 +55,25 @@ def test_pending_bits_flags_and_handlers_show():
     result = search(build("n2v1-nmi-send"), states_max=3000)
     shown = {story.mode(s) for s in result.world.siblings.things}
     assert {"GUEST(1)!", "HOST^", "HOST+", "dead"} - shown == {"dead"}
+    shown = {story.mode(s) for s in search(build("n2v1-send-flush")).world.siblings.things}
+    assert {"HOST^*", "ENTER(1)*", "GUEST(1)"} <= shown
+
+
+def test_writes_of_the_apic_meetings_and_interrupts_show():
+    labels = []
+    for name in ("n2v1-xapic-send", "n2v1-irq-rendezvous", "n2v1-shorthand-send", "n2v1-flush"):
+        w = search(build(name), states_max=3000).world
+        labels += [story.words(label) for label, _ in w.moves.things]
+    assert {
+        "writes h1 into ICR2",
+        "writes the ICR: to whom ICR2 says",
+        "writes the ICR: all but itself",
+        "finds the ICR idle",
+        "its IPI is delivered h1",
+        "arrives at the meeting",
+        "takes an interrupt that needs HOST",
+        "flushes the buffers",
+    } <= set(labels)
 
 
 # --- schedules

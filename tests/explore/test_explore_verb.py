@@ -72,11 +72,11 @@ def test_a_counterexample_is_told_saved_and_run_again(explore, tmp_path):
     file = tmp_path / "hit.json"
     told = explore("--siblings", "2", "--kick", "bare", "--save", str(file))
     assert told.code == EXIT_FAIL
-    assert "FAIL: G2 after 16 steps" in told.out
-    assert "16  h1    goes GUEST" in told.out
+    assert "FAIL: G9 after 7 steps" in told.out
+    assert "7  h0    goes GUEST" in told.out
     again = explore("--schedule", str(file))
     assert again.code == EXIT_FAIL
-    assert "G2 is broken after 16 steps" in again.out
+    assert "G9 is broken after 7 steps" in again.out
 
 
 @pytest.mark.live
