@@ -88,7 +88,7 @@ __all__ = [
 ]  # fmt: skip
 
 LOOK: Final = Action(Do.LOOK)
-LOOK_AGAIN: Final = Action(Do.LOOK, 1)  # after a flush
+LOOK_ONCE: Final = Action(Do.LOOK, 1)  # after the one flush of an entry
 WORK: Final = Action(Do.WORK)
 CLEAR_PENDING: Final = Action(Do.CLEAR_PENDING)
 FLUSH: Final = Action(Do.FLUSH)
@@ -273,7 +273,7 @@ def taints(before: Mode, after: Mode) -> bool:
 def on_look(spec: Spec, s: HyperthreadState, seen: Seen, flushed: bool = False) -> HyperthreadState:
     """Act on what the look saw: a standing request first, then siblings that keep us out, then the pending bit.
 
-    flushed: the buffers were flushed just now. Where a sibling may work in HOST unheeded they are tainted again and
+    flushed: this entry has had its flush. Where a sibling may work in HOST unheeded the buffers are tainted again and
     again, and one flush an entry has to do; nobody would ever get in.
     """
     if seen.request != s.answered:
@@ -286,8 +286,8 @@ def on_look(spec: Spec, s: HyperthreadState, seen: Seen, flushed: bool = False) 
             # Clear, then look again: whoever set it wrote its request before, so the second look sees that.
             return s._replace(phase=PHASE_ENTERING, todo=(CLEAR_PENDING, LOOK))
         if s.mode is MODE_ENTER:
-            if seen.tainted and spec.flush and not (flushed and unheeded(spec)):
-                return s._replace(todo=(FLUSH, LOOK_AGAIN))
+            if seen.tainted and spec.flush and not flushed:
+                return s._replace(todo=(FLUSH, LOOK_ONCE if unheeded(spec) else LOOK))
             s = s._replace(party=0) if s.party else s
             return s._replace(todo=TO_GUEST)
         return s._replace(phase=PHASE_ENTERING, todo=ENTRY)
