@@ -30,6 +30,9 @@ DEADLINE_S = 3600
 )
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--all", "every", is_flag=True, help="Every named model, the large ones too.")
+@click.option(
+    "--matrix", is_flag=True, help="Every policy and kick, searched to the end: what holds and what does not."
+)
 @click.option("--list", "listing", is_flag=True, help="Name the models and their pinned sizes; search nothing.")
 @click.option("--siblings", type=click.Choice(["1", "2", "3", "4", "8"]), help="A model of your own: siblings.")
 @click.option("--vms", metavar="LIST", help="... which VM each sibling runs, as in 1,1,2. [1 for all]")
@@ -62,7 +65,9 @@ DEADLINE_S = 3600
 @click.option("--schedule", type=click.Path(path_type=Path, dir_okay=False), help="Run a counterexample again.")
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the counterexample there.")
 @click.pass_obj
-def command(session: Session, /, schedule: Path | None, listing: bool, save: Path | None, **given: Any) -> None:
+def command(
+    session: Session, /, schedule: Path | None, listing: bool, matrix: bool, save: Path | None, **given: Any
+) -> None:  # fmt: skip
     """Search every order of steps, messages, time-outs, NMIs and kills of MODEL; without MODEL, of the default set.
 
     Exits with 0 when every guarantee holds in every world, 1 for a counterexample (its story is printed), 3 when a
@@ -70,6 +75,9 @@ def command(session: Session, /, schedule: Path | None, listing: bool, save: Pat
     """
     if schedule is not None:
         _run_again(session, Path(schedule))
+        return
+    if matrix:
+        _matrix(session, given)
         return
     chosen = _chosen(given)
     if listing:
@@ -161,7 +169,9 @@ def _own(given: dict[str, Any]) -> Model | None:
 # --- search and show --------------------------------------------------------------------------------------
 
 
-def _search(session: Session, chosen: Sequence[tuple[str, Model]], given: dict[str, Any]) -> list[Outcome]:
+def _search(
+    session: Session, chosen: Sequence[tuple[str, Model]], given: dict[str, Any], to_the_end: bool = False
+) -> list[Outcome]:
     import os
 
     from asid.explore import pool
@@ -174,6 +184,7 @@ def _search(session: Session, chosen: Sequence[tuple[str, Model]], given: dict[s
         states_max=given["states_max"],
         deadline_ns=begin + given["deadline_s"] * pool.NS,
         workers=workers,
+        to_the_end=to_the_end,
     )
     for event in found:
         seconds = (time.monotonic_ns() - begin) / pool.NS
@@ -182,7 +193,7 @@ def _search(session: Session, chosen: Sequence[tuple[str, Model]], given: dict[s
             session.note(f"{len(outcomes)} of {len(chosen)} models, {event:,} worlds, {rate:,.0f}/s, {seconds:.0f} s")
         else:
             outcomes.append(event)
-            if event.guarantee:
+            if event.guarantee and not to_the_end:
                 session.note(f"{event.name}: {event.guarantee} is broken after {event.steps} steps")
     order = {name: at for at, (name, _) in enumerate(reversed(chosen))}
     return sorted(outcomes, key=lambda outcome: order[outcome.name])
@@ -234,6 +245,38 @@ def _compare(session: Session, outcomes: list[Outcome]) -> None:
                 f"{o.name}: {o.states:,} worlds and {o.transitions:,} steps, "
                 f"pinned are {pinned.states:,} and {pinned.transitions:,}: the behaviour has changed"
             )
+
+
+def _matrix(session: Session, given: dict[str, Any]) -> None:
+    """Search every policy with every kick, and show which guarantee holds where."""
+    from asid.explore import matrix
+
+    if given["models"] or given["every"] or _own(given) is not None:
+        raise Usage("--matrix is every policy, so name none", where="asid explore", hint="asid explore --matrix")
+    of_policies, of_apics = matrix.policies(), matrix.apics()
+    found = {o.model: o for o in _search(session, matrix.models_of([*of_policies, *of_apics]), given, to_the_end=True)}
+    cells = [(row, matrix.cells(row, found)) for row in (*of_policies, *of_apics)]
+    kept = [matrix.kept(*each) for each in cells]
+    states = sum(o.states for o in found.values())
+
+    def text() -> str:
+        right = tuple(range(3, 3 + len(matrix.NAMES)))
+        first = [(r.policy, r.kick.name.lower(), len({*r.vms}), *map(matrix.short, c.values())) for r, c in cells]
+        second = [(r.apic, r.kick.name.lower(), 1, *map(matrix.short, c.values())) for r, c in cells if r.apic]
+        return "\n".join(
+            (
+                columns(("POLICY", "KICK", "VMS", *matrix.NAMES), first[: len(of_policies)], right=right),
+                "\nPolicy asi, by how IPIs are written; an NMI that runs isolated may hit at any step:",
+                columns(("APIC", "KICK", "VMS", *matrix.NAMES), second, right=right),
+                f"\n{len(found)} searches, {states:,} worlds. !N: broken, and the shortest way there takes N steps.",
+                f"{sum(k is True for k in kept)} of {len(kept)} rows keep what they promise.",
+            )
+        )
+
+    rows = [matrix.document(*each) for each in cells]
+    session.show({"ok": all(kept), "states": states, "searches": len(found), "rows": rows}, text)
+    if not all(kept):
+        session.finish(EXIT_FAIL if False in kept else EXIT_UNKNOWN)
 
 
 def _list(session: Session) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Final, NamedTuple, cast
 
 from asid.core.apic import Apic
 from asid.core.events import Kick, Mode
+from asid.core.gate import Belief
 from asid.core.guarantees import GUARANTEES, CoreView
-from asid.core.hyperthread import HyperthreadState, Phase
+from asid.core.hyperthread import HyperthreadState, Phase, What
 from asid.core.limits import MESSAGES_IN_FLIGHT_MAX
 from asid.explore.parts import Dead, Down, Model, Words
 from asid.explore.world import MASK, World
@@ -42,6 +43,7 @@ EACH: Final = ("G1",)  # of one sibling after the other, and of the gate
 GATE: Final = ("G11",)  # of the gate alone
 TOGETHER: Final = tuple(name for name in GUARANTEES if name not in EACH + GATE)  # of every Sight and pending bit
 
+Broken = tuple[tuple[str, str], ...]  # guarantees, and how each is broken
 Seen = tuple[Sight | None, bool]  # of one sibling: what is seen of its process, its pending bit
 
 
@@ -62,20 +64,21 @@ class Checks:
         self.each, self.gate, self.together = (
             tuple(name for name in some if only is None or name in only) for some in names
         )
-        self.seen: dict[tuple[int, ...], tuple[str, str] | None] = {}  # together: by numbers of Seen
+        self.seen: dict[tuple[int, ...], Broken] = {}  # together: by numbers of Seen
         self._sights: list[int] = []  # by sibling part
         self._ids: dict[Seen, int] = {}
         self.sights: list[Seen] = []
-        self._one: dict[int, tuple[str, str] | None] = {}
-        self._desks: dict[int, tuple[str, str] | None] = {}
+        self._one: dict[int, Broken] = {}
+        self._desks: dict[int, Broken] = {}
 
-    def __call__(self, world: int) -> tuple[str, str] | None:
-        """Return the first broken guarantee and how it is broken, None when all hold."""
+    def __call__(self, world: int) -> Broken:
+        """Return what is broken, most telling first; nothing when all hold."""
         w = self.world
         n = w.n
         d = world >> w.desk_at & MASK
         sights = self._sights
         key = []
+        broken: Broken = ()
         for ht in range(n):
             part = world >> w.at[ht] & MASK
             if part >= len(sights):
@@ -84,17 +87,13 @@ class Checks:
             one = ((ht << 20 | part) << 20) | d
             if one not in self._one:
                 self._one[one] = self._of_one(ht, part, d)
-            broken = self._one[one]
-            if broken is not None:
-                return broken
+            broken += self._one[one]
         if d not in self._desks:
             self._desks[d] = self._of_gate(d)
-        if self._desks[d] is not None:
-            return self._desks[d]
         together = tuple(key)
         if together not in self.seen:
             self.seen[together] = self._of_all(together)
-        return self.seen[together]
+        return broken + self._desks[d] + self.seen[together]
 
     def _look_at_new_parts(self) -> None:
         things = self.world.siblings.things
@@ -106,28 +105,28 @@ class Checks:
                 self.sights.append(seen)
             self._sights.append(number)
 
-    def _of_all(self, together: tuple[int, ...]) -> tuple[str, str] | None:
+    def _of_all(self, together: tuple[int, ...]) -> Broken:
         seen = [self.sights[number] for number in together]
         processes = cast(tuple[HyperthreadState | None, ...], tuple(s for s, _ in seen))
         tainted = tuple(s is not None and s.tainted for s, _ in seen)
-        return first_broken(self.together, CoreView(processes, tuple(pending for _, pending in seen), None, tainted))
+        return broken_in(self.together, CoreView(processes, tuple(pending for _, pending in seen), None, tainted))
 
-    def _of_one(self, ht: int, part: int, d: int) -> tuple[str, str] | None:
+    def _of_one(self, ht: int, part: int, d: int) -> Broken:
         s = self.world.siblings.things[part]
         queued = sum(len(reports) for _, reports in s.up)
         if queued > MESSAGES_IN_FLIGHT_MAX or len(s.down) > MESSAGES_IN_FLIGHT_MAX:
-            return "I10", f"h{ht} has {queued} reports and {len(s.down)} orders under way"
+            return (("I10", f"h{ht} has {queued} reports and {len(s.down)} orders under way"),)
         if isinstance(s.process, Dead):
-            return None
+            return ()
         gate = self.world.desks.things[d].gate
         processes = [None] * self.world.n
         processes[ht] = s.process  # type: ignore[call-overload]
         view = CoreView(tuple(processes), (False,) * self.world.n, None if isinstance(gate, Down) else gate)
-        return first_broken(self.each, view)
+        return broken_in(self.each, view)
 
-    def _of_gate(self, d: int) -> tuple[str, str] | None:
+    def _of_gate(self, d: int) -> Broken:
         gate = self.world.desks.things[d].gate
-        return None if isinstance(gate, Down) else first_broken(self.gate, CoreView((), (), gate))
+        return () if isinstance(gate, Down) else broken_in(self.gate, CoreView((), (), gate))
 
     def reached(self) -> Iterator[tuple[Seen, ...]]:
         """Yield every combination of sights that was checked."""
@@ -135,12 +134,30 @@ class Checks:
             yield tuple(self.sights[number] for number in together)
 
 
-def first_broken(names: tuple[str, ...], view: CoreView) -> tuple[str, str] | None:
-    for name in names:
-        sentence = GUARANTEES[name](view)
-        if sentence is not None:
-            return name, sentence
-    return None
+def broken_in(names: tuple[str, ...], view: CoreView) -> Broken:
+    told = ((name, GUARANTEES[name](view)) for name in names)
+    return tuple((name, sentence) for name, sentence in told if sentence is not None)
+
+
+def exercised(w: World) -> tuple[str, ...]:
+    """Return the guarantees that had anything to say in the worlds that were found; of others nothing is proved."""
+    alive = [s.process for s in w.siblings.things if not isinstance(s.process, Dead)]
+    gates = [d.gate for d in w.desks.things if not isinstance(d.gate, Down)]
+    leased, host = any(h.session for h in alive), any(h.mode is Mode.HOST for h in alive)
+    happened = {
+        "G1": leased,
+        "G2": host and w.n > 1,
+        "G3": len({*w.model.vms} - {0}) > 1,
+        "G4": any(s.words.pending for s in w.siblings.things),
+        "G5": leased,
+        "G9": host and w.model.taints,
+        "G10": any(frame.what is not What.IRQ for h in alive for frame in h.frames),
+        "G11": any(m.belief is Belief.UNKNOWN for g in gates for m in g.members),
+        "L1": any(h.phase is Phase.LEAVING for h in alive),
+        "L2": any(h.phase is Phase.ASKING for h in alive),
+        "L3": bool(alive),
+    }
+    return tuple(name for name, has in happened.items() if has)
 
 
 # --- what must happen somewhere, else a search proves nothing ---------------------------------------------

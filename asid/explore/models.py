@@ -76,7 +76,7 @@ def of_policy(policy: Policy, vms: tuple[int, ...] = (1, 1), **more: Any) -> Mod
     model = Model(
         vms, policy.kick, policy.rooms, halts=True, guarded=policy.guarded, host_alone=policy.host_alone,
         idle_kick=policy.idle_kick, irq_kick=policy.irq_kick, idle_exits=policy.idle_kick is not None,
-        fast_exits=not policy.every_exit_full, taints=True, flush=policy.flush,
+        fast_exits=not policy.every_exit_full, taints=True, flush=policy.flush, irqs_off=policy.irqs_off,
     )  # fmt: skip
     return replace(model, **more)
 

@@ -68,6 +68,7 @@ class Model:
     nmi_isolated: bool = False
     apic: Apic = Apic.X2APIC
     icr_fix: bool = True
+    irqs_off: bool = False  # a fast exit is handled with interrupts off
 
     @property
     def siblings(self) -> int:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from asid import signals
 from asid.errors import HostUnsuitable
 from asid.explore import schedule, story
+from asid.explore.checks import exercised
 from asid.explore.parts import Model
 from asid.explore.search import Result, search
 
@@ -42,6 +43,10 @@ class Outcome(NamedTuple):
     steps: int = 0
     story: str = ""
     schedule: dict[str, Any] | None = None
+    broken: tuple[
+        tuple[str, int], ...
+    ] = ()  # of a search to the end: each guarantee, and the steps of a shortest story
+    exercised: tuple[str, ...] = ()  # ... and which guarantees had anything to say
 
     @property
     def passed(self) -> bool:
@@ -53,13 +58,15 @@ def outcome(name: str, result: Result, seconds: float) -> Outcome:
     base = Outcome(
         name, result.model, result.states, result.transitions, result.depth, seconds, result.complete, missing
     )
+    broken = tuple(sorted((guarantee, v.steps) for guarantee, v in result.violations.items()))
+    base = base._replace(broken=broken, exercised=exercised(result.world))
     v = result.violation
     if v is None:
         return base
     return base._replace(
         guarantee=v.guarantee,
         sentence=v.sentence,
-        steps=v.cycle if v.cycle >= 0 else len(v.moves),
+        steps=v.steps,
         story=story.told(result.world, v, name),
         schedule=schedule.as_document(schedule.scheduled(result.world, v)),
     )
@@ -89,7 +96,7 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _explore(at: int, name: str, model: Model, states_max: int, deadline_ns: int) -> Outcome:
+def _explore(at: int, name: str, model: Model, states_max: int, deadline_ns: int, to_the_end: bool) -> Outcome:
     """Search one model in a process of the pool."""
     counts, stop = _shared[0]
 
@@ -100,7 +107,7 @@ def _explore(at: int, name: str, model: Model, states_max: int, deadline_ns: int
     begin = time.monotonic_ns()
     if not tell(0):
         return Outcome(name, model, 0, 0, 0, 0.0, False, ())
-    result = search(model, states_max=states_max, tell=tell)
+    result = search(model, states_max=states_max, tell=tell, to_the_end=to_the_end)
     done = outcome(name, result, (time.monotonic_ns() - begin) / NS)
     counts[at] = result.states
     del result
@@ -109,11 +116,13 @@ def _explore(at: int, name: str, model: Model, states_max: int, deadline_ns: int
 
 
 def explore(
-    models: Sequence[tuple[str, Model]], *, states_max: int, deadline_ns: int, workers: int, every_s: float = 2.0
-) -> Iterator[Outcome | int]:
+    models: Sequence[tuple[str, Model]], *, states_max: int, deadline_ns: int, workers: int, every_s: float = 2.0,
+    to_the_end: bool = False,
+) -> Iterator[Outcome | int]:  # fmt: skip
     """Yield the outcome of each model as it comes, and at least every `every_s` seconds the worlds found by all.
 
-    `deadline_ns` is a time of the monotonic clock. Give the largest models first.
+    `deadline_ns` is a time of the monotonic clock. Give the largest models first. `to_the_end`: a violation ends no
+    search.
     """
     context = multiprocessing.get_context("spawn")
     counts, stop = context.Array("Q", len(models), lock=False), context.Event()
@@ -121,7 +130,7 @@ def explore(
         try:
             with signals.deaf_children():
                 waiting: set[Future[Outcome]] = {
-                    pool.submit(_explore, at, name, model, states_max, deadline_ns)
+                    pool.submit(_explore, at, name, model, states_max, deadline_ns, to_the_end)
                     for at, (name, model) in enumerate(models)
                 }
             while waiting:

@@ -2,9 +2,9 @@
 
 Two questions about the graph of worlds, faults left out (they come when they like, or never):
 
-* `unfair_cycle`: is there an endless run in which a hyperthread waits all the time, although every actor that keeps
+* `unfair_cycles`: is there an endless run in which a hyperthread waits all the time, although every actor that keeps
   being able to move does move? Such a run goes round in a strongly connected part of the worlds in which it waits.
-* `never_again`: is there a world from which a hyperthread can get into guest in no way at all?
+* `shut_out`: is there a world from which a hyperthread can get into guest in no way at all?
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from asid.core.events import Kick, Mode
+from asid.core.gate import Rooms
 from asid.core.guarantees import l1_leave_waits, l2_ask_waits, l2_has_not_run
 from asid.core.hyperthread import HyperthreadState, Phase
-from asid.explore.parts import Dead, Down, Sibling
+from asid.explore.parts import Dead, Down, Model, Sibling
 from asid.explore.world import FAIR, MASK, World
 
 
@@ -58,15 +59,21 @@ class Lasso:
 # --- who waits --------------------------------------------------------------------------------------------
 
 
-def waits(kick: Kick) -> tuple[tuple[str, str, Callable[[HyperthreadState], bool]], ...]:
-    """Return what must end. With `send` and `stun` a sibling may win the race for HOST again and again, so an admitted
-    guest is not promised its first instruction, only its admission; that somebody works is, see `nobody_works`.
+def waits(model: Model) -> tuple[tuple[str, str, Callable[[HyperthreadState], bool]], ...]:
+    """Return what must end.
+
+    Where a sibling may be in HOST beside a lease, by a leave that does not wait, it may win the race for HOST again and
+    again, or taint the buffers before each look: an admitted guest is not promised its first instruction then, only its
+    admission. That somebody works is, see `nobody_works`.
     """
-    if kick in (Kick.SEND, Kick.STUN):
-        return (("L2", "asks and is never admitted", l2_ask_waits),)
+    admitted = ("L2", "asks and is never admitted", l2_ask_waits)
+    if model.kick in (Kick.SEND, Kick.STUN):
+        return (admitted,)
+    beside = model.kick is Kick.BARE and model.rooms is not Rooms.HYPERTHREAD
+    runs = ("L2", "never runs an instruction", l2_has_not_run)
     return (
         ("L1", "waits for its leave for ever", l1_leave_waits),
-        ("L2", "never runs an instruction", l2_has_not_run),
+        admitted if beside or model.idle_kick is Kick.BARE else runs,
     )
 
 
@@ -85,15 +92,23 @@ def members(graph: Graph, ht: int, test: Callable[[HyperthreadState], bool]) -> 
 # --- endless waiting --------------------------------------------------------------------------------------
 
 
-def unfair_cycle(graph: Graph) -> Lasso | None:
-    """Return an endless fair run in which a hyperthread waits all the time, None if there is none."""
+def lassos(graph: Graph) -> Iterator[Lasso]:
+    """Yield what never ends and should: first endless fair runs, then worlds from which somebody is shut out."""
+    for find in (unfair_cycles, shut_out):
+        yield from find(graph)
+
+
+def unfair_cycles(graph: Graph) -> Iterator[Lasso]:
+    """Yield endless fair runs: in which a hyperthread waits all the time, and in which nobody works."""
     for ht in range(graph.world.n):
-        for guarantee, words, test in waits(graph.world.model.kick):
+        for guarantee, words, test in waits(graph.world.model):
             inside = members(graph, ht, test)
             lasso = fair_round(graph, inside, guarantee, f"h{ht} {words}, while the others go round")
             if lasso is not None:
-                return lasso
-    return fair_round(graph, nobody_works(graph), "L3", "nobody does any work: they hold each other for ever")
+                yield lasso
+    lasso = fair_round(graph, nobody_works(graph), "L3", "nobody does any work: they hold each other for ever")
+    if lasso is not None:
+        yield lasso
 
 
 def fair_round(graph: Graph, inside: bytearray, guarantee: str, sentence: str) -> Lasso | None:
@@ -259,8 +274,8 @@ def named(graph: Graph, here: int, step: int) -> int:
 # --- shut out ---------------------------------------------------------------------------------------------
 
 
-def never_again(graph: Graph) -> Lasso | None:
-    """Return a world from which some hyperthread that should run can never be in guest again, None if there is none."""
+def shut_out(graph: Graph) -> Iterator[Lasso]:
+    """Yield worlds from which some hyperthread that should run can never be in guest again."""
     starts, sources = reverse(graph)
     for ht in range(graph.world.n):
         good = runs_or_is_excused(graph, ht)
@@ -272,10 +287,9 @@ def never_again(graph: Graph) -> Lasso | None:
                 if not good[before]:
                     good[before] = 1
                     queue.append(before)
-        shut_out = good.find(0)
-        if shut_out >= 0:
-            return Lasso("L2", f"h{ht} can never get into guest again", shut_out)
-    return None
+        first = good.find(0)
+        if first >= 0:
+            yield Lasso("L2", f"h{ht} can never get into guest again", first)
 
 
 def runs_or_is_excused(graph: Graph, ht: int) -> bytearray:

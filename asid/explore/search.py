@@ -17,7 +17,7 @@ from asid.errors import ProtocolFault
 from asid.explore import progress
 from asid.explore.checks import SOMETIMES, Checks
 from asid.explore.parts import Dead, Down, Model, Who, actor
-from asid.explore.world import FAIR, World
+from asid.explore.world import FAIR, Step, World
 
 FAULT: Final = actor(Who.FAULT)
 TELL_EVERY: Final = 1 << 13  # worlds between two calls of `tell`
@@ -34,6 +34,11 @@ class Violation:
     worlds: tuple[int, ...]  # after each step
     cycle: int = -1
 
+    @property
+    def steps(self) -> int:
+        """Return how long the way there is; of a cycle, the way to where it starts."""
+        return self.cycle if self.cycle >= 0 else len(self.moves)
+
 
 @dataclass
 class Result:
@@ -45,7 +50,8 @@ class Result:
     transitions: int = 0
     depth: int = 0  # steps to the farthest world
     complete: bool = False
-    violation: Violation | None = None
+    violation: Violation | None = None  # the first one
+    violations: dict[str, Violation] = field(default_factory=dict)  # of each guarantee that is broken, a shortest one
     sometimes: dict[str, bool] = field(default_factory=dict)
 
     @property
@@ -59,13 +65,14 @@ Tell = Callable[[int], bool]
 def search(
     model: Model, *, states_max: int = 2_000_000, depth_max: int = 1 << 30, with_progress: bool = True,
     waiting: bool = True, tell: Tell = lambda states: True, world: World | None = None,
-    only: frozenset[str] | None = None,
+    only: frozenset[str] | None = None, to_the_end: bool = False,
 ) -> Result:  # fmt: skip
     """Explore a model.
 
     `tell` is given the number of worlds so far now and then, and stops the search with False. Without `waiting` a
     world in which nobody has to move is no violation; without `with_progress` cycles are not looked for. `only`: the
-    guarantees to look at, None for all.
+    guarantees to look at, None for all. The first violation ends a search unless it goes `to_the_end`: then each
+    guarantee's own shortest one is found.
     """
     w = World(model) if world is None else world
     result = Result(model, w)
@@ -79,11 +86,13 @@ def search(
     starts, targets, actors = graph.starts, graph.targets, graph.actors
     level_end, depth, at = 1, 0, 0
 
-    def stopped(guarantee: str, sentence: str) -> Result:
-        moves, passed = path(at, parents, via, worlds)
-        result.violation = Violation(guarantee, sentence, moves, passed)
+    def found(guarantee: str, sentence: str) -> bool:
+        """Note a violation, if it is the first of its guarantee. Return whether the search ends here."""
+        if guarantee not in result.violations:
+            moves, passed = path(at, parents, via, worlds)
+            noted(result, Violation(guarantee, sentence, moves, passed))
         result.states, result.depth = len(worlds), depth
-        return result
+        return not to_the_end
 
     while at < len(worlds):
         if at == level_end:
@@ -91,17 +100,18 @@ def search(
             if depth > depth_max:
                 break
         here = worlds[at]
-        broken = checks(here)
-        if broken is not None:
-            return stopped(*broken)
+        for guarantee, sentence in checks(here):
+            if found(guarantee, sentence):
+                return result
+        steps: list[Step] = []
+        able = False
         try:
             steps = w.successors(here)
-        except ProtocolFault as fault:
-            return stopped("table", f"{fault}")
-        except AssertionError as mistake:
-            return stopped("assertion", str(mistake) or "an assertion of the protocol failed")
+        except (ProtocolFault, AssertionError) as mistake:
+            if found(*failed(mistake)):
+                return result
+            able = True  # nobody knows who would move on
         starts.append(len(targets))
-        able = False
         for move, there in steps:
             target = number.get(there)
             if target is None:
@@ -116,8 +126,8 @@ def search(
                 able = able or whose >= FAIR
         if waiting and not able:
             stuck = waits_for_ever(w, here)
-            if stuck is not None:
-                return stopped("L3", stuck)
+            if stuck is not None and found("L3", stuck):
+                return result
         result.transitions += len(steps)
         at += 1
         if at & (TELL_EVERY - 1) == 0 and not tell(len(worlds)):
@@ -133,14 +143,31 @@ def search(
             result.sometimes[name] = any(happens(seen) for seen in reached)
     if result.complete and with_progress:
         starts.append(len(targets))
-        lasso = progress.unfair_cycle(graph) or progress.never_again(graph)
-        if lasso is not None:
+        for lasso in progress.lassos(graph):
             at = lasso.at
             moves, passed = path(at, parents, via, worlds)
             cycle = len(moves) if lasso.moves else -1
             moves, passed = (*moves, *lasso.moves), (*passed, *lasso.worlds)
-            result.violation = Violation(lasso.guarantee, lasso.sentence, moves, passed, cycle)
+            noted(result, Violation(lasso.guarantee, lasso.sentence, moves, passed, cycle))
+            if not to_the_end:
+                break
     return result
+
+
+def noted(result: Result, violation: Violation) -> None:
+    """Keep a violation if it is the first, and if it is its guarantee's shortest."""
+    best = result.violations.get(violation.guarantee)
+    if best is None or violation.steps < best.steps:
+        result.violations[violation.guarantee] = violation
+    if result.violation is None:
+        result.violation = violation
+
+
+def failed(mistake: Exception) -> tuple[str, str]:
+    """Return what is broken when a step of the protocol raised."""
+    if isinstance(mistake, ProtocolFault):
+        return "table", f"{mistake}"
+    return "assertion", str(mistake) or "an assertion of the protocol failed"
 
 
 def path(at: int, parents: array[int], via: array[int], worlds: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

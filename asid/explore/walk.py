@@ -11,7 +11,7 @@ from typing import Final
 
 from asid.errors import ProtocolFault
 from asid.explore.checks import Checks
-from asid.explore.search import Violation, waits_for_ever
+from asid.explore.search import Violation, failed, waits_for_ever
 from asid.explore.world import FAIR, World
 
 STEPS: Final = 2_000
@@ -33,14 +33,12 @@ def walk(world: World, seed: int, *, steps: int = STEPS, checks: Checks | None =
 
     for _ in range(steps):
         broken = check(here)
-        if broken is not None:
-            return stopped(*broken)
+        if broken:
+            return stopped(*broken[0])
         try:
             found = world.successors(here)
-        except ProtocolFault as fault:
-            return stopped("table", f"{fault}")
-        except AssertionError as mistake:
-            return stopped("assertion", str(mistake) or "an assertion of the protocol failed")
+        except (ProtocolFault, AssertionError) as mistake:
+            return stopped(*failed(mistake))
         if not any(world.actor(move) >= FAIR for move, _ in found):
             stuck = waits_for_ever(world, here)
             if stuck is not None:

@@ -51,7 +51,7 @@ def spec_of(model: Model, ht: int) -> hyperthread.Spec:
     others = tuple(other for other in range(model.siblings) if other != ht)
     return hyperthread.Spec(
         ht, others, model.kick, model.guarded, idle_kick=model.idle_kick, irq_kick=model.irq_kick, flush=model.flush,
-        nmi_isolated=model.nmi_isolated, apic=model.apic, icr_fix=model.icr_fix,
+        nmi_isolated=model.nmi_isolated, irqs_off=model.irqs_off, apic=model.apic, icr_fix=model.icr_fix,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The generated pages of docs/ about the explorer, from what is pinned.
 
-`python tests/explore/explore_pages.py` searches every naive variant, pins what it found in
-tests/data/mutations.json, and writes docs/mutations.md and docs/explored.md.
+`python tests/explore/explore_pages.py` searches every naive variant and every policy, pins what it found in tests/data,
+and writes docs/mutations.md, docs/explored.md and docs/matrix.md. It takes two minutes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+import explore_matrix_page as matrix_page
 from explore_table import MUTANTS, found
 
 from asid.core.apic import Apic
@@ -158,11 +159,16 @@ def explored() -> str:
     return "\n".join(lines)
 
 
-PAGES: Final = {"mutations.md": lambda: mutations(pins()), "explored.md": explored}
+PAGES: Final = {
+    "mutations.md": lambda: mutations(pins()),
+    "explored.md": explored,
+    "matrix.md": lambda: matrix_page.page(matrix_page.pins()),
+}
 
 
 def main() -> None:
     PINS.write_text(json.dumps({m.name: found(m) for m in MUTANTS}, indent=1) + "\n")
+    matrix_page.pin(matrix_page.found())
     for name, page in PAGES.items():
         (ROOT / "docs" / name).write_text(page())
 
