@@ -8,26 +8,47 @@ although its second part was recorded as ISOLATED: guest time is too little by t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from asid.audit.history import History
 from asid.audit.intervals import Interval
 
 
-def guest_time(history: History, stays: Mapping[int, Sequence[Interval]]) -> dict[str, Any]:
-    """Return served_ns, guest_ns (of all vCPUs together) and guest_percent; zeros where nobody ran.
+class Served(NamedTuple):
+    """The time in which a run served guests: [start, end) in ns, by so many vCPUs."""
 
-    stays: by core, those of every hyperthread in HOST, ISOLATED and GUEST. Time is served from the begin of the first
-    of them to the end of the last: neither the start of the processes nor their end is part of it.
+    start: int
+    end: int
+    vcpus: int
+
+    def percent(self, ns: int) -> float:
+        """Return what part of the time of all vCPUs this is; 0 where none was served."""
+        whole_ns = (self.end - self.start) * self.vcpus
+        return round(100.0 * ns / whole_ns, 2) if whole_ns else 0.0
+
+
+def served_of(history: History, stays: Mapping[int, Sequence[Interval]]) -> Served:
+    """Return the time served. stays: by core, those of every hyperthread in HOST, ISOLATED and GUEST.
+
+    From the begin of the first of them to the end of the last: neither the start of the processes nor their end is
+    part of it.
     """
     certain = [(core, stay) for core, rows in stays.items() for stay in rows if not stay.suspect]
-    in_guest = [(core, stay) for core, stay in certain if stay.mode == "GUEST"]
-    served_ns = (max(stay.end for _, stay in certain) - min(stay.start for _, stay in certain)) if certain else 0
-    vcpus = int(history.begin.get("vcpus", 0)) or len({(core, stay.ht) for core, stay in in_guest})
-    guest_ns = max(0, sum(stay.end - stay.start for _, stay in in_guest) - history.counts.fast_ns)
-    whole_ns = served_ns * vcpus
+    ran = {(core, stay.ht) for core, stay in certain if stay.mode == "GUEST"}
+    vcpus = int(history.begin.get("vcpus", 0)) or len(ran)
+    if not certain:
+        return Served(0, 0, vcpus)
+    return Served(min(stay.start for _, stay in certain), max(stay.end for _, stay in certain), vcpus)
+
+
+def guest_time(history: History, stays: Mapping[int, Sequence[Interval]], served: Served) -> dict[str, Any]:
+    """Return served_ns, guest_ns (of all vCPUs together) and guest_percent; zeros where nobody ran."""
+    in_guest_ns = sum(
+        stay.end - stay.start for rows in stays.values() for stay in rows if stay.mode == "GUEST" and not stay.suspect
+    )
+    guest_ns = max(0, in_guest_ns - history.counts.fast_ns)
     return {
-        "served_ns": served_ns,
+        "served_ns": served.end - served.start,
         "guest_ns": guest_ns,
-        "guest_percent": round(100.0 * guest_ns / whole_ns, 2) if whole_ns else 0.0,
+        "guest_percent": served.percent(guest_ns),
     }

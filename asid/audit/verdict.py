@@ -17,7 +17,8 @@ from asid.audit.checks import g1_admission, g4_kick, g5_rounds
 from asid.audit.exclusion import KICKING, g2_exclusion, g3_one_vm
 from asid.audit.excuses import Excuses
 from asid.audit.finding import BROKEN, NOT_EXERCISED, Finding, Violation, name_of
-from asid.audit.guest_time import guest_time
+from asid.audit.forced_idle import forced_idle
+from asid.audit.guest_time import guest_time, served_of
 from asid.audit.handlers import g10_interrupts
 from asid.audit.history import CoreHistory, History, gather
 from asid.audit.injections import g8_injections
@@ -153,7 +154,9 @@ def judge(history: History, damage: str | None = None) -> Verdict:
         reasons.append(idle)
     broken = any(finding.state == BROKEN for finding in findings)
     verdict = FAIL if broken and certain else UNKNOWN if reasons else PASS
-    figures = _figures(history, findings, held) | guest_time(history, intervals)
+    served = served_of(history, intervals)
+    figures = _figures(history, findings, held) | guest_time(history, intervals, served)
+    figures |= forced_idle(history, waits, served)
     return Verdict(verdict, reasons, dict(history.begin), findings, _windows(overlaps), figures, _changes(history))
 
 

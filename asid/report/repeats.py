@@ -27,6 +27,7 @@ HEADINGS: Final = (
     ("", "policy"),
     ("", "exits/s"),
     ("guest", "time"),
+    ("forced", "idle"),
     ("", "kicks/s"),
     ("", "full%"),
     ("gate", "p99"),
@@ -138,6 +139,8 @@ def _row(variant: Variant, own: Sequence[Sample], base: Mapping[int, Sample], se
         "runs": len(own),
         "exits_per_s": round(fmean(sample.per_second("exits") for sample in own), 1),
         "guest_percent": _mean(figures, "guest_percent"),
+        "forced_idle_percent": _mean(figures, "forced_idle_percent"),
+        "gate_closed_percent": _mean(figures, "gate_closed_percent"),
         "kicks_per_s": round(fmean(sample.per_second("kicks", "kicks_sent") for sample in own), 1),
         "full_percent": round(100 * sum(part.get("full", 0) for part in figures) / exits, 2) if exits else 0.0,
         "gate_wait_p99_ns": round(median(waited)) if waited else 0,
@@ -197,11 +200,15 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     def lasts(ns: int) -> str:
         return format_ns(ns) if ns else "-"
 
-    leaks, exposure, guest = row["leaks"], row["exposure"], row["guest_percent"]
+    def share(percent: float | None) -> str:
+        return "-" if percent is None else f"{percent:.1f} %"
+
+    leaks, exposure = row["leaks"], row["exposure"]
     return (
         row["label"],
         f"{row['exits_per_s']:,.0f}",
-        "-" if guest is None else f"{guest:.1f} %",
+        share(row["guest_percent"]),
+        share(row["forced_idle_percent"]),
         f"{row['kicks_per_s']:,.0f}",
         f"{row['full_percent']:.1f} %",
         lasts(row["gate_wait_p99_ns"]),

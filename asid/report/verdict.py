@@ -96,6 +96,12 @@ def _run_lines(run: Mapping[str, Any], figures: Mapping[str, Any], policies: Seq
             f" {figures['grants_void']:,} void grants, gate wait p99 {format_ns(figures['gate_waits']['p99_ns'])}"
         )
         out += wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
+    if figures.get("served_ns") and "forced_idle_percent" in figures:
+        text = (
+            f"vCPU time: guest {figures['guest_percent']:.2f} %, forced idle {figures['forced_idle_percent']:.2f} %,"
+            f" gate closed {figures['gate_closed_percent']:.2f} %"
+        )
+        out.append(f"  {text}")
     return out
 
 

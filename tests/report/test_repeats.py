@@ -15,7 +15,8 @@ ASI = Variant("asi", "ack")
 
 def verdict(exits: int, *, word: str = "PASS", broken: tuple[str, ...] = (), leaks=None, **figures) -> dict:
     own = {"exits": exits, "full": exits // 10, "served_ns": 2_000_000_000, "duration_ns": 3_000_000_000, "kicks": 20,
-           "kicks_sent": 0, "guest_percent": 50.0, "gate_waits": {"count": 3, "p99_ns": 4_000}, **figures}  # fmt: skip
+           "kicks_sent": 0, "guest_percent": 50.0, "forced_idle_percent": 12.5, "gate_closed_percent": 2.25,
+           "gate_waits": {"count": 3, "p99_ns": 4_000}, **figures}  # fmt: skip
     if leaks is not None:
         own["leaks"] = {"concurrent": leaks[0], "residual": leaks[1]}
     guarantees = {name: {"broken": int(name in broken)} for name in ("G1", "G2", "G3", "G5")}
@@ -71,6 +72,7 @@ def test_a_row_means_rates_and_adds_counts():
     none, asi = rows_of(samples, seed=1)
     assert json.loads(json.dumps([none, asi])) == [none, asi]
     assert (asi["label"], asi["runs"], asi["exits_per_s"], asi["guest_percent"]) == ("asi/ack", 2, 425.0, 55.0)
+    assert (asi["forced_idle_percent"], asi["gate_closed_percent"]) == (12.5, 2.25)
     assert asi["kicks_per_s"] == (80 / 2 + 20 / 2) / 2, "those that were sent without the gate are kicks, too"
     assert asi["leaks"] == {"concurrent": 2, "residual": 4}
     assert asi["exposure"] == {"count": 4, "sum_ns": 140_000, "p99_ns": 61_000, "max_ns": 61_000}
@@ -112,16 +114,16 @@ def test_the_table():
     assert (
         table_lines(rows_of(samples, seed=1))
         == """\
-                    guest                    gate  leaks (conc./                        exposed
-policy    exits/s    time  kicks/s   full%    p99      residual)  vs none                 count     p99     max  verdict
-none          501  50.0 %       10  10.0 %  4.0us     90 / 1,200  1.00x                       6  61.0us  61.0us  FAIL *
-asi/ack       451  40.0 %       10  10.0 %  4.0us          0 / 0  0.90x [0.90, 0.90]          6  61.0us  61.0us  PASS
-asi/send      501  50.0 %       10  10.0 %  4.0us              -  1.00x [1.00, 1.00] ~        6  61.0us  61.0us  PASS
+                    guest  forced                    gate  leaks (conc./                        exposed
+policy    exits/s    time    idle  kicks/s   full%    p99      residual)  vs none                 count     p99     max  verdict
+none          501  50.0 %  12.5 %       10  10.0 %  4.0us     90 / 1,200  1.00x                       6  61.0us  61.0us  FAIL *
+asi/ack       451  40.0 %  12.5 %       10  10.0 %  4.0us          0 / 0  0.90x [0.90, 0.90]          6  61.0us  61.0us  PASS
+asi/send      501  50.0 %  12.5 %       10  10.0 %  4.0us              -  1.00x [1.00, 1.00] ~        6  61.0us  61.0us  PASS
 
 vs none: exits/s over those of none in the same repeat.
 [low, high]: 95 % bootstrap interval over the repeats; of fewer than 6 it is too narrow.
 ~ no difference detected: the interval covers 1.00.
-* none: a negative control; what it breaks (G2, G3) it never promised.""".splitlines()
+* none: a negative control; what it breaks (G2, G3) it never promised.""".splitlines()  # noqa: E501
     )
 
 

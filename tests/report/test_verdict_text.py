@@ -70,6 +70,16 @@ def test_each_guarantee_has_its_line():
     assert any(line.startswith("Not exercised: G1, G2, ") for line in lines)
 
 
+def test_where_the_time_of_the_vcpus_went():
+    text = "  vCPU time: guest 45.30 %, forced idle 0.00 %, gate closed 0.00 %"
+    document = audit(run(*LEAK, policy="none", vcpus=1)).as_map()
+    document["figures"]["guest_percent"] = 45.3
+    assert text in verdict_lines(document)
+    del document["figures"]["forced_idle_percent"]
+    assert not any("vCPU time" in line for line in verdict_lines(document)), "a verdict of an older version"
+    assert not any("vCPU time" in line for line in verdict_lines(audit(run(ASKED)).as_map())), "nobody was served"
+
+
 def test_unknown_says_why():
     lines = verdict_lines(audit(run(*LEAK[:1], end=False)).as_map())
     assert lines[0].startswith("UNKNOWN: smt2")
