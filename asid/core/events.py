@@ -109,7 +109,7 @@ class Do(IntEnum):
     CLEAR_PENDING = 3
     IPI = 4  # a: sibling whose pending bit is set
     WAKE = 5  # a: sibling whose doorbell rings; changes no word
-    LOOK = 6  # read own pending bit and request word, and every sibling's flag and depth; a: 1 after the only flush of an entry
+    LOOK = 6  # read own pending bit and request word, all siblings' flags and depths; a: 1 after an entry's only flush
     WORK = 7  # a handler's own time
     SEND = 8  # a: Said
     # by a coordinator
