@@ -55,7 +55,8 @@ class Chronicle:
             data["via"] = via
         return data
 
-    def mode_set(self, before: HyperthreadState, after: HyperthreadState, spec: Spec) -> None:
+    def mode_set(self, before: HyperthreadState, after: HyperthreadState, spec: Spec, left_ns: int = 0) -> None:
+        """A mode was set. left_ns: when HOST was left, which is before the page says so; else 0."""
         new = after.mode
         kick = self._kick_of(before, spec)
         if new is Mode.ENTER and self.mode is not Mode.GUEST:
@@ -65,7 +66,7 @@ class Chronicle:
             self._isolated = None
         if new is Mode.ENTER or new is self.mode:
             return
-        now = time.monotonic_ns()
+        now = left_ns or time.monotonic_ns()
         if new is Mode.ISOLATED and not before.frames:
             if before.todo[1:2] == (WORK,):
                 self._isolated = (now, after.round)

@@ -187,7 +187,10 @@ class Hyperthread:
         if self.trap is not None:
             self.trap(step_name(action, before.frames[-1].what.name if before.frames else ""))
         event = core.PERFORMED
+        left_ns = 0
         if do is core.DO_SET_MODE:
+            if before.mode is core.MODE_HOST:
+                left_ns = time.monotonic_ns()  # before a sibling can know of it, and flush
             if action.a is core.MODE_ENTER and self.vcpu.unfinished and not self.vcpu.handles():
                 return
             self.words[self.own + MODE] = int(action.a) | before.vm << 8  # type: ignore[arg-type]
@@ -219,7 +222,7 @@ class Hyperthread:
             self.perform_rare(action)
         self.step(event)
         if do is core.DO_SET_MODE:
-            self.chronicle.mode_set(before, self.state, self.spec)
+            self.chronicle.mode_set(before, self.state, self.spec, left_ns)
             if self.words[WATCHED]:
                 self.chronicle.moved(before, self.state)
         elif do is core.DO_LOOK:

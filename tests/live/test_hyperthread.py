@@ -18,7 +18,7 @@ from asid.core.record import Record, fault_of
 from asid.guest.base import Exit
 from asid.live import hyperthread as hyperthread_
 from asid.live.node import Node
-from asid.live.page import DEPTH, FLAG, INSNS, KICK_NUMBER, MCE, MODE, NMI, PENDING, WATCHED, base_of
+from asid.live.page import DEPTH, FLAG, INSNS, KICK_NUMBER, MCE, MODE, NMI, PENDING, TAINT, WATCHED, base_of
 
 FAST = Exit(0, "MSR_WRITE", "vmx", 0, False)
 LONG_NS = 20_000_000
@@ -483,6 +483,37 @@ def actions_of_a_life(make: Any) -> int:
 
 
 # An NMI before every action, a #MC before every action, and a #MC after an NMI so that it comes inside its handler.
+class Watched:
+    """A page's words, and when one of them was last written."""
+
+    def __init__(self, words: Any, at: int) -> None:
+        self.words, self.at, self.written_ns = words, at, 0
+
+    def __getitem__(self, at: int) -> int:
+        return int(self.words[at])
+
+    def __setitem__(self, at: int, value: int) -> None:
+        if at == self.at:
+            self.written_ns = time.monotonic_ns()
+        self.words[at] = value
+
+
+@pytest.mark.parametrize("why", ["leave", "nmi"])
+def test_host_is_left_by_its_stamp_before_a_sibling_can_know_and_flush(one, why):
+    """A flush that covers a visit has a later stamp than its end, whenever its hyperthread loses the CPU."""
+    one.enter()
+    one.records()
+    one.ht.words = Watched(one.words, one.own + TAINT)
+    if why == "leave":
+        leaves(one)
+        one.ht.vcpu.in_host()
+    else:
+        one.interrupt(NMI)
+    one.settle()
+    [left_ns] = [ts for ts, kind, data in one.stamped() if kind == "ht.mode" and data["old"] == "HOST"]
+    assert 0 < left_ns <= one.ht.words.written_ns
+
+
 @pytest.mark.parametrize("fields", [(NMI,), (MCE,), (NMI, MCE)], ids=["nmi", "mce", "nmi+mce"])
 def test_an_interrupt_before_any_action_restores_the_mode_and_the_records_show_it(make, fields):
     steps = actions_of_a_life(make)
