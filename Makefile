@@ -49,6 +49,7 @@ docs: $(READY)  ## write the generated pages of docs/ again
 	$(BIN)/asid schema config --markdown > docs/config.md
 	$(BIN)/asid schema ops --markdown > docs/protocol.md
 	$(BIN)/python -m asid.explore.diagram > docs/states.md
+	$(BIN)/python -m asid.report.leaks_page > docs/leaks.md
 
 format: $(READY)  ## let ruff format and sort
 	$(BIN)/ruff format .
