@@ -7,6 +7,7 @@ a #MC or a `send` leave needs the IPIs that go before it (G10 asks for the end o
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 
 from asid.audit.finding import Finding, name_of
 from asid.audit.grants import granted, grants
@@ -84,20 +85,27 @@ def _beside(finding: Finding, history: History, number: int, core: CoreHistory, 
             f" ({host.via or 'grant'}) for {clash.ns} ns"
         )
         finding.violate(clash.start, number, hts, seqs, regime.allows(text))
-    elif not regime.guarded:
-        return
-    elif guest.start > host.start and _before(core, guest).ts > host.start:
-        text = f"{name_of(number, guest.ht)} entered guest while {name_of(number, host.ht)} was in HOST by {host.via}"
+    elif regime.guarded and (text := why_not_in_flight(history, number, core, clash)):
         finding.violate(clash.start, number, hts, seqs, text)
-    elif clash.ns > WINDOW_NS and not _was_still(history, core, number, guest):
-        text = (
+
+
+def why_not_in_flight(history: History, number: int, core: CoreHistory, clash: Clash) -> str:
+    """Return why the guest beside a HOST that waited for nobody is not one that its pending bit stops, or "".
+
+    That is one whose look at its siblings came before, and which left in WINDOW_NS, or was killed, or stopped.
+    """
+    host, guest = _host_and_guest(clash)
+    if guest.start > host.start and before(core, guest).ts > host.start:
+        return f"{name_of(number, guest.ht)} entered guest while {name_of(number, host.ht)} was in HOST by {host.via}"
+    if clash.ns > WINDOW_NS and not _was_still(history, core, number, guest):
+        return (
             f"{name_of(number, guest.ht)} stayed in GUEST beside {name_of(number, host.ht)} in HOST by {host.via}"
             f" for {clash.ns / 1e9:.1f} s, and nobody had stopped it"
         )
-        finding.violate(clash.start, number, hts, seqs, text)
+    return ""
 
 
-def _before(core: CoreHistory, stay: Interval) -> ModeRow:
+def before(core: CoreHistory, stay: Interval) -> ModeRow:
     """Return the mode change before the one that began this stay, or that one when it is the first.
 
     A handler that hit between the look and the entry restores the mode, and the entry goes on without another look: its
@@ -132,6 +140,13 @@ def stalls_of(history: History, number: int, ht: int | None = None) -> list[tupl
 
 def _sent(finding: Finding, history: History, number: int, core: CoreHistory, ht: int) -> None:
     """(d) Before HOST by nmi, mce, send or stun each living sibling was sent an IPI for it."""
+    for row, other in unsent(history, core, ht):
+        text = f"{name_of(number, ht)} went HOST by {row.via} without an IPI to {name_of(number, other)}"
+        finding.violate(row.ts, number, (ht, other), (row.seq,), text)
+
+
+def unsent(history: History, core: CoreHistory, ht: int) -> Iterator[tuple[ModeRow, int]]:
+    """Yield each entry into HOST that is to set pending bits, with each living sibling whose bit it did not set."""
     ipis = core.ipis.get(ht, [])
     siblings = [other for other in core.hts() if other != ht]
     changing = _changing(history, core)
@@ -154,8 +169,7 @@ def _sent(finding: Finding, history: History, number: int, core: CoreHistory, ht
             continue
         for other in missing:
             if is_alive(core, other, row.ts):
-                text = f"{name_of(number, ht)} went HOST by {row.via} without an IPI to {name_of(number, other)}"
-                finding.violate(row.ts, number, (ht, other), (row.seq,), text)
+                yield row, other
 
 
 def _changing(history: History, core: CoreHistory) -> list[tuple[int, int]]:

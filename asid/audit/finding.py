@@ -17,6 +17,7 @@ TITLES = {
     "G4": "no guest instruction after a kick",
     "G5": "rounds and incarnations only grow",
     "G8": "each injection done exactly once",
+    "G9": "no guest where others' data is left",
     "G10": "NMI and #MC nest, restore, never wait",
     "G11": "in doubt the gate is closed",
     "L1": "every leave is granted",

@@ -43,6 +43,8 @@ class CoreHistory:
         self.intrs: dict[int, list[IntrRow]] = {}
         self.seen: dict[int, list[SeenRow]] = {}
         self.ipis: dict[int, list[IpiRow]] = {}  # by sender
+        self.flushes: list[int] = []  # when buffers were cleared of data, as the records came
+        self.reasons: dict[int, tuple[str, int]] = {}  # by seq of a HOST's mode: exit reason, seq of the leave
         self.waited: dict[int, list[tuple[int, str]]] = {}  # (seq, type) of records that tell of a wait
         self.long_waits: list[LongWait] = []  # in their hyperthreads' own words
         self.last_ts: dict[int, int] = {}  # by writer: a hyperthread's own records, -1 the coordinator's
@@ -279,6 +281,9 @@ class History:
             counts.gate_wait[bucket] = counts.gate_wait.get(bucket, 0) + 1
             counts.gate_wait_max_ns = max(counts.gate_wait_max_ns, wait_ns)
         elif record.type == "leave":
+            modes = core.modes.get(record.ht)
+            if modes and modes[-1].new == "HOST":
+                core.reasons[modes[-1].seq] = (record.data["reason"], record.seq)
             counts.leaves += 1
             counts.leave_wait[bucket] = counts.leave_wait.get(bucket, 0) + 1
             counts.leave_wait_max_ns = max(counts.leave_wait_max_ns, wait_ns)
@@ -304,6 +309,11 @@ class History:
         self.counts.ipis += 1
         self.counts.kicks_sent += row.why not in INVOLUNTARY
 
+    def _on_flush(self, record: Record) -> None:
+        core = self._own(record)
+        if record.data["what"] != "control":
+            core.flushes.append(record.ts)
+
 
 _HANDLERS: dict[str, Callable[[History, Record], None]] = {
     **{name: History._on_gate for name, kind in RECORD_TYPES.items() if kind.writer == "coordinator"},
@@ -324,6 +334,7 @@ _HANDLERS: dict[str, Callable[[History, Record], None]] = {
     "irq": History._on_irq,
     "kick.seen": History._on_seen,
     "ipi": History._on_ipi,
+    "flush": History._on_flush,
 }
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 # The policies that do not ask before HOST. Every other one asks, or kicks, as its kick says.
 BARE = frozenset({"none", "nosmt", "core-sched"})
 UNGUARDED = frozenset({"none", "core-sched"})  # a guest beside HOST is what they allow
+UNFLUSHED = frozenset({"none"})
 IDLES_BARE = frozenset({"kick-except-idle"})  # a leave for idling kicks nobody
 VIA_OF_KICK = {"ack": "grant", "rendezvous": "grant", "send": "send", "stun": "stun"}
 OWN_KICK = {"asi-stun": "stun"}
@@ -50,6 +51,15 @@ class Regime(NamedTuple):
         if self.rules in IDLES_BARE:
             return self.via, "bare"
         return (self.via, "grant") if self.rules == "nosmt" else (self.via,)  # an interrupt finds a parked sibling
+
+    @property
+    def flushes(self) -> bool:
+        """Whether guests are to find nothing of others in the buffers."""
+        return self.rules not in UNFLUSHED
+
+    def keeps_apart(self, via: str) -> bool:
+        """Say whether no guest instruction is to retire beside HOST reached this way."""
+        return self.guarded and not (via == "bare" and self.rules in IDLES_BARE)
 
     def exposes(self, via: str) -> bool:
         """Say whether HOST reached this way may be beside a guest that has not looked at its pending bit yet."""

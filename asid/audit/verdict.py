@@ -23,6 +23,7 @@ from asid.audit.handlers import g10_interrupts
 from asid.audit.history import CoreHistory, History, gather
 from asid.audit.injections import g8_injections
 from asid.audit.intervals import Clash, Lease, clashes, leases, mode_intervals
+from asid.audit.leaks import Leak, g9_flush
 from asid.audit.liveness import PENDING_NS, l1_leaves, l2_asks, l3_progress, waits_of
 from asid.audit.origins import holes
 from asid.audit.recovery import g11_fail_closed, l4_recovery
@@ -61,6 +62,7 @@ class Verdict:
     figures: dict[str, Any]
     policies: list[dict[str, Any]] = field(default_factory=list)  # each change of policy: seq, ts, old, new, kick
     story: list[Record] = field(default_factory=list)  # what led to the first violation
+    leaks: list[Leak] = field(default_factory=list)  # the first of them; the figures count all
 
     @property
     def passed(self) -> bool:
@@ -105,6 +107,7 @@ class Verdict:
             "story": [as_map(record) for record in self.story],
             "exposure": {**self.exposure(), "windows": [w._asdict() for w in self.windows[:WINDOWS_SHOWN]]},
             "figures": self.figures,
+            "leaks": [leak.as_map() for leak in self.leaks],
         }
 
 
@@ -133,6 +136,7 @@ def judge(history: History, damage: str | None = None) -> Verdict:
     held = {number: leases(core, history.end_ts) for number, core in history.cores.items()}
     waits = {number: waits_of(history, core) for number, core in history.cores.items()}
     excuses = {number: Excuses(history, number, rows) for number, rows in intervals.items()}
+    g9, leaks = g9_flush(history, intervals, overlaps)
     findings = [
         g1_admission(history, held),
         g2_exclusion(history, overlaps),
@@ -140,6 +144,7 @@ def judge(history: History, damage: str | None = None) -> Verdict:
         g4_kick(history),
         g5_rounds(history),
         g8_injections(history),
+        g9,
         g10_interrupts(history),
         g11_fail_closed(history),
         l1_leaves(history, waits, excuses),
@@ -156,8 +161,9 @@ def judge(history: History, damage: str | None = None) -> Verdict:
     verdict = FAIL if broken and certain else UNKNOWN if reasons else PASS
     served = served_of(history, intervals)
     figures = _figures(history, findings, held) | guest_time(history, intervals, served)
-    figures |= forced_idle(history, waits, served)
-    return Verdict(verdict, reasons, dict(history.begin), findings, _windows(overlaps), figures, _changes(history))
+    figures |= forced_idle(history, waits, served) | {"leaks": leaks.figures()}
+    windows, changes = _windows(overlaps), _changes(history)
+    return Verdict(verdict, reasons, dict(history.begin), findings, windows, figures, changes, leaks=leaks.first)
 
 
 def _changes(history: History) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ def verdict_lines(document: Mapping[str, Any], *, name: str = "") -> list[str]:
         out += _finding_lines(guarantee, finding)
     out.append("")
     out += _exposure_lines(document.get("exposure", {}))
+    out += _leak_lines(figures.get("leaks"), document.get("leaks", ()))
     missing = document.get("not_exercised", ())
     if missing:
         out += wrap(f"Not exercised: {', '.join(missing)}.", WIDTH)
@@ -124,6 +125,23 @@ def _exposure_lines(exposure: Mapping[str, Any]) -> list[str]:
     causes = exposure.get("by_cause", {})
     told = (f"{cause} {part['count']:,} x max {format_ns(part['max_ns'])}" for cause, part in causes.items())
     out.append(f"          {', '.join(told)}")
+    return out
+
+
+def _leak_lines(counts: Mapping[str, int] | None, leaks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return how many leaks there were, and the chain of the first. counts: None when nobody has looked for any."""
+    if counts is None:
+        return []
+    if not counts["concurrent"] and not counts["residual"]:
+        return ["Leaks: none (no guest ran beside or after data of others)."]
+    text = (
+        f"Leaks: {counts['concurrent']:,} concurrent, {counts['residual']:,} residual;"
+        f" {counts['promised']:,} that the policy promises against."
+    )
+    out = wrap(text, WIDTH)
+    for leak in leaks[:1]:
+        chain = f"The first: {leak['text']} (seq {', '.join(f'{seq:,}' for seq in leak['seqs'])})."
+        out += wrap(chain, WIDTH, initial_indent="       ", subsequent_indent="       ")
     return out
 
 

@@ -25,6 +25,7 @@ class Tale:
         self._asked: dict[int, int] = {}
         self._tseqs: dict[tuple[int, int, str], int] = {}
         self.smt = smt
+        self.flushes = policy != "none"
         begin = {"name": "tale", "policy": policy, "kick": kick, "seed": 1, "cores": 1, "smt": smt, "engine": "live"}
         self.say(0, "run.begin", -1, -1, **begin, **({} if vcpus is None else {"vcpus": vcpus}))
         self.say(0, "spawn", 0, -1, what="coordinator", pid=100, inc=1)
@@ -61,13 +62,18 @@ class Tale:
         return self.say(us, f"gate.{kind}", 0, ht, self.round, **data)
 
     def enter(self, us: float, ht: int, *, vm: int | None = None, req: int = 1, inc: int = 1) -> None:
-        """Ask, be admitted, run the first instruction: takes 4 us."""
+        """Ask, be admitted, flush unless the policy is none, run the first instruction: takes 4 us."""
         vm = self.vm if vm is None else vm
         self.gate(us, "ask", ht, vm=vm, req=req)
         self.gate(us + 1, "admit", ht, vm=vm, req=req, inc=inc)
         self.goes(us + 2, ht, "ISOLATED", vm=vm, inc=inc)
+        if self.flushes:
+            self.flush(us + 2.5, ht)
         self.goes(us + 3, ht, "GUEST", vm=vm, inc=inc)
         self.gate(us + 4, "entered", ht)
+
+    def flush(self, us: float, ht: int, what: str = "data") -> int:
+        return self.say(us, "flush", 0, ht, self.round, what=what, cost_ns=400)
 
     def leave(self, us: float, ht: int, kicked: tuple[int, ...] = (), *, host_us: float = 10, number: int = 1) -> None:
         """A voluntary leave that kicks siblings, up to HOST and back to PARKED: takes 6 us and host_us."""
