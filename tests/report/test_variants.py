@@ -47,7 +47,7 @@ def test_a_name_that_is_none_is_refused(given, says):
 def test_what_a_policy_refuses_is_not_run(monkeypatch):
     from asid.report import variants as module
 
-    real, allowed = module.make_policy, {"asi": ("ack", "stun"), "nosmt": ("stun",)}
+    real, allowed = module.make, {"asi": ("ack", "stun"), "nosmt": ("stun",)}
 
     def picky(name, kick):
         if kick not in allowed[name]:
@@ -55,7 +55,7 @@ def test_what_a_policy_refuses_is_not_run(monkeypatch):
         return real(name, "send" if kick == "stun" else kick)
 
     monkeypatch.setattr(module, "KICKS", dict.fromkeys(("ack", "send", "stun")))
-    monkeypatch.setattr(module, "make_policy", picky)
+    monkeypatch.setattr(module, "make", picky)
     assert labels(["asi"]) == ["asi/ack", "asi/stun"]
     assert labels(["asi"], ["send", "stun"]) == ["asi/stun"]
     assert labels(["nosmt"]) == labels(["nosmt"], ["ack"]) == ["nosmt/stun"], "the only one that it takes"
