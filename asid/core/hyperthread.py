@@ -520,8 +520,8 @@ def on_interrupt(spec: Spec, s: HyperthreadState, what: What) -> HyperthreadStat
     else:
         out = ()
         saved = s.mode
-        if spec.flush and s.todo == TO_GUEST:
-            # Between the look and the entry: what the handler loads must not go along into guest.
+        if spec.flush and (s.todo == TO_GUEST or s.todo == (LOOK_ONCE,)):
+            # Between the flush, the look and the entry: what the handler loads must not go along into guest.
             s = s._replace(todo=(LOOK,))
     return s._replace(frames=(*s.frames, Frame(what, (*out, *handler(spec, s, saved)), saved)))
 

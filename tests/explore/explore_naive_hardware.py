@@ -88,6 +88,16 @@ def no_second_look(stack: ExitStack) -> None:
     put(stack, hyperthread, "on_interrupt", on_interrupt)
 
 
+def no_look_after_the_one_flush(stack: ExitStack) -> None:
+    """One flush an entry has to do, even if an NMI hits before the look that follows it."""
+    real = hyperthread.on_interrupt
+
+    def on_interrupt(spec: hyperthread.Spec, s: HyperthreadState, what: What) -> HyperthreadState:
+        return real(replace(spec, flush=False) if s.todo == (hyperthread.LOOK_ONCE,) else spec, s, what)
+
+    put(stack, hyperthread, "on_interrupt", on_interrupt)
+
+
 def flushed_at_admission_only(stack: ExitStack) -> None:
     """The buffers are flushed when the lease is given; later looks do not ask."""
     real = hyperthread.on_look

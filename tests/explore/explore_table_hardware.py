@@ -7,7 +7,12 @@ from typing import Final
 import explore_naive_hardware as naive
 from explore_planting import Mutant
 
-from asid.explore.models import build
+from asid.core.policy import make_policy
+from asid.explore.models import build, of_policy
+from asid.explore.parts import Budget
+
+# Siblings may idle in HOST unheeded, but each VM has the core to itself.
+IDLES: Final = of_policy(make_policy("kick-except-idle", "ack"), (1, 2), budget=Budget(nmi=1))
 
 APIC_WRITES: Final = (
     Mutant(
@@ -84,6 +89,11 @@ HARDWARE: Final = (
         "V34", "an NMI between the look and the entry is not followed by another look", build("n2v1-nmi-flush"),
         "unsafe", "What the handler loaded goes along into guest.",
         "look again after a handler", naive.no_second_look,
+    ),
+    Mutant(
+        "V34b", "one flush an entry has to do, whatever hits after it", IDLES, "unsafe",
+        "Where siblings are not heeded an entry flushes once; an NMI between that flush and the look was not asked for.",
+        "a handler earns another flush", naive.no_look_after_the_one_flush,
     ),
     Mutant(
         "V35", "the buffers are flushed at the admission, later looks do not ask, `send`", build("n2v1-send-flush"),
