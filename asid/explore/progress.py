@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from asid.core.events import Kick, Mode
-from asid.core.gate import Rooms
 from asid.core.guarantees import l1_leave_waits, l2_ask_waits, l2_has_not_run
 from asid.core.hyperthread import HyperthreadState, Phase
-from asid.explore.parts import Dead, Down, Model, Sibling
+from asid.explore.parts import Dead, Down, Sibling
 from asid.explore.world import FAIR, MASK, World
 
 
@@ -59,21 +58,15 @@ class Lasso:
 # --- who waits --------------------------------------------------------------------------------------------
 
 
-def waits(model: Model) -> tuple[tuple[str, str, Callable[[HyperthreadState], bool]], ...]:
-    """Return what must end.
-
-    Where a sibling may be in HOST beside a lease, by a leave that does not wait, it may win the race for HOST again and
-    again, or taint the buffers before each look: an admitted guest is not promised its first instruction then, only its
-    admission. That somebody works is, see `nobody_works`.
+def waits(kick: Kick) -> tuple[tuple[str, str, Callable[[HyperthreadState], bool]], ...]:
+    """Return what must end. With `send` and `stun` a sibling may win the race for HOST again and again, so an admitted
+    guest is not promised its first instruction, only its admission; that somebody works is, see `nobody_works`.
     """
-    admitted = ("L2", "asks and is never admitted", l2_ask_waits)
-    if model.kick in (Kick.SEND, Kick.STUN):
-        return (admitted,)
-    beside = model.kick is Kick.BARE and model.rooms is not Rooms.HYPERTHREAD
-    runs = ("L2", "never runs an instruction", l2_has_not_run)
+    if kick in (Kick.SEND, Kick.STUN):
+        return (("L2", "asks and is never admitted", l2_ask_waits),)
     return (
         ("L1", "waits for its leave for ever", l1_leave_waits),
-        admitted if beside or model.idle_kick is Kick.BARE else runs,
+        ("L2", "never runs an instruction", l2_has_not_run),
     )
 
 
@@ -101,7 +94,7 @@ def lassos(graph: Graph) -> Iterator[Lasso]:
 def unfair_cycles(graph: Graph) -> Iterator[Lasso]:
     """Yield endless fair runs: in which a hyperthread waits all the time, and in which nobody works."""
     for ht in range(graph.world.n):
-        for guarantee, words, test in waits(graph.world.model):
+        for guarantee, words, test in waits(graph.world.model.kick):
             inside = members(graph, ht, test)
             lasso = fair_round(graph, inside, guarantee, f"h{ht} {words}, while the others go round")
             if lasso is not None:

@@ -130,7 +130,8 @@ def parse(text: str, where: str = "schedule") -> Schedule:
 
 
 def replayed(schedule: Schedule, world: World | None = None) -> tuple[World, Violation | None]:
-    """Take the steps again, and return what is broken on the way: what is expected, else anything; None if nothing is.
+    """Take the steps again, and return what is broken: what is expected at the end, else on the way, else anything else;
+    None if nothing is.
 
     Raise InputError at a step that cannot be taken: the protocol is not the one the schedule was made with.
     """
@@ -139,16 +140,16 @@ def replayed(schedule: Schedule, world: World | None = None) -> tuple[World, Vio
     here = w.initial()
     moves: list[int] = []
     worlds: list[int] = []
-    other: tuple[World, Violation] | None = None
+    first: dict[str, Violation] = {}
 
     def stopped(guarantee: str, sentence: str) -> tuple[World, Violation]:
         return w, Violation(guarantee, sentence, tuple(moves), tuple(worlds))
 
     for number, step in enumerate((*schedule.steps, None), 1):
         for broken in checks(here):
-            if broken[0] == schedule.guarantee or not schedule.guarantee:
+            if not schedule.guarantee or (step is None and broken[0] == schedule.guarantee):
                 return stopped(*broken)
-            other = other or stopped(*broken)  # of a policy that never promised that either
+            first.setdefault(broken[0], stopped(*broken)[1])
         try:
             steps = w.successors(here)
         except (ProtocolFault, AssertionError) as mistake:
@@ -174,7 +175,7 @@ def replayed(schedule: Schedule, world: World | None = None) -> tuple[World, Vio
         stuck = waits_for_ever(w, here)
         if stuck is not None:
             return stopped("L3", stuck)
-    return other or (w, None)
+    return w, first.get(schedule.guarantee) or next(iter(first.values()), None)
 
 
 def _choices(steps: Iterable[Planned]) -> str:

@@ -73,8 +73,8 @@ coordinator that comes back (which the table about the APIC leaves out); L1 a le
 
 Held means the same for all rows, with two exceptions that the guarantees themselves make. G2: after an NMI, a #MC, a
 `send` or a `stun` leave a sibling may be "in guest" with its pending bit set; no instruction runs (N1 in `limits.md`).
-L2: where a sibling may be in HOST beside a lease, by a `send` or `stun` kick, under `none`, `core-sched` or
-`kick-except-idle`, it is the admission that is promised and not the first instruction after it.
+L2: with `send` and `stun` kicks siblings may win the race for HOST again and again, so it is the admission that is
+promised there, and not the first instruction after it.
 
 Two siblings, one event from outside: what `limits.md` and `explored.md` say of the limits of the model goes for this
 table too. Three siblings, two events and message losses are in the named models of `explored.md`, for `ack`, `send`,
