@@ -237,9 +237,9 @@ class Hyperthread:
         if do is Do.FLUSH:
             visits = self.page.visits()  # what comes after this look is not flushed for certain
             self.spin(FLUSH_NS)
+            self.chronicle.flushed(FLUSH_NS, self.state.round)  # before a sibling can rely on it
             words[own + CLEAN] = visits
             self.page.fence()
-            self.chronicle.flushed(FLUSH_NS, self.state.round)
         elif do is Do.ARRIVE:
             words[own + ARRIVED] = max(words[own + ARRIVED], int(action.a))  # type: ignore[arg-type]
             self.page.fence()

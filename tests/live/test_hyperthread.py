@@ -18,7 +18,7 @@ from asid.core.record import Record, fault_of
 from asid.guest.base import Exit
 from asid.live import hyperthread as hyperthread_
 from asid.live.node import Node
-from asid.live.page import DEPTH, FLAG, INSNS, KICK_NUMBER, MCE, MODE, NMI, PENDING, TAINT, WATCHED, base_of
+from asid.live.page import CLEAN, DEPTH, FLAG, INSNS, KICK_NUMBER, MCE, MODE, NMI, PENDING, TAINT, WATCHED, base_of
 
 FAST = Exit(0, "MSR_WRITE", "vmx", 0, False)
 LONG_NS = 20_000_000
@@ -512,6 +512,14 @@ def test_host_is_left_by_its_stamp_before_a_sibling_can_know_and_flush(one, why)
     one.settle()
     [left_ns] = [ts for ts, kind, data in one.stamped() if kind == "ht.mode" and data["old"] == "HOST"]
     assert 0 < left_ns <= one.ht.words.written_ns
+
+
+def test_a_flush_is_stamped_before_a_sibling_can_rely_on_it(one):
+    one.settle()
+    one.order(Bid.ATTACH, vm=1)
+    one.ht.words = Watched(one.words, one.own + CLEAN)
+    one.order(Bid.ADMIT, vm=1)
+    assert [ts <= one.ht.words.written_ns for ts, kind, _ in one.stamped() if kind == "flush"] == [True]
 
 
 @pytest.mark.parametrize("fields", [(NMI,), (MCE,), (NMI, MCE)], ids=["nmi", "mce", "nmi+mce"])
