@@ -130,7 +130,7 @@ def parse(text: str, where: str = "schedule") -> Schedule:
 
 
 def replayed(schedule: Schedule, world: World | None = None) -> tuple[World, Violation | None]:
-    """Take the steps again, and return what is broken: what is expected at the end, else on the way, else anything else;
+    """Take the steps again, and return what is broken: what is expected at the end, else on the way, else anything;
     None if nothing is.
 
     Raise InputError at a step that cannot be taken: the protocol is not the one the schedule was made with.

@@ -92,7 +92,7 @@ HARDWARE: Final = (
     ),
     Mutant(
         "V34b", "one flush an entry has to do, whatever hits after it", IDLES, "unsafe",
-        "Where siblings are not heeded an entry flushes once; an NMI between that flush and the look was not asked for.",
+        "Where siblings are not heeded an entry flushes once; nobody asked for an NMI between that flush and the look.",
         "a handler earns another flush", naive.no_look_after_the_one_flush,
     ),
     Mutant(
