@@ -26,6 +26,7 @@ SEED_MAX = 2**63 - 1
 KICK_DEADLINE_MIN_NS = 5_000_000
 KICK_DEADLINE_MAX_NS = 400_000_000
 INJECT_COUNT_MAX = 10_000_000
+HALT_POLL_MAX_NS = 1_000_000
 SCALE_MIN = 1e-6  # 1 / asid.guest.base.SCALE_MAX: a speed-up here is a factor of durations there
 
 # Below a scheduler's slice on a busy host a kick deadline would fence hyperthreads that are only waiting for a CPU.
@@ -120,6 +121,17 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = ""
     thread: Annotated[str, Meta(description="trace: the thread (pid or vCPU) to replay; empty = by vCPU number.")] = ""
     loop: Annotated[bool, Meta(description="trace: start again at the end of the recording.")] = False
+    halt_poll: Annotated[
+        str,
+        Meta(
+            description="A halt that ends within this is waited for where its exit is handled, and the vCPU is not"
+            " scheduled out; KVM's halt_poll_ns. 0s (off) to 1ms."
+        ),
+    ] = "0s"
+
+    @property
+    def halt_poll_ns(self) -> int:
+        return parse_duration_ns(self.halt_poll, "guest.halt_poll")
 
     @property
     def rate_hz(self) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from asid.config import (
+    HALT_POLL_MAX_NS,
     KICK_DEADLINE_MAX_NS,
     KICK_DEADLINE_MIN_NS,
     SMT_ALLOWED,
@@ -151,6 +152,10 @@ def _vms(config: Config) -> None:
                 raise RuleBroken(
                     key, vm.guest.rate, state=state, hint="Leave it out; pace.scale speeds a recording up."
                 )
+        key = f"vm.{index}.guest.halt_poll"
+        _duration(key, vm.guest.halt_poll, 0, HALT_POLL_MAX_NS)
+        if vm.guest.halt_poll_ns and vm.guest.source == "idle":
+            raise RuleBroken(key, vm.guest.halt_poll, state='the source "idle" never halts', hint="Leave it out.")
 
 
 def _vm_name(index: int, vm: Vm, names: set[str]) -> None:

@@ -78,7 +78,7 @@ def test_the_whole_of_the_language_is_read(tmp_path):
         [[vm]]
         name = "tenant-a"
         on = ["c0h1", "c0h0", "c1h2-3"]
-        guest = { source = "mix", table = "mix.toml", rate = "2/ms" }
+        guest = { source = "mix", table = "mix.toml", rate = "2/ms", halt_poll = "200us" }
         [[vm]]
         on = ["c1h0"]
         [[inject]]
@@ -95,6 +95,7 @@ def test_the_whole_of_the_language_is_read(tmp_path):
     assert config.places_of(1) == ((0, 1), (0, 0), (1, 2), (1, 3)), "vCPU numbers follow the order of `on`"
     assert config.vcpu_at(0, 0) == (1, 1) and config.vcpu_at(1, 0) == (2, 0) and config.vcpu_at(1, 1) is None
     assert (vm_name(config, 1), vm_name(config, 2)) == ("tenant-a", "vm2")
+    assert [vm.guest.halt_poll_ns for vm in config.vm] == [200_000, 0]
     assert config.vm[0].guest.rate_hz == 2000.0 and config.vm[1].guest.source == "idle"
     inject = config.inject[0]
     assert (inject.at_ns, inject.rate_hz, inject.duration_ns) == (500_000_000, 10.0, 100_000_000)
@@ -148,6 +149,9 @@ def test_the_whole_of_the_language_is_read(tmp_path):
         ('[[vm]]\non = ["c0h0"]\nguest = { source = "mix", table = "gven.toml" }', "no such file", "given.toml?"),
         ('[[vm]]\non = ["c0h0"]\nguest = { rate = "fast" }', "must be a rate", "Try 500/s."),
         ('[[vm]]\non = ["c0h0"]\nguest = { rate = "5/s" }', 'the source "idle" has none', "Leave it out;"),
+        ('[[vm]]\non = ["c0h0"]\nguest = { halt_poll = "0" }', "must be a duration", "Try 250us,"),
+        ('[[vm]]\non = ["c0h0"]\nguest = { halt_poll = "2ms" }', "must be 0ns to 1.0ms", "Try 1.0ms."),
+        ('[[vm]]\non = ["c0h0"]\nguest = { halt_poll = "1us" }', 'the source "idle" never halts', "Leave it out."),
         ('[[inject]]\nwhat = "nmi"', "inject.0.target", "Add target = ..."),
         ('[[inject]]\nwhat = "nim"\ntarget = "c0"', "must be exit, nmi, mce, irq, stall or kill", "Did you mean nmi?"),
         ('[[inject]]\nwhat = "nmi"\ntarget = "c9"', ":3: inject.0.target", ""),

@@ -60,6 +60,7 @@ class Counts:
     """Sums over the run. Histograms are maps from bucket to count."""
 
     def __init__(self) -> None:
+        self.halts = self.polled = 0
         self.exits = self.full = self.kicks = self.kicks_seen = self.avoidable = self.fences = 0
         self.admits = self.leaves = self.nmis = self.mces = self.merged = self.deaths = self.ipis = 0
         self.gate_wait: dict[int, int] = {}
@@ -245,6 +246,9 @@ class History:
         self._own(record)
         n = record.data["n"]
         self.counts.exits += n
+        if halt := record.data.get("halt"):
+            self.counts.halts += n
+            self.counts.polled += n if halt == "polled" else 0
         if record.data["full"]:
             self.counts.full += n
         else:

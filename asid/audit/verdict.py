@@ -242,6 +242,8 @@ def _figures(history: History, findings: list[Finding], held: dict[int, dict[int
         "full": counts.full,
         "exits_per_s": round(counts.exits / seconds, 1),
         "full_percent": round(100.0 * counts.full / counts.exits, 2) if counts.exits else 0.0,
+        "halts": counts.halts,
+        "halts_polled": counts.polled,
         "admits": counts.admits,
         "grants_void": sum(_unused(history, core, held[number]) for number, core in history.cores.items()),
         "kicks": counts.kicks,

@@ -72,8 +72,9 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     (
         "exit",
         "hyperthread",
-        "reason:str isa:vmx|svm full:bool n:int sum_ns:int min_ns:int max_ns:int hist:hist",
-        "n fast exits of one reason, or one full exit (n = 1)",
+        "reason:str isa:vmx|svm full:bool n:int sum_ns:int min_ns:int max_ns:int hist:hist halt?:slept|polled",
+        "n fast exits of one reason, or one full exit (n = 1). halt of those that halt the vCPU: slept, it was "
+        "scheduled out; polled, its wake-up was waited for by the handler, and that is part of its time",
     ),
     (
         "leave",

@@ -148,12 +148,16 @@ class Chronicle:
         elif after.phase is Phase.ASKING and before.phase is not Phase.ASKING:  # asking again begins no new wait
             self._asked_ns = time.monotonic_ns()
 
-    def full_exit(self, event: Exit, round_: int) -> None:
-        """A full exit was handled: from wanting the full address space to the end of the work in it."""
+    def full_exit(self, event: Exit, round_: int, *, polled: bool = False) -> None:
+        """A full exit was handled: from wanting the full address space to the end of the work in it.
+
+        polled: it was a halt, and its end was waited for meanwhile.
+        """
         now = time.monotonic_ns()
         took = max(1, now - self._wanted_ns)
         self._asked_ns = now
-        data = exit_data(event.reason, event.isa, True, 1, took, took, took, [(bucket_of(took), 1)])
+        halt = "polled" if polled else "slept" if event.wake_ns else ""
+        data = exit_data(event.reason, event.isa, True, 1, took, took, took, [(bucket_of(took), 1)], halt)
         self.notebook.note("exit", data, round_)
 
     def flushed(self, cost_ns: int, round_: int) -> None:

@@ -93,14 +93,14 @@ class Tally:
     __slots__ = ("_rows",)
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[str, str], list[Any]] = {}
+        self._rows: dict[tuple[str, str, str], list[Any]] = {}
 
-    def add(self, reason: str, isa: str, n: int, sum_ns: int) -> None:
-        """Add n exits that took sum_ns together; a batch is entered at its mean."""
+    def add(self, reason: str, isa: str, n: int, sum_ns: int, halt: str = "") -> None:
+        """Add n exits that took sum_ns together; a batch is entered at its mean. halt: as in `exit_data`."""
         each = sum_ns // n
-        row = self._rows.get((reason, isa))
+        row = self._rows.get((reason, isa, halt))
         if row is None:
-            row = self._rows[reason, isa] = [0, 0, each, each, {}]
+            row = self._rows[reason, isa, halt] = [0, 0, each, each, {}]
         row[0] += n
         row[1] += sum_ns
         row[2] = min(row[2], each)
@@ -112,15 +112,18 @@ class Tally:
         """Note a record a reason, and begin anew."""
         if not self._rows:
             return
-        for (reason, isa), (n, total, low, high, hist) in self._rows.items():
-            notebook.note("exit", exit_data(reason, isa, False, n, total, low, high, sorted(hist.items())), round_)
+        for (reason, isa, halt), (n, total, low, high, hist) in self._rows.items():
+            data = exit_data(reason, isa, False, n, total, low, high, sorted(hist.items()), halt)
+            notebook.note("exit", data, round_)
         self._rows.clear()
 
 
 def exit_data(
-    reason: str, isa: str, full: bool, n: int, sum_ns: int, min_ns: int, max_ns: int, hist: list[tuple[int, int]]
-) -> dict[str, Any]:
-    return {
+    reason: str, isa: str, full: bool, n: int, sum_ns: int, min_ns: int, max_ns: int, hist: list[tuple[int, int]],
+    halt: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """Return the data of an exit record. halt: slept or polled, empty for an exit that is no halt."""
+    data = {
         "reason": reason,
         "isa": isa,
         "full": full,
@@ -130,3 +133,6 @@ def exit_data(
         "max_ns": max_ns,
         "hist": hist,
     }
+    if halt:
+        data["halt"] = halt
+    return data

@@ -36,10 +36,12 @@ class Vcpu:
         self.now_ns = ht.node.now_ns
         self.number = ht.birth.vcpu[1]  # among the vCPUs of its VM
         self.source: Source | None = None
+        self.poll_ns = 0  # a halt that ends within this is polled for
         self.exit: Exit | None = None  # the next exit of the source, or the one being handled
         self.unfinished = False  # the handler of a fast exit has begun: `left_ns` of it are still to come
         self.left_ns = 0
         self.took_ns = 0  # of the handler, so far
+        self.awake_ns = 0  # when the halt that it polls for ends
         self.exhausted = False  # the source has no more exits
         self.injected: deque[list[Any]] = deque()  # [id, Exit, to be done, refused]
         self.from_injection = False
@@ -52,6 +54,7 @@ class Vcpu:
     def attach(self, vm: int) -> None:
         """Begin with another VM's guest; 0 for none. What was injected stays, until it is refused or runs here."""
         self.source = self.make_source(vm) if vm else None
+        self.poll_ns = self.ht.birth.config.vm[vm - 1].guest.halt_poll_ns if vm else 0
         self.exit = None
         self.aside = (None, 0)
         self.unfinished = False
@@ -158,15 +161,23 @@ class Vcpu:
 
     def exits(self, event: Exit) -> None:
         """One VM exit. A fast one that needs no time is done here, unless somebody watches; the rest in steps."""
-        ht = self.ht
-        if ht.policy.needs_full(event.full, event.reason):
+        ht, polled = self.ht, self.polls(event)
+        if ht.policy.needs_full(event.full and not polled, event.reason):
             ht.chronicle.wants_host(event.reason)
             self.until_ns = HOST_BEGINS
             ht.step(core.IDLE_EXIT if event.wake_ns else core.FULL_EXIT)
-        elif event.service_ns or self.words[WATCHED]:
+        elif event.service_ns or polled or self.words[WATCHED]:
             ht.step(core.FAST_EXIT)
         else:
             self.fast(event, 1)
+
+    def polls(self, event: Exit) -> bool:
+        """Whether the exit is a halt whose wake-up its handler waits for: what nobody is scheduled out for needs no
+        more than the isolated address space maps.
+
+        How long a halt will be is known here. KVM goes by those before, and stops polling where halts are long.
+        """
+        return 0 < event.wake_ns <= self.poll_ns
 
     def fast(self, event: Exit, n: int) -> int:
         """Up to n fast exits in the hot loop; return how many."""
@@ -202,10 +213,12 @@ class Vcpu:
         event = self.exit
         if event is None:
             return True
-        ht = self.ht
+        ht, begin_ns, polled = self.ht, self.now_ns(), self.polls(event)
         if not self.unfinished:
             self.unfinished, self.left_ns, self.took_ns = True, event.service_ns, 0
-        begin_ns = self.now_ns()
+            self.awake_ns = begin_ns + event.service_ns + event.wake_ns
+        if polled:
+            self.left_ns = max(0, self.awake_ns - begin_ns)  # time asleep passes wherever the vCPU is
         until = begin_ns + self.left_ns
         if self.left_ns <= SPIN_NS_MAX:
             ht.spin(self.left_ns)
@@ -217,7 +230,7 @@ class Vcpu:
         self.left_ns = max(0, until - now)
         if self.left_ns:
             return ht.kicked()
-        ht.chronicle.tally.add(event.reason, event.isa, 1, max(1, self.took_ns))
+        ht.chronicle.tally.add(event.reason, event.isa, 1, max(1, self.took_ns), "polled" if polled else "")
         self.unfinished = False
         self.exit_over()
         return True
@@ -300,8 +313,11 @@ class Vcpu:
         if self.words[self.own + REQUEST] != ht.state.answered:
             ht.step(core.DOORBELL)
             return
+        polled = event is not None and self.polls(event)
         if self.until_ns == HOST_BEGINS:
-            self.until_ns = self.now_ns() + (event.service_ns if event is not None else 0)
+            self.until_ns = self.now_ns()
+            if event is not None:
+                self.until_ns += event.service_ns + (event.wake_ns if polled else 0)
         left_ns = self.until_ns - self.now_ns()
         if left_ns > SPIN_NS_MAX:
             ht.node.turn(self.until_ns)
@@ -311,9 +327,9 @@ class Vcpu:
         if self.between is not None:
             self.interrupt_over()
             return
-        halts = event is not None and event.wake_ns > 0
+        halts = event is not None and event.wake_ns > 0 and not polled
         if event is not None:
-            ht.chronicle.full_exit(event, ht.state.round)
+            ht.chronicle.full_exit(event, ht.state.round, polled=polled)
             self.until_ns = self.now_ns() + event.wake_ns
             self.exit_over()
         ht.step(core.HALT if halts else core.WORKED)

@@ -135,3 +135,13 @@ def test_a_tally_becomes_one_record_a_reason(notebook, reader):
     assert rows["CPUID"][5] == 12
     record = Record(1, 1, 1, "exit", 0, 0, 12, 0, data)
     assert fault_of(record) is None
+
+
+def test_halts_that_were_polled_for_are_tallied_apart(notebook, reader):
+    tally = Tally()
+    tally.add("HLT", "vmx", 1, 1_000)
+    tally.add("HLT", "vmx", 1, 9_000, "polled")
+    tally.note(notebook, 12)
+    rows = {data.get("halt", ""): data for *_, data in reader()}
+    assert {halt: data["sum_ns"] for halt, data in rows.items()} == {"": 1_000, "polled": 9_000}
+    assert all(fault_of(Record(1, 1, 1, "exit", 0, 0, 12, 0, data)) is None for data in rows.values())
