@@ -126,6 +126,13 @@ class Do(IntEnum):
     ICR_IDLE = 18  # wait until the bus has delivered
     ARRIVE = 19  # a: round; own arrival at the meeting of that round
     FLUSH = 20  # clear the buffers of the core
+    # by a hyperthread's #MC handler, see `asid.core.mce`
+    CALL_IN = 21  # write own word, with the order of arrival; atomic
+    AWAIT_ALL = 22  # wait until everybody whom the broadcast reached is in; for a limited time
+    AWAIT_TURN = 23  # ... until everybody who came before has worked
+    CALL_OUT = 24  # write own word: has worked
+    AWAIT_OUT = 25  # wait until everybody has worked
+    FAIL = 26  # mark the core as failed: no guest runs on it ever again
 
 
 class Timer(IntEnum):
@@ -151,5 +158,6 @@ class Seen(NamedTuple):
 
     pending: bool
     request: int  # own request word
-    holders: bool  # some sibling's flag or depth is raised, or one of the party has not arrived
+    holders: bool  # a sibling's flag or depth is raised, or one is waited for: of the party, or by a machine check
     tainted: bool = False  # the buffers hold what was loaded in HOST, or by another lease, since the last flush
+    failed: bool = False  # a machine check was fatal: the core takes no guest any more

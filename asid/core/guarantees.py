@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from asid.core import mce
 from asid.core.events import Mode, Want
 from asid.core.gate import Belief, GateState
 from asid.core.hyperthread import HyperthreadState, Phase
@@ -23,6 +24,7 @@ class CoreView(NamedTuple):
     pending: tuple[bool, ...]
     gate: GateState | None  # None while no coordinator runs
     tainted: tuple[bool, ...] = ()  # by hyperthread: the buffers hold what is not its guest's; empty: nobody looks
+    meetings: tuple[mce.Meeting | None, ...] = ()  # by hyperthread: its part in a rendezvous of #MC handlers
 
 
 IN_LEASE: Final = (Mode.ISOLATED, Mode.ENTER, Mode.GUEST)
@@ -116,13 +118,14 @@ def g9_flush(core: CoreView) -> str | None:
 
 
 def g10_atomic(core: CoreView) -> str | None:
-    """G10 (I12). The published depth counts the handlers that are, or are going, HOST; none is left behind."""
+    """G10 (I12, I15). The published depth counts the handlers that are, or are going, HOST; none is left behind. In a
+    rendezvous of #MC handlers there is one monarch, and nobody counts as come who was not hit (`mce.broken`)."""
     for ht, s in enumerate(core.hyperthreads):
         if s is None:
             continue
         if not 0 <= s.depth <= len(s.frames):
             return f"h{ht} publishes depth {s.depth} with {len(s.frames)} handlers under way"
-    return None
+    return mce.broken(core.meetings)
 
 
 def g11_closed(core: CoreView) -> str | None:

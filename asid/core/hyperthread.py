@@ -41,13 +41,17 @@ NMI and #MC
     way out the mode is restored first and the depth lowered after. It never clears a pending bit. A handler that is
     mapped in the isolated address space needs none of this: it runs there, and puts off what needs more by an IPI to
     itself.
+
+    A #MC that reached all siblings is worked on in a rendezvous of their handlers (`asid.core.mce`), inside #MC and by
+    words of the page alone: no gate, no coordinator, and no wait without an end. Whoever was missing is told, and
+    heeded by the way in, only when the handler is over. One that is fatal marks the core as failed before it ends.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from asid.core import apic
+from asid.core import apic, mce
 from asid.core.events import Action, Bid, Do, Kick, Mode, Order, Report, Said, Seen, Want
 from asid.core.life import (
     DO,
@@ -92,7 +96,11 @@ LOOK_ONCE: Final = Action(Do.LOOK, 1)  # after the one flush of an entry
 WORK: Final = Action(Do.WORK)
 CLEAR_PENDING: Final = Action(Do.CLEAR_PENDING)
 FLUSH: Final = Action(Do.FLUSH)
-
+AWAIT_ALL: Final = Action(Do.AWAIT_ALL)
+AWAIT_TURN: Final = Action(Do.AWAIT_TURN)
+AWAIT_OUT: Final = Action(Do.AWAIT_OUT)
+CALL_OUT: Final = Action(Do.CALL_OUT)
+FAIL: Final = Action(Do.FAIL)
 
 # Made once, by number.
 _SET_MODE: Final = tuple(Action(Do.SET_MODE, mode) for mode in Mode)
@@ -198,9 +206,9 @@ def step(spec: Spec, s: HyperthreadState, event: Event) -> HyperthreadState:
     """
     what = event.what
     if what is WHAT_PERFORMED:
-        return on_performed(spec, s, event.seen)
+        return on_performed(spec, s, event.seen) if event.met is None else on_met(spec, s, event.met)
     if what is WHAT_NMI or what is WHAT_MCE:
-        return on_interrupt(spec, s, what)
+        return on_interrupt(spec, s, what, event.check)
     if what is WHAT_IRQ:
         return on_irq(spec, s, event.full)
     assert next_action(s) is None, "an event while actions are to be performed"
@@ -255,10 +263,10 @@ def on_performed(spec: Spec, s: HyperthreadState, seen: Seen | None) -> Hyperthr
 
 def moved(s: HyperthreadState, phase: Phase, mode: Mode, todo: tuple[Action, ...]) -> HyperthreadState:
     """Return the state with these three; without the price of `_replace`, for this is done at every action."""
-    inc, coord, _, _, vm, session, used, round_, req, want, void, answered, flag, depth, icr2, party, _, frames = s
+    inc, coord, _, _, vm, session, used, round_, req, want, void, answered, flag, depth, icr2, party, absent, _, fs = s
     return HyperthreadState(
-        inc, coord, phase, mode, vm, session, used, round_, req, want, void, answered, flag, depth, icr2, party, todo,
-        frames,
+        inc, coord, phase, mode, vm, session, used, round_, req, want, void, answered, flag, depth, icr2, party, absent,
+        todo, fs,
     )  # fmt: skip
 
 
@@ -279,9 +287,11 @@ def on_look(spec: Spec, s: HyperthreadState, seen: Seen, flushed: bool = False) 
     if seen.request != s.answered:
         return on_kick(spec, s, seen.request)
     if s.phase is PHASE_ENTERING or s.phase is PHASE_HELD:
-        if seen.holders and spec.guarded:
+        if (seen.holders and spec.guarded) or seen.failed:
             back = () if s.mode is MODE_ISOLATED else (set_mode(MODE_ISOLATED),)
             return s._replace(phase=PHASE_HELD, todo=back)
+        if s.absent:
+            s = s._replace(absent=0)
         if seen.pending:
             # Clear, then look again: whoever set it wrote its request before, so the second look sees that.
             return s._replace(phase=PHASE_ENTERING, todo=(CLEAR_PENDING, LOOK))
@@ -507,7 +517,12 @@ def on_irq(spec: Spec, s: HyperthreadState, full: bool) -> HyperthreadState:
     return s._replace(frames=(Frame(WHAT_IRQ, (*out, WORK), saved),))
 
 
-def on_interrupt(spec: Spec, s: HyperthreadState, what: What) -> HyperthreadState:
+def shuts_down(spec: Spec, s: HyperthreadState, what: What) -> bool:
+    """Say whether this interrupt ends the process: a #MC while the last one is still in progress (MCIP)."""
+    return spec.mcip and what is WHAT_MCE and not may_interrupt(spec, s, what) and s.phase is not PHASE_STOPPED
+
+
+def on_interrupt(spec: Spec, s: HyperthreadState, what: What, check: mce.Check = mce.LOCAL) -> HyperthreadState:
     """Put a handler on top of whatever was going on (R10, I12, I15)."""
     assert may_interrupt(spec, s, what), f"{what.name} while one is under way is latched by the engine"
     assert len(s.frames) < INTERRUPT_DEPTH_MAX
@@ -523,7 +538,11 @@ def on_interrupt(spec: Spec, s: HyperthreadState, what: What) -> HyperthreadStat
         if spec.flush and (s.todo == TO_GUEST or s.todo == (LOOK_ONCE,)):
             # Between the flush, the look and the entry: what the handler loads must not go along into guest.
             s = s._replace(todo=(LOOK,))
-    return s._replace(frames=(*s.frames, Frame(what, (*out, *handler(spec, s, saved)), saved)))
+    todo = handler(spec, s, saved)
+    if check is not mce.LOCAL:
+        at = todo.index(WORK)
+        todo = (*todo[:at], *checked(spec, s, check), *todo[at + 1 :])
+    return s._replace(frames=(*s.frames, Frame(what, (*out, *todo), saved, check)))
 
 
 def handler(spec: Spec, s: HyperthreadState, saved: Mode) -> tuple[Action, ...]:
@@ -545,6 +564,37 @@ def handler(spec: Spec, s: HyperthreadState, saved: Mode) -> tuple[Action, ...]:
     if spec.icr_fix:
         kicks = apic.left_as_found(spec.apic, s.icr2, kicks)
     return (up, *kicks, set_mode(MODE_HOST), WORK, back, down, *wakes(spec))
+
+
+def checked(spec: Spec, s: HyperthreadState, check: mce.Check) -> tuple[Action, ...]:
+    """Return the work of a #MC handler: by itself when it is local, else in the rendezvous."""
+    if not check.broadcast:
+        return (*(fails(spec, s) if check.severity is mce.Severity.FATAL else ()), WORK)
+    here = Action(Do.CALL_IN, check.broadcast, check.severity)
+    return (here, *wakes(spec), AWAIT_ALL, AWAIT_TURN, WORK, CALL_OUT, *wakes(spec), AWAIT_OUT)
+
+
+def fails(spec: Spec, s: HyperthreadState) -> tuple[Action, ...]:
+    """Return what a fatal #MC does: the core is failed first, then nobody may be in guest without having looked."""
+    kicks = apic.kicks(spec.apic, spec.siblings)
+    return (FAIL, *(apic.left_as_found(spec.apic, s.icr2, kicks) if spec.icr_fix else kicks))
+
+
+def on_met(spec: Spec, s: HyperthreadState, met: mce.Met) -> HyperthreadState:
+    """A wait in the rendezvous is over. Timed out: no other is waited for, and who was missing is remembered."""
+    frame = s.frames[-1]
+    act, rest = frame.todo[0], frame.todo[1:]
+    assert act.do in mce.AWAITS, "nobody waits in a rendezvous"
+    if met.missing:
+        rest = tuple(action for action in rest if action.do not in mce.AWAITS)
+        s = s._replace(absent=s.absent | met.missing)
+    role = frame.role
+    if not role and (act is AWAIT_TURN or met.missing):
+        role = mce.role_of(met)
+        if met.severity is mce.Severity.FATAL:
+            rest = (*fails(spec, s), *rest)
+    frame = frame._replace(todo=rest, role=role, late=frame.late or bool(met.missing))
+    return s._replace(frames=(*s.frames[:-1], frame) if rest else s.frames[:-1])
 
 
 _PLAIN = {

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from asid.core.apic import Apic
 from asid.core.events import Action, Bid, Kick, Mode, Order, Seen, Want
+from asid.core.mce import LOCAL, Check, Met, Role
 
 
 class Phase(IntEnum):
@@ -50,6 +51,8 @@ class Event(NamedTuple):
     seen: Seen | None = None
     full: bool = False
     idle: bool = False
+    check: Check = LOCAL  # of a #MC: what it is part of
+    met: Met | None = None  # with PERFORMED of a wait in a rendezvous: what it came to
 
 
 PERFORMED: Final = Event(What.PERFORMED)
@@ -75,6 +78,10 @@ class Frame(NamedTuple):
     what: What
     todo: tuple[Action, ...]
     saved: Mode  # the mode it restores: the interrupted one, ISOLATED where that was GUEST
+    # Of a #MC that reached all siblings.
+    check: Check = LOCAL
+    role: Role = Role.NONE
+    late: bool = False  # it gave up a wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,7 @@ class Spec:
     irqs_off: bool = False  # a fast exit is handled with interrupts off
     apic: Apic = Apic.X2APIC
     icr_fix: bool = True  # handlers leave the APIC as they found it
+    mcip: bool = False  # a #MC inside a #MC shuts the hyperthread down; else it is held until IRET
 
 
 class HyperthreadState(NamedTuple):
@@ -113,6 +121,7 @@ class HyperthreadState(NamedTuple):
     depth: int = 0  # own depth, as published
     icr2: int = 0  # xAPIC: own ICR2, as last written
     party: int = 0  # bits of the siblings to be met before the next instruction, 0 once they are met
+    absent: int = 0  # bits of the siblings that a machine check missed, 0 once they are fenced or have come
     todo: tuple[Action, ...] = ()  # of the main line
     frames: tuple[Frame, ...] = ()  # handlers on top of it, innermost last
 

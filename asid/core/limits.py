@@ -37,10 +37,13 @@ TURN_NS: Final = 2_000_000
 RETRY_NS: Final = 500_000_000
 # A coordinator that comes back waits this long for a sibling to be connected again and to report, then fences it.
 RESYNC_DEADLINE_NS: Final = 1_000_000_000
+# A #MC handler waits this long for its siblings: as long as Linux does on Intel (tolerant level 1, monarch_timeout).
+MCE_TIMEOUT_NS: Final = 1_000_000_000
 # SIGKILL to a readable pidfd takes up to tens of milliseconds for a large process.
 DEATH_DEADLINE_NS: Final = 2_000_000_000
 
 assert KICK_DEADLINE_NS < RETRY_NS, "a sibling in the way is fenced before its waiter asks again"
 assert STICKY_DEADLINE_NS < RETRY_NS, "a lease nobody uses is taken back before its waiter asks again"
+assert MCE_TIMEOUT_NS <= RESYNC_DEADLINE_NS, "one wait in a handler is no longer than a coordinator's first look"
 assert TURN_NS < KICK_DEADLINE_NS
 assert MESSAGES_IN_FLIGHT_MAX < 64, "far below any high-water mark, so no gate message is ever dropped for room"

@@ -54,12 +54,12 @@ class Policy:
 
     def hyperthread_spec(
         self, ht: int, siblings: tuple[int, ...], *, apic: Apic = Apic.X2APIC, icr_fix: bool = True,
-        nmi_isolated: bool = False,
+        nmi_isolated: bool = False, mcip: bool = False,
     ) -> hyperthread.Spec:  # fmt: skip
         """Return what a hyperthread is told of the policy and of its APIC."""
         return hyperthread.Spec(
             ht, siblings, self.kick, self.guarded, idle_kick=self.idle_kick, irq_kick=self.irq_kick, flush=self.flush,
-            nmi_isolated=nmi_isolated, irqs_off=self.irqs_off, apic=apic, icr_fix=icr_fix,
+            nmi_isolated=nmi_isolated, irqs_off=self.irqs_off, apic=apic, icr_fix=icr_fix, mcip=mcip,
         )  # fmt: skip
 
     def gate_spec(self) -> gate.Spec:
