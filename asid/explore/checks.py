@@ -15,7 +15,9 @@ from asid.core.gate import Belief
 from asid.core.guarantees import GUARANTEES, CoreView
 from asid.core.hyperthread import HyperthreadState, Phase, What
 from asid.core.limits import MESSAGES_IN_FLIGHT_MAX
-from asid.explore.parts import Dead, Down, Model, Words
+from asid.core.mce import Meeting, Role
+from asid.explore.meetings import meeting
+from asid.explore.parts import Dead, Down, Model, Sibling
 from asid.explore.world import MASK, World
 
 
@@ -37,6 +39,7 @@ class Sight(NamedTuple):
     tainted: bool
     party: bool  # it was admitted with others, and has not met them yet
     bus: bool  # an IPI of its own is on the bus
+    meeting: Meeting
 
 
 EACH: Final = ("G1",)  # of one sibling after the other, and of the gate
@@ -47,11 +50,13 @@ Broken = tuple[tuple[str, str], ...]  # guarantees, and how each is broken
 Seen = tuple[Sight | None, bool]  # of one sibling: what is seen of its process, its pending bit
 
 
-def sight(h: HyperthreadState, words: Words) -> Sight:
+def sight(s: Sibling) -> Sight:
+    h, words = s.process, s.words
+    assert isinstance(h, HyperthreadState)
     frames = (None,) * len(h.frames)
     return Sight(
         h.mode, h.vm, h.flag, h.depth, frames, h.session, h.round if h.session else 0, h.phase, h.void, h.inc, h.coord,
-        words.tainted, h.party > 0, words.apic.bus > 0,
+        words.tainted, h.party > 0, words.apic.bus > 0, meeting(s),
     )  # fmt: skip
 
 
@@ -99,7 +104,7 @@ class Checks:
         things = self.world.siblings.things
         while len(self._sights) < len(things):
             s = things[len(self._sights)]
-            seen: Seen = (None if isinstance(s.process, Dead) else sight(s.process, s.words), s.words.pending)
+            seen: Seen = (None if isinstance(s.process, Dead) else sight(s), s.words.pending)
             number = self._ids.setdefault(seen, len(self.sights))
             if number == len(self.sights):
                 self.sights.append(seen)
@@ -109,7 +114,9 @@ class Checks:
         seen = [self.sights[number] for number in together]
         processes = cast(tuple[HyperthreadState | None, ...], tuple(s for s, _ in seen))
         tainted = tuple(s is not None and s.tainted for s, _ in seen)
-        return broken_in(self.together, CoreView(processes, tuple(pending for _, pending in seen), None, tainted))
+        met = tuple(None if s is None else s.meeting for s, _ in seen)
+        pending = tuple(pending for _, pending in seen)
+        return broken_in(self.together, CoreView(processes, pending, None, tainted, met))
 
     def _of_one(self, ht: int, part: int, d: int) -> Broken:
         s = self.world.siblings.things[part]
@@ -222,7 +229,7 @@ SOMETIMES: Final[dict[str, tuple[Applies, Happens]]] = {
         some(lambda s: len(s.frames) == 2),
     ),
     "a kick finds an ask under way": (
-        lambda m: m.siblings > 1 and bool(m.budget.timer) and m.kick is Kick.ACK,
+        lambda m: m.siblings > 1 and any(m.vms) and bool(m.budget.timer) and m.kick is Kick.ACK,
         some(lambda s: s.void),
     ),
     "a hyperthread dies": (
@@ -256,5 +263,18 @@ SOMETIMES: Final[dict[str, tuple[Applies, Happens]]] = {
     "a look finds that a flush is due": (
         lambda m: m.flush and together_possible(m) and nobody_waits(m),
         some(lambda s: s.mode is Mode.ENTER and s.tainted),
+    ),
+    "all handlers of a #MC are in HOST, one of them monarch": (
+        lambda m: bool(m.budget.broadcast) and not m.nmi_isolated,
+        lambda seen: (
+            all(s is not None and s.mode is Mode.HOST and s.meeting.broadcast > 0 for s, _ in seen)
+            and some(lambda s: s.meeting.role is Role.MONARCH)(seen)
+        ),
+    ),
+    "a #MC handler waits no longer": (
+        lambda m: (
+            m.siblings > 1 and bool(m.budget.broadcast) and bool(m.budget.timer or m.budget.kill or m.budget.stop)
+        ),
+        some(lambda s: s.meeting.late),
     ),
 }

@@ -58,6 +58,13 @@ BUDGETS: Final[dict[str, Budget]] = {
     "irq-hotplug": Budget(irq=1, hotplug=1),
     "irq-unplug": Budget(irq=1, unplug=1),
     "irq-nmi": Budget(irq=1, nmi=1),
+    "broadcast": Budget(broadcast=1),
+    "broadcast2": Budget(broadcast=2),
+    "nmi-broadcast": Budget(nmi=1, broadcast=1),
+    "broadcast-death": Budget(broadcast=1, kill=1),
+    "broadcast-kill": Budget(broadcast=1, kill=1, restart=1),
+    "broadcast-stop": Budget(broadcast=1, stop=1),
+    "broadcast-timers": Budget(broadcast=1, timer=1, restart=1),
 }
 # Which VM each sibling runs, by the first word of a model's name.
 VMS: Final[dict[str, tuple[int, ...]]] = {
@@ -68,6 +75,9 @@ VMS: Final[dict[str, tuple[int, ...]]] = {
     "n3v1": (1, 1, 1),
     "n3v2": (1, 1, 2),
     "n4v1": (1, 1, 1, 1),
+    "n3i3": (0, 0, 0),  # nobody runs a vCPU
+    "n3i2": (1, 0, 0),
+    "n4i4": (0, 0, 0, 0),
 }
 
 

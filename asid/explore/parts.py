@@ -15,6 +15,7 @@ from asid.core.apic import IDLE, Apic, Registers
 from asid.core.events import Action, Kick, Order, Report
 from asid.core.hyperthread import HyperthreadState
 from asid.core.limits import OVERTAKES_MAX
+from asid.core.mce import CallIn
 
 
 class Budget(NamedTuple):
@@ -32,6 +33,8 @@ class Budget(NamedTuple):
     hold: int = 0  # a client holds the gate; it always lets go
     unplug: int = 0  # a hyperthread is told to stop
     irq: int = 0  # an external interrupt
+    broadcast: int = 0  # a #MC that reaches every living sibling; each takes it at any later step
+    stop: int = 0  # a process stops (SIGSTOP) before its #MC handler has worked; it goes on never
 
 
 NO_FAULTS: Final = Budget()
@@ -85,6 +88,10 @@ class Words(NamedTuple):
     arrived: int = 0  # round of the last meeting it has come to
     tainted: bool = False  # something was loaded on this core since the last flush; the same for all siblings
     apic: Registers = IDLE
+    callin: CallIn = CallIn()
+    broadcast: int = 0  # the last #MC that it was hit by with all its siblings
+    party: int = 0  # whom that one reached
+    failed: bool = False  # the core is; the same for all siblings
 
 
 class Dead(NamedTuple):
@@ -119,6 +126,8 @@ class Sibling(NamedTuple):
     up: UpLink
     down: DownLink
     glimpse: Glimpse | None = None
+    taken: int = 0  # the last #MC of all siblings that it has taken
+    stopped: bool = False
 
 
 class Down(NamedTuple):
@@ -154,6 +163,8 @@ class Touched(IntEnum):
     UNBURIED = 11  # the coordinator that buried it is gone
     TAINTED = 12  # a sibling loaded something into the buffers of the core
     FLUSHED = 13  # a sibling flushed them
+    RAISED = 14  # a #MC reaches it and all its siblings; number: a BROADCAST word
+    FAILED = 15  # a #MC of a sibling was fatal
 
 
 class Touch(NamedTuple):
@@ -179,6 +190,7 @@ class Who(IntEnum):
     DAEMON = 8  # a process is started again, a client lets go
     TIME = 9  # a message was lost, so a time-out strikes in the end
     BUS = 10  # an IPI that is on the bus is delivered
+    CHECK = 11  # a hyperthread takes the #MC that it was hit by
 
 
 def actor(who: Who, ht: int = 0) -> int:

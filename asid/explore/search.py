@@ -189,6 +189,8 @@ def waits_for_ever(w: World, world: int) -> str | None:
         h = s.process
         if isinstance(h, Dead):
             continue
+        if h.frames:
+            return f"h{ht} waits for ever inside a handler: nobody has anything left to do"
         if h.phase in STUCK:
             return f"h{ht} waits for ever, {h.phase.name.lower()}: nobody has anything left to do"
         m = g.members[ht]

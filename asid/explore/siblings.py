@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from asid.core import apic, gate, hyperthread
+from asid.core import apic, gate, hyperthread, mce
 from asid.core.events import Action, Do, Mode, Report, Said, Seen, Want
 from asid.core.hyperthread import Event, HyperthreadState, Phase, What
 from asid.explore import numbers
@@ -32,6 +32,7 @@ from asid.explore.parts import (
     actor,
 )
 
+FAULT = actor(Who.FAULT)
 # Phases in which a hyperthread waits for its coordinator, and so keeps a time-out.
 WAITS = frozenset({Phase.IDLE, Phase.HALTED, Phase.ASKING, Phase.LEAVING})
 # The word for a step, whose budget it is of, and the event.
@@ -44,10 +45,11 @@ INTERRUPTS = (
 
 
 def moves(model: Model, spec: hyperthread.Spec, s: Sibling, raised: int, budget: Budget) -> Iterator[SiblingMove]:
-    """Yield every step of one sibling. `raised`: bits of the others that keep it out: by flag, depth or absence."""
+    """Yield the steps of one sibling, but for those of `meetings`. `raised`: bits of the others that keep it out: by
+    flag, depth or absence."""
     if s.words.apic.bus:
         yield delivered(spec, s, budget)
-    if isinstance(s.process, Dead):
+    if isinstance(s.process, Dead) or s.stopped:
         return
     ht, holders = spec.ht, raised > 0
     action = hyperthread.next_action(s.process)
@@ -55,6 +57,8 @@ def moves(model: Model, spec: hyperthread.Spec, s: Sibling, raised: int, budget:
         yield glimpsed(model, spec, s, raised, budget)
     elif action is not None and action.do is Do.ICR_IDLE and s.words.apic.bus:
         pass  # it spins until the bus has delivered
+    elif action is not None and action.do in mce.MEETS:
+        pass  # it reads the siblings' words, see `meetings`
     elif action is not None:
         t, touches = performed(model, spec, s, action, holders)
         yield settled(model, spec, Label(ht, "does", action), actor(Who.PROCESS, ht), t, budget, touches)
@@ -62,7 +66,7 @@ def moves(model: Model, spec: hyperthread.Spec, s: Sibling, raised: int, budget:
         t = s._replace(process=Dead(s.process.inc), down=())
         yield SiblingMove(Label(ht, "ends"), actor(Who.PROCESS, ht), t, budget)
     else:
-        interruptible = budget.nmi or budget.mce
+        interruptible = budget.nmi or budget.mce or budget.broadcast or s.words.broadcast > s.taken
         for what, who, event in menu(model, s, holders):
             t = s
             detail: Report | object = ""
@@ -104,7 +108,7 @@ def glimpsed(model: Model, spec: hyperthread.Spec, s: Sibling, raised: int, budg
         t = t._replace(glimpse=seen._replace(next_ht=seen.next_ht + 1))
         seen = t.glimpse
     if seen is not None and seen.next_ht > len(spec.siblings):
-        event = Event(What.PERFORMED, seen=Seen(seen.pending, seen.request, seen.holders, s.words.tainted))
+        event = Event(What.PERFORMED, seen=Seen(*seen[:3], s.words.tainted, s.words.failed))
         t = stepped(spec, t._replace(glimpse=None), event)
     return settled(model, spec, Label(spec.ht, "reads", what), who, t, budget)
 
@@ -128,7 +132,7 @@ def menu(model: Model, s: Sibling, holders: bool) -> Iterator[tuple[str, Who, Ev
                 yield "full exit", Who.FREE, hyperthread.FULL_EXIT
             if model.idle_exits:
                 yield "idle exit", Who.FREE, hyperthread.IDLE_EXIT
-    elif words.request != h.answered or (phase is Phase.HELD and not holders):
+    elif words.request != h.answered or (phase is Phase.HELD and not holders and not words.failed):
         yield "hears the doorbell", Who.PROCESS, hyperthread.DOORBELL
     if phase is Phase.HOSTING:
         yield "has done its work", Who.PROCESS, hyperthread.WORKED
@@ -152,7 +156,7 @@ def performed(
     event = hyperthread.PERFORMED
     touches: tuple[Touch, ...] = ()
     if do is Do.LOOK:
-        event = Event(What.PERFORMED, seen=Seen(words.pending, words.request, holders, words.tainted))
+        event = Event(What.PERFORMED, seen=Seen(words.pending, words.request, holders, words.tainted, words.failed))
     elif do is Do.IPI:
         if action.a == spec.ht:
             s = s._replace(words=words._replace(pending=True))
@@ -174,6 +178,11 @@ def performed(
     elif do is Do.ARRIVE:
         assert isinstance(action.a, int)
         s = s._replace(words=words._replace(arrived=max(words.arrived, action.a)))
+    elif do is Do.CALL_OUT:
+        s = s._replace(words=words._replace(callin=words.callin._replace(done=True)))
+    elif do is Do.FAIL:
+        s = s._replace(words=words._replace(failed=True))
+        touches = tuple(Touch(other, Touched.FAILED) for other in spec.siblings)
     elif do is Do.SET_FLAG:
         s = s._replace(words=words._replace(flag=bool(action.a)))
     elif do is Do.SET_DEPTH:
@@ -292,6 +301,11 @@ def touched(model: Model, spec: hyperthread.Spec, s: Sibling, touch: Touch) -> S
         return s if gone else s._replace(down=(*s.down, order))
     if what is Touched.TAINTED or what is Touched.FLUSHED:
         return s._replace(words=words._replace(tainted=what is Touched.TAINTED))
+    if what is Touched.RAISED:
+        broadcast, party = mce.broadcast_parts(touch.number)
+        return s._replace(words=words._replace(broadcast=broadcast, party=party))
+    if what is Touched.FAILED:
+        return s._replace(words=words._replace(failed=True))
     if what is Touched.KICKS:
         return numbers.with_kicks(s, touch.number)
     if what is Touched.ROUNDS:
@@ -302,7 +316,12 @@ def touched(model: Model, spec: hyperthread.Spec, s: Sibling, touch: Touch) -> S
         return killed(s, touch.number)
     if what is Touched.WIPED:
         arrived = max(words.arrived, touch.number)
-        return s._replace(words=Words(request=words.request, arrived=arrived, tainted=words.tainted))
+        return s._replace(
+            words=Words(
+                request=words.request, arrived=arrived, tainted=words.tainted, callin=mce.closed(words.broadcast),
+                broadcast=words.broadcast, failed=words.failed,
+            )
+        )  # fmt: skip
     if not isinstance(process, Dead):
         assert what in (Touched.BURIED, Touched.UNBURIED), f"{what.name} is for the dead"
         return s
@@ -319,7 +338,8 @@ def touched(model: Model, spec: hyperthread.Spec, s: Sibling, touch: Touch) -> S
 def born(model: Model, spec: hyperthread.Spec, inc: int, coord: int, s: Sibling) -> Sibling:
     """Return the sibling with a new process, which has said that it is ready. Its numbers start at the base."""
     process = hyperthread.born(inc, coord, s.words.request)._replace(req=numbers.BASE)
-    s = s._replace(process=process)
+    words = s.words._replace(callin=mce.closed(s.words.broadcast))
+    s = s._replace(process=process, words=words, taken=s.words.broadcast)
     return settled(model, spec, Label(spec.ht, "is born"), 0, s, Budget()).sibling
 
 

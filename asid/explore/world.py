@@ -8,13 +8,13 @@ that it reads; ever after it is a look-up and an addition.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from itertools import product
+from itertools import chain, product
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from asid.core import gate, hyperthread
+from asid.core import gate, hyperthread, mce
 from asid.core.events import Kick, Mode, Report, Timer
 from asid.core.guarantees import CoreView
-from asid.explore import desk, numbers, siblings
+from asid.explore import desk, meetings, numbers, siblings
 from asid.explore.parts import (
     COORDINATOR,
     Arrivals,
@@ -43,6 +43,7 @@ T = TypeVar("T", bound=Hashable)
 Step = tuple[int, int]  # the number of what happened, see World.label and World.actor, and the world after it
 Touches = tuple[tuple[int, int], ...]  # (hyperthread, number of the touch)
 OwnStep = tuple[int, int, Touches, int]  # what happened, what it adds to the world, touches, renumbered
+OwnKey = tuple[int, meetings.Peers]  # what was read for them
 DeskStep = tuple[int, int, int, Touches]  # what happened, desk, budget, touches
 
 
@@ -98,7 +99,7 @@ class World:
         self.at = tuple(BITS * field for field in range(n + 2))
         self.desk_at, self.budget_at = self.at[n], self.at[n + 1]
         # What was worked out before, by the numbers of the parts that were read.
-        self._own: tuple[dict[int, tuple[OwnStep, ...]], ...] = tuple({} for _ in range(n))
+        self._own: tuple[dict[int | OwnKey, tuple[OwnStep, ...]], ...] = tuple({} for _ in range(n))
         self._desk: dict[tuple[int, int], tuple[DeskStep, ...]] = {}
         self._hears: dict[tuple[int, int, int], DeskStep] = {}
         self._touched: dict[tuple[int, int, int], int] = {}
@@ -125,7 +126,8 @@ class World:
         hts, d, _ = self.parts(world)
         processes = tuple(None if isinstance(s.process, Dead) else s.process for s in hts)
         pending, tainted = (tuple(getattr(s.words, word) for s in hts) for word in ("pending", "tainted"))
-        return CoreView(processes, pending, None if isinstance(d.gate, Down) else d.gate, tainted)
+        met = tuple(None if isinstance(s.process, Dead) else meetings.meeting(s) for s in hts)
+        return CoreView(processes, pending, None if isinstance(d.gate, Down) else d.gate, tainted, met)
 
     def label(self, move: int) -> Label:
         return self.moves.things[move][0]
@@ -144,6 +146,8 @@ class World:
             self._births(world, parts, found)
         if self.model.budget.loss:
             self._time_passes(world, parts, found)
+        if self.model.budget.broadcast:
+            self._machine_checks(world, parts, found)
         return [step for step in found if step[1] != world]
 
     def traits(self, part: int) -> int:
@@ -167,10 +171,16 @@ class World:
             others = raised & ~(1 << ht)
             if self.together:
                 others |= self._absent(part, parts)
-            key = (b << BITS | part) << n | others
+            key: int | OwnKey = (b << BITS | part) << n | others
+            seen = meetings.NOBODY
+            if self.model.budget.broadcast:
+                all_ = [self.siblings.things[each] for each in parts[:n]]
+                others |= meetings.missed(ht, all_[ht], all_)
+                seen = meetings.peers(all_[ht], all_)
+                key = ((b << BITS | part) << n | others, seen)
             steps = self._own[ht].get(key)
             if steps is None:
-                steps = self._own[ht][key] = tuple(self._work_out(ht, part, b, others))
+                steps = self._own[ht][key] = tuple(self._work_out(ht, part, b, others, seen))
             for move, delta, touches, renumbered in steps:
                 after = world + delta
                 for other, touch in touches:
@@ -188,10 +198,13 @@ class World:
             return 0
         return sum(1 << o for o in range(self.n) if h.party >> o & 1 and things[parts[o]].words.arrived < h.round)
 
-    def _work_out(self, ht: int, part: int, b: int, raised: int) -> Iterable[OwnStep]:
+    def _work_out(self, ht: int, part: int, b: int, raised: int, seen: meetings.Peers) -> Iterable[OwnStep]:
         """Yield the steps of one sibling by itself."""
-        s, budget = self.siblings.things[part], self.budgets.things[b]
-        for m in siblings.moves(self.model, self.specs[ht], s, raised, budget):
+        s, budget, spec = self.siblings.things[part], self.budgets.things[b], self.specs[ht]
+        found = siblings.moves(self.model, spec, s, raised, budget)
+        if self.model.budget.broadcast:
+            found = chain(found, meetings.moves(self.model, spec, s, budget, seen))
+        for m in found:
             delta = (self.siblings(m.sibling) - part) << self.at[ht]
             delta += (self.budgets(m.budget) - b) << self.budget_at
             yield self.moves((m.label, m.actor)), delta, self._numbered(m.touches), m.renumbered
@@ -329,6 +342,28 @@ class World:
                     after = budget._replace(restart=budget.restart - 1)
                     touch = Touch(ht, Touched.BORN, place.gate.coord)
                     m = DeskMove(Label(ht, "is born again"), actor(Who.DAEMON), place, after, (touch,))
+                    found.append(self._applied(world, parts, self._in_numbers(m)))
+
+    def _machine_checks(self, world: int, parts: list[int], found: list[Step]) -> None:
+        """One reaches everybody who lives; and whoever missed somebody in the rendezvous has him fenced, afterwards."""
+        hts, place, budget = self.parts(world)
+        if budget.broadcast:
+            number = self.model.budget.broadcast - budget.broadcast + 1
+            living = [ht for ht, s in enumerate(hts) if not isinstance(s.process, Dead)]
+            word = mce.broadcast_word(number, sum(1 << ht for ht in living))
+            touches = tuple(Touch(ht, Touched.RAISED, word) for ht in living)
+            after = budget._replace(broadcast=budget.broadcast - 1)
+            m = DeskMove(Label(COORDINATOR, "is in a machine check"), actor(Who.FAULT), place, after, touches)
+            found.append(self._applied(world, parts, self._in_numbers(m)))
+        reported = 0
+        for ht, s in enumerate(hts):
+            if not isinstance(s.process, Dead) and not s.process.frames and not s.stopped:
+                reported |= meetings.missed(ht, s, hts)
+        for ht, s in enumerate(hts):
+            if reported >> ht & 1 and not isinstance(s.process, Dead):
+                for unsent in range(siblings.unread(s, s.process.inc) + 1):
+                    touch = (Touch(ht, Touched.KILLED, unsent),)
+                    m = DeskMove(Label(ht, "is fenced"), actor(Who.DAEMON, ht), place, budget, touch)
                     found.append(self._applied(world, parts, self._in_numbers(m)))
 
     def _time_passes(self, world: int, parts: list[int], found: list[Step]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import explore_naive_gate as naive
 import explore_naive_kicks as kicks
 from explore_planting import Mutant, planted
+from explore_table_checks import MACHINE_CHECKS
 from explore_table_hardware import APIC_WRITES, HARDWARE
 
 from asid.core.events import Kick
@@ -249,6 +250,7 @@ MUTANTS: Final = (
         "a policy that kicks", naive.nothing,
     ),
     *HARDWARE,
+    *MACHINE_CHECKS,
 )  # fmt: skip
 
 GUARANTEES_ONLY: Final = ("V17c", "V17d")  # waiting is not looked at
