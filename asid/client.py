@@ -256,7 +256,7 @@ class Client:
     def inject_nmi(self, target: str, **more: Any) -> Reply:
         return self.inject("nmi", target, **more)
 
-    def inject_mce(self, target: str, *, scope: str = "local", **more: Any) -> Reply:
+    def inject_mce(self, target: str, *, scope: str = "auto", **more: Any) -> Reply:
         return self.inject("mce", target, scope=scope, **more)
 
     def inject(self, what: str, on: str, /, *, timeout_s: float | None = None, idem: str = "", **args: Any) -> Reply:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from asid.core.limits import MCE_TIMEOUT_NS
 from asid.targets import Place, Topology, VmPlaces, resolve
 from asid.units import parse_duration_ns, parse_rate_hz
 
@@ -25,6 +26,8 @@ CORES_MAX = 64
 SEED_MAX = 2**63 - 1
 KICK_DEADLINE_MIN_NS = 5_000_000
 KICK_DEADLINE_MAX_NS = 400_000_000
+MCE_TIMEOUT_MIN_NS = 10_000_000  # a sibling that only waits for a CPU has to come in that time
+MCE_TIMEOUT_MAX_NS = MCE_TIMEOUT_NS
 INJECT_COUNT_MAX = 10_000_000
 HALT_POLL_MAX_NS = 1_000_000
 SCALE_MIN = 1e-6  # 1 / asid.guest.base.SCALE_MAX: a speed-up here is a factor of durations there
@@ -83,6 +86,26 @@ class Apic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="x2apic: an IPI is one write; xapic: two; shorthand: xAPIC, one for all siblings."),
     ] = "x2apic"
     icr_fix: Annotated[bool, Meta(description="xAPIC: the NMI path restores ICR2; false shows the torn write.")] = True
+
+
+class Mce(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Machine checks."""
+
+    mode: Annotated[
+        Literal["local", "broadcast"],
+        Meta(description="Whom one reaches that does not say: its target (LMCE, AMD), or all siblings too (Intel)."),
+    ] = "local"
+    timeout: Annotated[
+        str, Meta(description="How long a handler waits for its siblings in the rendezvous. 10ms to 1s.")
+    ] = "1s"
+    nested: Annotated[
+        Literal["hold", "shutdown"],
+        Meta(description="One inside another: held until the first is over, or (x86: MCIP) the hyperthread's end."),
+    ] = "hold"
+
+    @property
+    def timeout_ns(self) -> int:
+        return parse_duration_ns(self.timeout, "mce.timeout")
 
 
 class Space(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -209,6 +232,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machine: Annotated[Machine, Meta(description="The emulated hardware.")] = Machine()
     policy: Annotated[Policy, Meta(description="How leaves, kicks and turns are done.")] = Policy()
     apic: Annotated[Apic, Meta(description="The local APIC.")] = Apic()
+    mce: Annotated[Mce, Meta(description="Machine checks.")] = Mce()
     space: Annotated[Space, Meta(description="The isolated address space.")] = Space()
     pace: Annotated[Pace, Meta(description="How guest time passes.")] = Pace()
     vm: Annotated[tuple[Vm, ...], Meta(description="The virtual machines.")] = ()

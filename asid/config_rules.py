@@ -16,6 +16,8 @@ from asid.config import (
     HALT_POLL_MAX_NS,
     KICK_DEADLINE_MAX_NS,
     KICK_DEADLINE_MIN_NS,
+    MCE_TIMEOUT_MAX_NS,
+    MCE_TIMEOUT_MIN_NS,
     SMT_ALLOWED,
     Config,
     Vm,
@@ -109,6 +111,7 @@ def _policy(config: Config) -> None:
             hint='Set apic.mode = "xapic".',
         )  # fmt: skip
     _duration("policy.kick_deadline", config.policy.kick_deadline, KICK_DEADLINE_MIN_NS, KICK_DEADLINE_MAX_NS)
+    _duration("mce.timeout", config.mce.timeout, MCE_TIMEOUT_MIN_NS, MCE_TIMEOUT_MAX_NS)
     _duration("policy.turn", config.policy.turn, 100_000, KICK_DEADLINE_MAX_NS)
     _duration("journal.flush", config.journal.flush, 1_000_000, 10_000_000_000)
 

@@ -219,10 +219,13 @@ class InjectNmiArgs(Args, frozen=True):
 
 
 class InjectMceArgs(Args, frozen=True):
-    """Machine checks: to the target alone (LMCE), or to every sibling of its core."""
+    """Machine checks: to the target alone (local; LMCE), or to every sibling of its core, whose handlers then meet
+    (broadcast: one injection a sibling); auto is what the configuration says (`mce.mode`). After a fatal one no guest
+    runs on that core any more."""
 
     target: Target
-    scope: Literal["local", "broadcast"] = "local"
+    scope: Literal["auto", "local", "broadcast"] = "auto"
+    severity: Literal["corrected", "recoverable", "fatal"] = "recoverable"
     count: Count = 1
     rate_hz: RateHz = 0
     wait: bool = False

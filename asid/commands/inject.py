@@ -17,13 +17,16 @@ ONLY = {
     "for": ("stall",),
     "coordinator": ("kill",),
     "broadcast": ("mce",),
+    "local": ("mce",),
+    "severity": ("mce",),
 }
 NO_COUNT = ("stall", "kill")
 
 
 @click.command(
     epilog="asid inject nmi c0h1\nasid inject exit 'c*h0' --reason CPUID --count 1000 --rate 500/s --wait\n"
-    "asid inject stall c0h1 --for 200ms\nasid inject kill c0 --coordinator"
+    "asid inject mce c0h0 --broadcast --severity fatal\nasid inject stall c0h1 --for 200ms\n"
+    "asid inject kill c0 --coordinator"
 )
 @click.argument("what", type=click.Choice(KINDS))
 @click.argument("target")
@@ -32,7 +35,9 @@ NO_COUNT = ("stall", "kill")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, metavar="N")
 @click.option("--rate", metavar="R/s", help="So many a second; without it all at once.")
 @click.option("--for", "duration", metavar="D", help="How long a stall lasts. [default: 100ms]")
-@click.option("--broadcast", is_flag=True, help="A machine check of all siblings.")
+@click.option("--broadcast", is_flag=True, help="A machine check of all siblings. [default: as configured]")
+@click.option("--local", is_flag=True, help="A machine check of the target alone.")
+@click.option("--severity", type=click.Choice(["corrected", "recoverable", "fatal"]), help="... [recoverable]")
 @click.option("--coordinator", is_flag=True, help="Kill the coordinator of the core instead of the hyperthreads.")
 @click.option("--wait", is_flag=True, help="Return when all are handled, merged or lost.")
 @click.option("--timeout", default=10.0, show_default=True, metavar="S", help="How long to wait for the answer.")
@@ -68,8 +73,13 @@ def arguments(what: str, *, wait: bool, **options: Any) -> dict[str, Any]:
         args["full"] = options["full"]
     if options["duration"]:
         args["for_ms"] = parse_duration_ns(options["duration"]) // 1_000_000
-    if options["broadcast"]:
-        args["scope"] = "broadcast"
+    local = options.get("local")
+    if options["broadcast"] and local:
+        raise ConfigError("--broadcast and --local", where="asid inject mce", allowed="one of them")
+    if options["broadcast"] or local:
+        args["scope"] = "broadcast" if options["broadcast"] else "local"
+    if options.get("severity"):
+        args["severity"] = options["severity"]
     if options["coordinator"]:
         args["what"] = "coordinator"
     return args

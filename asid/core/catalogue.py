@@ -18,9 +18,9 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     (
         "run.begin",
         "daemon",
-        "name:str policy:str kick:str seed:int cores:int smt:int engine:str vcpus?:int like?:str",
+        "name:str policy:str kick:str seed:int cores:int smt:int engine:str vcpus?:int like?:str mce_timeout_ns?:int",
         "the first record of a run; vcpus: how many of its hyperthreads have a vCPU to run; like: of a "
-        "policy of the user, the one whose promises it makes",
+        "policy of the user, the one whose promises it makes; mce_timeout_ns: how long a #MC handler waits for siblings",
     ),
     ("run.end", "daemon", "reason:str", "the last record of a run that ended in order"),
     ("spawn", "daemon", "what:ht|coordinator pid:int inc:int", "a process was started; it begins PARKED"),
@@ -33,8 +33,9 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     (
         "inject",
         "daemon",
-        "id:int what:str target:str reason?:str n?:int vector?:int",
-        "an injection (of n exits) was accepted; vector is that of an irq which a client sent",
+        "id:int what:str target:str reason?:str n?:int vector?:int broadcast?:int",
+        "an injection (of n exits) was accepted; vector is that of an irq which a client sent, broadcast the number of "
+        "a machine check of all siblings, of which this is one part",
     ),
     (
         "inject.done",
@@ -86,8 +87,16 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     (
         "intr",
         "hyperthread",
-        f"what:nmi|mce id:int depth:int merged:int host_ns:int from:{_MODE}",
-        "end of a handler; depth 1 is the outermost, merged counts the NMIs that became this one",
+        f"what:nmi|mce id:int depth:int merged:int host_ns:int from:{_MODE} severity?:corrected|recoverable|fatal "
+        "broadcast?:int role?:monarch|joined|alone order?:int wait_ns?:int",
+        "end of a handler; depth 1 is the outermost, merged counts the NMIs that became this one. Of a #MC severity "
+        "(left out: recoverable), and of one of all siblings also its number, role, order and wait in the rendezvous",
+    ),
+    (
+        "mce.timeout",
+        "hyperthread",
+        "broadcast:int missing:str waited_ns:int",
+        "a #MC handler gave up waiting for these siblings (h1,h3); told after the handler, and they are fenced",
     ),
     (
         "irq",

@@ -30,8 +30,8 @@ class Birth:
 
     ht: -1 for a coordinator. doorbells: one eventfd a sibling, by number. living: for a coordinator, the incarnation
     of each hyperthread that lives, 0 for none. attached: VM of each hyperthread's vCPU, 0 for none.
-    held: for a coordinator, who holds its gate closed. interrupts: its NMI and #MC lines at its birth. script: what its
-    core plays.
+    held: for a coordinator, who holds its gate closed. interrupts: its NMI and #MC lines at its birth; checks: the
+    BROADCAST and SEVERITY words that go with the latter. script: what its core plays.
     """
 
     core: int
@@ -53,6 +53,7 @@ class Birth:
     attached: tuple[int, ...] = ()
     held: tuple[str, ...] = ()
     interrupts: tuple[int, int] = (0, 0)
+    checks: tuple[int, int] = (0, 0)
     fresh: bool = True
     instance_root: str = ""
     script: Script | None = None

@@ -8,10 +8,10 @@ mode has the stamp of when it was performed, so the order of causes is the order
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from asid.core.events import Kick, Mode, Order
-from asid.core.hyperthread import WORK, HyperthreadState, Phase, Spec, What, set_mode
+from asid.core.hyperthread import WORK, Frame, HyperthreadState, Phase, Spec, What, set_mode
 from asid.core.record import bucket_of
 from asid.guest.base import Exit
 from asid.live.notebook import RAW, Notebook, Tally, exit_data
@@ -20,6 +20,12 @@ TO_GUEST = (set_mode(Mode.GUEST),)
 _NAMES = tuple(mode.name for mode in Mode)
 _VIA = {kick: kick.name.lower() for kick in Kick} | {Kick.ACK: "grant", Kick.RENDEZVOUS: "grant"}
 _KIND = {kick: kick.name.lower() for kick in Kick}
+
+
+class Meets(Protocol):
+    """What the chronicle asks of the rendezvous of #MC handlers."""
+
+    def record(self, frame: Frame) -> dict[str, Any]: ...
 
 
 class Eyes(Protocol):
@@ -172,7 +178,7 @@ class Chronicle:
         mode = Mode.ISOLATED if state.mode is Mode.ENTER else state.mode
         self._interrupts.append((what, number, merged, time.monotonic_ns(), mode))
 
-    def interrupt_ends(self, before: HyperthreadState, after: HyperthreadState) -> None:
+    def interrupt_ends(self, before: HyperthreadState, after: HyperthreadState, meets: Meets) -> None:
         if before.frames[-1].what is What.IRQ:
             return  # see `interrupt_handled`
         what, number, merged, begin_ns, mode = self._interrupts.pop()
@@ -185,7 +191,14 @@ class Chronicle:
             "host_ns": time.monotonic_ns() - begin_ns,
             "from": mode.name,
         }
+        if what == "mce":
+            data |= meets.record(before.frames[-1])
         self.notebook.note("intr", data, after.round)
+
+    def missing(self, broadcast: int, hts: list[int], waited_ns: int, round_: int) -> None:
+        """A #MC handler gave up waiting for these siblings."""
+        names = ",".join(f"h{ht}" for ht in hts)
+        self.notebook.note("mce.timeout", {"broadcast": broadcast, "missing": names, "waited_ns": waited_ns}, round_)
 
     def interrupt_handled(self, number: int, mode: Mode, full: bool, took_ns: int, round_: int) -> None:
         """An external interrupt that did not hit the guest was handled."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from asid import policies, wire
-from asid.core import gate
+from asid.core import gate, mce
 from asid.core.events import Action, Do, Mode, Order, Report, Timer
 from asid.core.gate import Belief, Ev
 from asid.core.guarantees import of_gate
@@ -26,6 +26,8 @@ from asid.live.node import Frames, Node, ParentGone, prepare_child, ring_doorbel
 from asid.live.notebook import Notebook
 from asid.live.page import (
     ARRIVED,
+    BROADCAST,
+    CALLIN,
     DEPTH,
     FLAG,
     ICR,
@@ -267,6 +269,7 @@ class Coordinator:
             for field in (PENDING, FLAG, DEPTH, ICR2, ICR):
                 words[base + field] = 0
             words[base + ARRIVED] = max(words[base + ARRIVED], number)
+            words[base + CALLIN] = mce.packed(mce.closed(mce.broadcast_parts(words[base + BROADCAST])[0]))
             words[base + TAINT] += words[base + MODE] & 0xFF == Mode.HOST  # what it loaded until it died
             words[base + MODE] = Mode.OFFLINE
             self.page.fence()
@@ -289,9 +292,15 @@ class Coordinator:
             if old.fresh and not new.fresh:
                 self.node.drop_timer((Timer.STICKY, gate.key_of(ht, old.granted)))
 
-    def set_timer(self, timer: Timer, key: int, late: int = 0) -> None:
+    def meets(self, ht: int) -> bool:
+        """Whether a hyperthread is in a rendezvous of #MC handlers: it hears nobody for as long as that may take."""
+        words, base = self.words, base_of(ht)
+        callin = mce.unpacked(words[base + CALLIN])
+        return callin.order > 0 and not (callin.done and words[base + DEPTH] == 0)
+
+    def set_timer(self, timer: Timer, key: int, late: int = 0, put_off_ns: int = 0) -> None:
         ht, number = key & 0xFF, key >> 8
-        after_ns = self.after_ns[timer]
+        after_ns = put_off_ns or self.after_ns[timer]
         if timer is not Timer.TURN and self.node.has_timer((timer, key)):
             return
 
@@ -302,6 +311,10 @@ class Coordinator:
             if judges and late < LATE_TIMES_MAX and self.node.now_ns() - due_ns > LATE_NS:
                 # It was this process that did not run (stopped, suspended, starved): it judges nobody's silence.
                 self.set_timer(timer, key, late + 1)
+                return
+            if judges and not put_off_ns and self.meets(ht):
+                # Once. Whoever is stopped in it is fenced after that, or for its siblings, who missed it.
+                self.set_timer(timer, key, late, self.birth.config.mce.timeout_ns)
                 return
             self.cause = 0
             self.step(gate.Event(Ev.TIMER, timer=timer, ht=ht, key=number))

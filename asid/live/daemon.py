@@ -30,7 +30,7 @@ from asid.live.injector import Batch, Injector, batch_of_config
 from asid.live.journal import JournalReader, JournalWriter
 from asid.live.merge import Merge
 from asid.live.node import Node
-from asid.live.operations import Operations, exit_details
+from asid.live.operations import Operations, details_of
 from asid.live.page import WATCHED, CorePage, make_page
 from asid.live.parent import Parent
 from asid.live.ring import Ring
@@ -133,6 +133,7 @@ class Daemon(Parent):
                 "name": self.config.name, "policy": policy.name, "kick": policy.kick, "seed": self.config.seed,
                 "cores": machine.cores, "smt": machine.smt, "engine": "live",
                 "vcpus": sum(vm > 0 for vm, _ in self.vcpus.values()), **policies.like_of(policy.name),
+                "mce_timeout_ns": self.config.mce.timeout_ns,
             },
         )  # fmt: skip
         for core in range(machine.cores):
@@ -179,13 +180,12 @@ class Daemon(Parent):
         """Arm the [[inject]] tables of the configuration."""
         for spec in self.config.inject:
             places = resolve(spec.target, self.topology)
-            details = exit_details(spec.reason or "EPT_VIOLATION", "auto") if spec.what == "exit" else {}
-            if spec.what == "irq":
-                details = exit_details("EXTERNAL_INTERRUPT", "yes")
+            details = details_of(spec, self.config)
 
             def begin(spec: Any = spec, places: Any = places, details: Any = details) -> None:
+                struck = self.struck(places, details.get("scope", ""))
                 try:
-                    self.injector.accept(batch_of_config(spec.what, places, spec, self.now_ns(), details))
+                    self.injector.accept(batch_of_config(spec.what, struck, spec, self.now_ns(), details))
                 except AsidError as error:
                     self.merge.note("warn", {"text": f"[[inject]] {spec.what} {spec.target}: {error}"})
 
@@ -268,6 +268,9 @@ class Daemon(Parent):
             n, full = self.exit_counts.get(place, (0, 0))
             more = record.data["n"]
             self.exit_counts[place] = (n + more, full + (more if record.data["full"] else 0))
+        elif kind == "intr":
+            if record.data.get("severity") == "fatal":
+                self.fail_core(record.core)
         elif kind in ("gate.ready", "gate.resync"):
             self._ready_seen[place] = record.data["inc"]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from asid.live.children import Child
+from asid.live.page import FAILED
 from asid.units import format_ns
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class Health:
                     daemon.note("warn", {"text": text}, core)
             elif child.up:
                 self._looks[core] = _Look(child, daemon.ask(child, {"op": "gate"}), now)
+        for core in daemon.pages:
+            if daemon.words(core)[FAILED]:
+                daemon.fail_core(core)  # its record may have died with the hyperthread that saw it
         for (core, ht), (n, full) in daemon.exit_counts.items():
             daemon.telemetry.counters(core, ht, {"exits": n, "full": full})
         daemon.telemetry.clock()
@@ -74,7 +78,7 @@ class Health:
         machine = daemon.config.machine
         wanted = {(core, ht) for core in range(machine.cores) for ht in range(-1, machine.smt)} - daemon.unplugged
         alive = {place for place, child in daemon.children.by_place.items() if child.up}
-        return "ready" if wanted <= alive and not self.silent() else "degraded"
+        return "ready" if wanted <= alive and not self.silent() and not daemon.failed else "degraded"
 
     def warnings(self) -> list[str]:
         daemon = self._daemon

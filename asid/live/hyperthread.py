@@ -15,7 +15,7 @@ from typing import Any
 import zmq
 
 from asid import policies, wire
-from asid.core import apic
+from asid.core import apic, mce
 from asid.core import hyperthread as core
 from asid.core.events import Action, Do, Mode, Order, Said, Seen
 from asid.core.guarantees import of_hyperthread
@@ -37,6 +37,7 @@ from asid.live.page import (
     CLEAN,
     COUNT_BITS,
     DEPTH,
+    FAILED,
     FLAG,
     ICR,
     ICR2,
@@ -54,6 +55,7 @@ from asid.live.page import (
     base_of,
     interrupt_parts,
 )
+from asid.live.rendezvous import Rendezvous
 from asid.live.ring import Ring
 from asid.live.traps import step_name, trap_of
 from asid.live.vcpu import Vcpu
@@ -66,6 +68,11 @@ TALLY_NS = 100_000_000  # fast exits are noted at least this often
 READY_NS = 50_000_000  # a new hyperthread that hears nothing says again that it is there, ever more seldom
 READY_NS_MAX = 10_000_000_000
 HANDLER_NS = 2_000  # own work of an NMI or #MC handler
+SHUTDOWN_STATUS = 86  # of a process that a #MC inside a #MC has ended
+
+
+class ShutDown(Exception):
+    """A #MC while the last one is in progress: nothing more is done on this hyperthread."""
 
 
 class Hyperthread:
@@ -94,6 +101,7 @@ class Hyperthread:
         self.notebook = Notebook(Ring(birth.ring.fd), birth.core, birth.ht, birth.inc)
         self.chronicle = Chronicle(self.notebook, birth.inc)
         self.nmis, self.mces = birth.interrupts  # the interrupt lines as last taken
+        self.rendezvous = Rendezvous(self)
         self.orders: deque[tuple[Order, int]] = deque()
         self.outbox: deque[bytes] = deque()
         self.asked_ns = time.monotonic_ns()
@@ -122,7 +130,7 @@ class Hyperthread:
         self.ahead.forget()
         self.spec = self.policy.hyperthread_spec(
             self.birth.ht, self.siblings, apic=apic.BY_NAME[config.apic.mode], icr_fix=config.apic.icr_fix,
-            nmi_isolated=config.policy.nmi == "isolated",
+            nmi_isolated=config.policy.nmi == "isolated", mcip=config.mce.nested == "shutdown",
         )  # fmt: skip
 
     # --- the loop -----------------------------------------------------------------------------------------
@@ -164,8 +172,11 @@ class Hyperthread:
         words, own = self.words, self.own
         if words[own + NMI] != self.nmis and core.may_interrupt(self.spec, self.state, What.NMI):
             self.nmis = self.deliver("nmi", words[own + NMI], self.nmis, core.NMI)
-        if words[own + MCE] != self.mces and core.may_interrupt(self.spec, self.state, What.MCE):
-            self.mces = self.deliver("mce", words[own + MCE], self.mces, core.MCE)
+        if words[own + MCE] != self.mces:
+            if core.may_interrupt(self.spec, self.state, What.MCE):
+                self.mces = self.deliver("mce", words[own + MCE], self.mces, core.MCE)
+            elif core.shuts_down(self.spec, self.state, What.MCE):
+                raise ShutDown
         if self.irqs.due():
             self.irqs.take()
 
@@ -176,7 +187,7 @@ class Hyperthread:
         number, count = interrupt_parts(word)
         merged = (count - interrupt_parts(before)[1] - 1) % (1 << COUNT_BITS)
         self.chronicle.interrupt_begins(what, number, merged, self.state)
-        self.step(event)
+        self.step(event if event is core.NMI else event._replace(check=self.rendezvous.taken()))
         return word
 
     # --- actions ------------------------------------------------------------------------------------------
@@ -218,6 +229,11 @@ class Hyperthread:
         elif do is Do.WORK:
             if not self.work(before):
                 return
+        elif do is Do.CALL_OUT or do in mce.MEETS:
+            came = self.rendezvous.perform(action, before.frames[-1])
+            if came is None:
+                return
+            event = came
         else:
             self.perform_rare(action)
         self.step(event)
@@ -228,8 +244,10 @@ class Hyperthread:
         elif do is core.DO_LOOK:
             self.chronicle.looked(before, self.state, self)
         if before.frames and len(self.state.frames) < len(before.frames):
-            self.chronicle.interrupt_ends(before, self.state)
+            self.chronicle.interrupt_ends(before, self.state, self.rendezvous)
             self.irqs.frame_ended(before)
+            if not self.state.frames:
+                self.rendezvous.handlers_over(self.state)
 
     def perform_rare(self, action: Action) -> None:
         """What belongs to one kind of APIC, of kick or of policy."""
@@ -239,6 +257,9 @@ class Hyperthread:
             self.spin(FLUSH_NS)
             self.chronicle.flushed(FLUSH_NS, self.state.round)  # before a sibling can rely on it
             words[own + CLEAN] = visits
+            self.page.fence()
+        elif do is Do.FAIL:
+            words[FAILED] = 1
             self.page.fence()
         elif do is Do.ARRIVE:
             words[own + ARRIVED] = max(words[own + ARRIVED], int(action.a))  # type: ignore[arg-type]
@@ -274,12 +295,15 @@ class Hyperthread:
             if words[at]:
                 holders = True
                 break
-        return Seen(pending, request, holders or self.absent(), self.spec.flush and self.page.tainted())
+        tainted = self.spec.flush and self.page.tainted()
+        return Seen(pending, request, holders or self.awaits(), tainted, words[FAILED] != 0)
 
-    def absent(self) -> bool:
-        """Whether anybody of the party has not arrived."""
+    def awaits(self) -> bool:
+        """Whether anybody of the party has not arrived, or one that a machine check missed is still there."""
         party, round_ = self.state.party, self.state.round
-        return party != 0 and any(party >> o & 1 and self.words[base_of(o) + ARRIVED] < round_ for o in self.siblings)
+        if party and any(party >> o & 1 and self.words[base_of(o) + ARRIVED] < round_ for o in self.siblings):
+            return True
+        return self.rendezvous.missed()
 
     def blocker(self) -> int:
         """The first sibling whose flag or depth is raised, for the record; -1 for none."""
@@ -355,7 +379,7 @@ class Hyperthread:
         """Nothing to do but to be told: orders, doorbells, time-outs."""
         phase, kicked = self.state.phase, self.kicked()
         if phase is Phase.HELD:
-            if kicked or not (self.page.holders(self.siblings) or self.absent()):
+            if kicked or not (self.page.holders(self.siblings) or self.awaits() or self.words[FAILED]):
                 self.step(core.DOORBELL)
                 return
         elif kicked:
@@ -446,6 +470,8 @@ def hyperthread_main(birth: Birth) -> None:
         made_for(birth).run()
     except ParentGone:
         os._exit(0)
+    except ShutDown:
+        os._exit(SHUTDOWN_STATUS)
     except AsidError as refused:
         # Its guest's file was good when the machine started (asid.guest.check), and is not now.
         os.write(2, f"asid: {birth.name} has no guest: {type(refused).__name__}: {refused}\n".encode())

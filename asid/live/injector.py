@@ -4,6 +4,8 @@ NMIs and #MCs go through the interrupt lines of the core page. The hyperthread's
 it has taken: that one was handled, those before it merged into it, as on x86. Exits and
 IRQs go as messages, and the hyperthread answers how many of a message it left undone: nobody else knows. So what is
 to be refused is asked of it. What a dead hyperthread had not done is lost, and said to be.
+
+A machine check of all siblings is one injection a sibling: each handles it, or merges it, or dies.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from asid.core import mce
 from asid.core.record import Record
 from asid.errors import Conflict
 from asid.live.children import Child, Place, absent
-from asid.live.page import MCE, NMI, base_of, interrupt_parts, interrupt_word
+from asid.live.page import BROADCAST, MCE, NMI, SEVERITY, base_of, interrupt_parts, interrupt_word
 from asid.units import parse_duration_ns
 
 RESULTS: Final = ("handled", "merged", "lost", "refused")
@@ -78,6 +81,7 @@ class _Open:
     id: int
     n: int
     left: int = 0  # of those n, refused
+    broadcast: int = 0  # the machine check of all siblings that it is part of
 
 
 class Injector:
@@ -90,6 +94,7 @@ class Injector:
         self._messages: dict[int, tuple[Place, _Open]] = {}
         self._signals: dict[Place, list[_Open]] = {}
         self._next_id = 1
+        self._broadcasts = 0  # machine checks of all siblings so far
         self.stopped = False
 
     @property
@@ -141,6 +146,11 @@ class Injector:
                 self._finish(batch)
 
     def _deliver(self, batch: Batch, n: int) -> None:
+        if batch.details.get("scope") == "broadcast":
+            for _ in range(n):
+                for core in sorted({core for core, _ in batch.places}):
+                    self._broadcast(batch, tuple(place for place in batch.places if place[0] == core))
+            return
         for place in batch.places:
             child = self._machine.child(place)
             if batch.what in ("nmi", "mce"):
@@ -149,7 +159,7 @@ class Injector:
                     if child is None:
                         self._done(opened, place, "lost", "the hyperthread died")
                     else:
-                        self._raise_line(place, batch.what, opened)
+                        self._raise_line(place, batch, opened)
                 if child is not None:
                     self._machine.ring_bell(place)
             elif batch.what in MESSAGES:
@@ -165,8 +175,23 @@ class Injector:
                 for _ in range(n):
                     self._signal(batch, place, child)
 
-    def _open(self, batch: Batch, place: Place, n: int) -> _Open:
-        opened = _Open(batch, self._next_id, n)
+    def _broadcast(self, batch: Batch, siblings: tuple[Place, ...]) -> None:
+        """One machine check of all siblings that live. Each learns whom it reached, for those it will wait for."""
+        self._broadcasts += 1
+        living = [place for place in siblings if self._machine.child(place) is not None]
+        word = mce.broadcast_word(self._broadcasts, sum(1 << ht for _, ht in living))
+        for place in siblings:
+            opened = self._open(batch, place, 1, self._broadcasts)
+            if place not in living:
+                self._done(opened, place, "lost", "the hyperthread died")
+                continue
+            self._machine.words(place[0])[base_of(place[1]) + BROADCAST] = word
+            self._raise_line(place, batch, opened)
+        for place in living:
+            self._machine.ring_bell(place)
+
+    def _open(self, batch: Batch, place: Place, n: int, broadcast: int = 0) -> _Open:
+        opened = _Open(batch, self._next_id, n, broadcast=broadcast)
         self._next_id += 1
         batch.open += 1
         if len(batch.ids) < IDS_SHOWN_MAX:
@@ -180,13 +205,18 @@ class Injector:
             data["n"] = n
         if "vector" in batch.details:
             data["vector"] = batch.details["vector"]
+        if broadcast:
+            data["broadcast"] = broadcast
         self._machine.note("inject", data, core, max(ht, -1))
         return opened
 
-    def _raise_line(self, place: Place, what: str, opened: _Open) -> None:
-        core, ht = place
+    def _raise_line(self, place: Place, batch: Batch, opened: _Open) -> None:
+        (core, ht), what = place, batch.what
         words = self._machine.words(core)
         at = base_of(ht) + (NMI if what == "nmi" else MCE)
+        if what == "mce":  # before the line itself: who takes it finds at least this
+            severity = mce.Severity[batch.details.get("severity", "recoverable").upper()]
+            words[base_of(ht) + SEVERITY] = mce.severity_word(words[base_of(ht) + SEVERITY], severity)
         words[at] = interrupt_word(opened.id, interrupt_parts(words[at])[1] + 1)
         self._lines.setdefault((place, what), deque()).append((opened.id, opened))
 
@@ -224,6 +254,10 @@ class Injector:
         for number, opened in enumerate(taken, start=1):
             last = number == len(taken)
             self._done(opened, place, "handled" if last else "merged")
+
+    def unhandled(self, place: Place, broadcast: int) -> bool:
+        """Say whether this hyperthread has neither handled its part of a machine check of all siblings, nor died."""
+        return any(opened.broadcast == broadcast for _, opened in self._lines.get((place, "mce"), ()))
 
     def on_done(self, number: int, left: int = 0) -> bool:
         """A hyperthread has done with message `number`, but for `left` exits that it will never do.

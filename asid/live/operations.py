@@ -16,6 +16,7 @@ from asid.live.injector import Batch
 from asid.live.procedures import BOUND_NS, NEVER_NS, Procedure, Procedures
 
 if TYPE_CHECKING:
+    from asid.config import Config
     from asid.live.daemon import Daemon
 
 
@@ -214,10 +215,13 @@ class Operations(Procedures):
         places = self.resolve(args.target)  # type: ignore[attr-defined]
         if what == "kill" and args.what == "coordinator":  # type: ignore[attr-defined]
             places = tuple(sorted({(core, -1) for core, _ in places}))
-        if what == "mce" and args.scope == "broadcast":  # type: ignore[attr-defined]
-            cores = sorted({core for core, _ in places})
-            places = tuple((c, h) for c in cores for h in range(daemon.config.machine.smt) if daemon.child((c, h)))
         details: dict[str, Any] = {}
+        if isinstance(args, t.InjectMceArgs):
+            details = {
+                "scope": daemon.config.mce.mode if args.scope == "auto" else args.scope,
+                "severity": args.severity,
+            }
+            places = daemon.struck(places, details["scope"])
         if isinstance(args, t.InjectExitArgs):
             details = exit_details(args.reason, args.full)
         elif isinstance(args, t.InjectIrqArgs):
@@ -245,6 +249,15 @@ class Operations(Procedures):
             self.daemon.fail(ticket, error)
         else:
             self.daemon.hasten()
+
+
+def details_of(spec: Any, config: Config) -> dict[str, Any]:
+    """Return what one [[inject]] table of a configuration says besides what every injection has."""
+    if spec.what == "exit":
+        return exit_details(spec.reason or "EPT_VIOLATION", "auto")
+    if spec.what == "irq":
+        return exit_details("EXTERNAL_INTERRUPT", "yes")
+    return {"scope": config.mce.mode} if spec.what == "mce" else {}
 
 
 def exit_details(reason: str, full: str) -> dict[str, Any]:

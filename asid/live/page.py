@@ -7,6 +7,7 @@ clears), 8-byte aligned, so no read is torn. A memfd handed down to the children
                         WATCHED                written by the daemon: somebody wants to see every change of mode
                         TURN                   number of the step whose turn it is, while a script is played; written
                                                by whose turn it is, opened and closed by the daemon (see live.turns)
+                        FAILED                 set by a hyperthread: a #MC was fatal, no guest runs here any more
     hyperthread lines   MODE FLAG DEPTH INSNS  written by the hyperthread
                         ARRIVED                round of the last meeting it came to (a dead one's: the coordinator)
                         TAINT CLEAN            its visits to HOST, and what the visits of all came to at its last flush
@@ -16,6 +17,8 @@ clears), 8-byte aligned, so no read is torn. A memfd handed down to the children
                                                which counts the instruction that was in flight (see hyperthread.retire)
                         PENDING                the IRR bit: set by siblings and the coordinator, cleared by its owner
                         NMI MCE                written by the daemon: the interrupt line, see `interrupt_word`
+                        BROADCAST SEVERITY     written by the daemon before MCE, see `asid.core.mce`
+                        CALLIN                 its part in a rendezvous of #MC handlers (a dead one's: the coordinator)
 
 The fence between "publish" and "look" is a lock taken and given back: a locked instruction on x86, a full barrier on
 every CPython platform. The pending bit, looked at before every guest instruction, is the second line.
@@ -29,16 +32,18 @@ import threading
 from typing import Final
 
 LINE_WORDS: Final = 8  # one 64-byte line
-CORE_LINES: Final = 4
-HT_LINES: Final = 15
+CORE_LINES: Final = 5
+HT_LINES: Final = 18
 
 ROUND: Final = 0 * LINE_WORDS
 KICKS: Final = 1 * LINE_WORDS
 WATCHED: Final = 2 * LINE_WORDS
 TURN: Final = 3 * LINE_WORDS
+FAILED: Final = 4 * LINE_WORDS
 
 (
     MODE, FLAG, DEPTH, INSNS, REQUEST, PENDING, NMI, MCE, KICK_NUMBER, KICK_INSNS, ARRIVED, TAINT, CLEAN, ICR2, ICR,
+    BROADCAST, SEVERITY, CALLIN,
 ) = (line * LINE_WORDS for line in range(HT_LINES))  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from asid.live import sockets
 from asid.live.birth import Birth, Fd
 from asid.live.children import BACKOFF_NS_MAX, YOUNG_DEATHS_MAX, YOUNG_NS, Child, Children, Place, Rebirth
 from asid.live.node import Node, ring_doorbell
-from asid.live.page import MCE, NMI, CorePage, base_of
+from asid.live.page import BROADCAST, MCE, NMI, SEVERITY, CorePage, base_of
 from asid.live.ring import make_ring
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Parent:
         self.gates: dict[int, dict[str, Any]] = {}  # by core: what its coordinator last told of its gate
         self.counters: dict[str, int] = {"deaths": 0, "fences": 0, "respawns": 0}
         self.problems: list[str] = []
+        self.failed: set[int] = set()  # cores on which a machine check was fatal
         self._messages = 1 << 40  # numbers of messages that are to be answered; injections count from 1
         self._asked: dict[int, Place] = {}
         self._idle_wanted: set[Place] = set()  # hyperthreads that have not given up their vCPU yet
@@ -119,7 +120,9 @@ class Parent:
         ring_fd = make_ring(f"c{core}h{ht}.{inc}")
         words, base = self.words(core), base_of(ht)
         lines = (words[base + NMI], words[base + MCE])  # what is raised from now on is for this incarnation
-        self._bear(self._birth(core, ht, ring_fd, vcpu=self.vcpus[place], interrupts=lines), ring_fd)
+        checks = (words[base + BROADCAST], words[base + SEVERITY])
+        birth = self._birth(core, ht, ring_fd, vcpu=self.vcpus[place], interrupts=lines, checks=checks)
+        self._bear(birth, ring_fd)
 
     def _bear(self, birth: Birth, ring_fd: int) -> None:
         try:
@@ -143,6 +146,13 @@ class Parent:
 
     def words(self, core: int) -> Any:
         return self.pages[core][1].words
+
+    def struck(self, places: tuple[Place, ...], scope: str) -> tuple[Place, ...]:
+        """Return whom a machine check reaches: these, or every living sibling of their cores too."""
+        if scope != "broadcast":
+            return places
+        cores = sorted({core for core, _ in places})
+        return tuple((c, h) for c in cores for h in range(self.config.machine.smt) if self.child((c, h)))
 
     def ring_bell(self, place: Place) -> None:
         ring_doorbell(self.bells[place])
@@ -196,6 +206,8 @@ class Parent:
             self._idle_wanted.discard(child.place)
         elif op == "exhausted":
             self.exhausted.add(child.place)
+        elif op == "missing":
+            self._missing(child, message["broadcast"], message["hts"])
         elif op == "astray":
             self.on_astray(child, message)
 
@@ -229,6 +241,29 @@ class Parent:
         self.merge.note("warn", {"text": f"{child.birth.name} is killed: {why}"}, *child.place)
         log.warning("killing %s: %s", child.birth.name, why)
         child.kill()
+
+    def _missing(self, child: Child, broadcast: int, hts: list[int]) -> None:
+        """A #MC handler gave up waiting for these. Whoever has handled it by now, or died, is no longer meant."""
+        self.drain()
+        for ht in hts:
+            place = (child.birth.core, ht)
+            absent = self.child(place)
+            if absent is not None and self.injector.unhandled(place, broadcast):
+                self.put_down(absent, f"it did not come to an end with machine check {broadcast} of all siblings")
+
+    def fail_core(self, core: int) -> None:
+        """A machine check was fatal: no guest runs on this core any more. The hyperthreads keep that by themselves
+        (FAILED, on the page); the gate is held for good, so that nobody is asked to try."""
+        if core in self.failed:
+            return
+        self.failed.add(core)
+        text = f"c{core} has failed: a machine check was fatal, and no guest runs there any more"
+        self.problems.append(text)
+        self.merge.note("warn", {"text": text}, core)
+        log.warning("%s", text)
+        self.holders.setdefault(core, {})["mce"] = "a fatal machine check"
+        if (coordinator := self.coordinator(core)) is not None:
+            self.tell(coordinator, {"op": "hold", "what": "mce", "by": "a fatal machine check"})
 
     def on_death(self, child: Child, status: int) -> None:
         """A confirmed death: the last of its records, its coordinator, its injections, its successor."""

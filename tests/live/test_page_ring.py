@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from asid.live import ring as ring_
 from asid.live.page import (
     ARRIVED,
+    BROADCAST,
+    CALLIN,
     CLEAN,
     CORE_LINES,
     COUNT_BITS,
     DEPTH,
+    FAILED,
     FLAG,
     HT_LINES,
     ICR,
@@ -33,6 +36,7 @@ from asid.live.page import (
     PENDING,
     REQUEST,
     ROUND,
+    SEVERITY,
     TAINT,
     TURN,
     WATCHED,
@@ -47,6 +51,7 @@ from asid.live.ring import RING_BYTES, Ring, make_ring
 
 FIELDS = (
     MODE, FLAG, DEPTH, INSNS, REQUEST, PENDING, NMI, MCE, KICK_NUMBER, KICK_INSNS, ARRIVED, TAINT, CLEAN, ICR2, ICR,
+    BROADCAST, SEVERITY, CALLIN,
 )  # fmt: skip
 
 
@@ -55,7 +60,8 @@ FIELDS = (
 
 @pytest.mark.parametrize("siblings", [1, 2, 4, 8])
 def test_every_word_has_a_cache_line_of_its_own(siblings):
-    words = [ROUND, KICKS, WATCHED, TURN, *(base_of(ht) + field for ht in range(siblings) for field in FIELDS)]
+    words = [ROUND, KICKS, WATCHED, TURN, FAILED]
+    words += [base_of(ht) + field for ht in range(siblings) for field in FIELDS]
     lines = [word // LINE_WORDS for word in words]
     assert len(set(lines)) == len(lines) == CORE_LINES + siblings * HT_LINES
     assert all(word % LINE_WORDS == 0 for word in words), "8-byte words at the start of 64-byte lines are never torn"
