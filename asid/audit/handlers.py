@@ -7,12 +7,14 @@ from heapq import merge
 
 from asid.audit.finding import Finding, name_of
 from asid.audit.history import CoreHistory, History
+from asid.audit.meetings import meetings
 from asid.audit.regime import INVOLUNTARY
 from asid.audit.rows import IntrRow, ModeRow
 
 
 def g10_interrupts(history: History) -> Finding:
-    """G10. NMI and #MC handlers nest by depth, restore the interrupted mode, and wait for nobody.
+    """G10. NMI and #MC handlers nest by depth, restore the interrupted mode, and wait for nobody, but in the rendezvous
+    of a machine check of all siblings: that has one monarch, and an end (see `meetings`).
 
     Reads: intr and ht.mode of each hyperthread in its own order; held, gate.wait and leave. Broken by: an outer
     handler that ends before an inner one, an NMI inside an NMI, a HOST by nmi or mce that does not go back to the mode
@@ -28,6 +30,7 @@ def g10_interrupts(history: History) -> Finding:
                 _g10_nesting(finding, number, ht, intrs, deaths, history.complete)
             _g10_restore(finding, number, ht, modes, core.waited.get(ht, []))
             _g10_handlers(finding, history, number, core, ht)
+    meetings(finding, history)
     return finding
 
 

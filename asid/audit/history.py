@@ -294,7 +294,10 @@ class History:
 
     def _on_intr(self, record: Record) -> None:
         data, counts = record.data, self.counts
-        row = IntrRow(record.ts, record.seq, data["what"], data["id"], data["depth"], data["from"])
+        row = IntrRow(
+            record.ts, record.seq, data["what"], data["id"], data["depth"], data["from"], data.get("severity", ""),
+            data.get("broadcast", 0), data.get("role", ""), data.get("order", 0), data.get("wait_ns", 0),
+        )  # fmt: skip
         self._own(record).intrs.setdefault(record.ht, []).append(row)
         counts.nmis += row.what == "nmi"
         counts.mces += row.what == "mce"

@@ -51,7 +51,8 @@ class LongWait(NamedTuple):
 
 
 class IntrRow(NamedTuple):
-    """One intr: the end of a handler."""
+    """One intr: the end of a handler. broadcast: number of the machine check of all siblings that it was part of, 0 for
+    none; role, order and wait_ns are those of the rendezvous."""
 
     ts: int
     seq: int
@@ -59,6 +60,11 @@ class IntrRow(NamedTuple):
     id: int
     depth: int
     mode: str
+    severity: str = ""
+    broadcast: int = 0
+    role: str = ""
+    order: int = 0
+    wait_ns: int = 0
 
 
 class SeenRow(NamedTuple):
