@@ -82,8 +82,8 @@ def no_second_look(stack: ExitStack) -> None:
     """An NMI between the look and the entry changes nothing: the look found the buffers clean."""
     real = hyperthread.on_interrupt
 
-    def on_interrupt(spec: hyperthread.Spec, s: HyperthreadState, what: What) -> HyperthreadState:
-        return real(replace(spec, flush=False), s, what)
+    def on_interrupt(spec: hyperthread.Spec, s: HyperthreadState, what: What, *check: Any) -> HyperthreadState:
+        return real(replace(spec, flush=False), s, what, *check)
 
     put(stack, hyperthread, "on_interrupt", on_interrupt)
 
@@ -92,8 +92,8 @@ def no_look_after_the_one_flush(stack: ExitStack) -> None:
     """One flush an entry has to do, even if an NMI hits before the look that follows it."""
     real = hyperthread.on_interrupt
 
-    def on_interrupt(spec: hyperthread.Spec, s: HyperthreadState, what: What) -> HyperthreadState:
-        return real(replace(spec, flush=False) if s.todo == (hyperthread.LOOK_ONCE,) else spec, s, what)
+    def on_interrupt(spec: hyperthread.Spec, s: HyperthreadState, what: What, *check: Any) -> HyperthreadState:
+        return real(replace(spec, flush=False) if s.todo == (hyperthread.LOOK_ONCE,) else spec, s, what, *check)
 
     put(stack, hyperthread, "on_interrupt", on_interrupt)
 
