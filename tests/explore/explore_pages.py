@@ -1,7 +1,8 @@
 """The generated pages of docs/ about the explorer, from what is pinned.
 
 `python tests/explore/explore_pages.py` searches every naive variant and every policy, pins what it found in tests/data,
-and writes docs/mutations.md, docs/explored.md and docs/matrix.md. It takes two minutes.
+finds the counterexamples, and writes docs/mutations.md, docs/explored.md, docs/matrix.md, docs/counterexamples.md and
+the schedules beside that. It takes two minutes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import explore_matrix_page as matrix_page
+import explore_tales_page as tales_page
 from explore_table import MUTANTS, found
 
 from asid.core.apic import Apic
@@ -163,12 +165,14 @@ PAGES: Final = {
     "mutations.md": lambda: mutations(pins()),
     "explored.md": explored,
     "matrix.md": lambda: matrix_page.page(matrix_page.pins()),
+    "counterexamples.md": tales_page.page,
 }
 
 
 def main() -> None:
     PINS.write_text(json.dumps({m.name: found(m) for m in MUTANTS}, indent=1) + "\n")
     matrix_page.pin(matrix_page.found())
+    tales_page.search_all()
     for name, page in PAGES.items():
         (ROOT / "docs" / name).write_text(page())
 
