@@ -204,11 +204,11 @@ class Hyperthread:
                 left_ns = time.monotonic_ns()  # before a sibling can know of it, and flush
             if action.a is core.MODE_ENTER and self.vcpu.unfinished and not self.vcpu.handles():
                 return
+            if core.taints(before.mode, action.a):  # type: ignore[arg-type]
+                self.words[self.own + TAINT] += 1
             self.words[self.own + MODE] = int(action.a) | before.vm << 8  # type: ignore[arg-type]
             if action.a is core.MODE_ENTER:
                 self.page.fence()
-            elif core.taints(before.mode, action.a):  # type: ignore[arg-type]
-                self.words[self.own + TAINT] += 1
         elif do is core.DO_LOOK:
             event = core.Event(core.WHAT_PERFORMED, None, self.look())
         elif do is Do.SEND:

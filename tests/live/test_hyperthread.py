@@ -514,6 +514,24 @@ def test_host_is_left_by_its_stamp_before_a_sibling_can_know_and_flush(one, why)
     assert 0 < left_ns <= one.ht.words.written_ns
 
 
+def test_every_begin_and_end_of_a_visit_to_host_taints_wherever_the_interrupt_hit(make):
+    """Also one that hit an entry, whose mode to come back to is ENTER."""
+    for at in range(actions_of_a_life(make)):
+        one = make()
+        count = [0]
+
+        def between(action: core.Action, one: OneHyperthread = one, count: list[int] = count, at: int = at) -> None:
+            if count[0] == at:
+                one.interrupt(NMI)
+            count[0] += 1
+
+        one.between = between
+        a_life(one)
+        changes = [data for kind, data in one.records() if kind == "ht.mode"]
+        visits = sum(data["old"] == "HOST" for data in changes) + sum(data["new"] == "HOST" for data in changes)
+        assert one.words[one.own + TAINT] == visits, f"at action {at}"
+
+
 def test_a_flush_is_stamped_before_a_sibling_can_rely_on_it(one):
     one.settle()
     one.order(Bid.ATTACH, vm=1)
