@@ -55,6 +55,8 @@ DEADLINE_S = 3600
 @click.option("--hotplug", type=int, metavar="N", help="... vCPUs taken away or given back.")
 @click.option("--halts", is_flag=True, help="... vCPUs may halt.")
 @click.option("--irq", type=int, metavar="N", help="... external interrupts, at any step.")
+@click.option("--broadcast", type=int, metavar="N", help="... #MCs that reach all siblings, whose handlers meet.")
+@click.option("--stop", type=int, metavar="N", help="... processes that stop before their part in that is done.")
 @click.option("--apic", type=click.Choice(["x2apic", "xapic", "shorthand"]), help="... how IPIs are written. [x2apic]")
 @click.option("--unfixed", is_flag=True, help="... handlers do not restore ICR2.")
 @click.option("--nmi-isolated", is_flag=True, help="... handlers of NMI and #MC run isolated.")

@@ -212,6 +212,12 @@ DEFAULT: Final = {
     "n2v1-shorthand-isolated-nmi-send-unfixed": (67_299, 218_514, 65),
     "n2v1-xapic-isolated-nmi-send": (110_347, 340_358, 82),
     "n2v2-xapic-isolated-nmi-send": (24_680, 62_752, 77),
+    "n1-broadcast": (312, 485, 27),
+    "n3i3-broadcast": (6_968, 26_300, 40),
+    "n3i3-broadcast-stop": (83_582, 299_897, 40),
+    "n2v2-broadcast": (98_970, 245_659, 85),
+    "n3i3-broadcast-death": (113_518, 413_187, 41),
+    "n2v1-broadcast": (162_661, 402_361, 85),
 }
 LARGE: Final = {
     "n2v2-unplug": (79_619, 220_224, 133),
@@ -264,6 +270,18 @@ LARGE: Final = {
     "n2v1-nmi-mce-flush": (428_967, 1_174_892, 80),
     "n2v2-unplug-rendezvous": (184_735, 506_576, 178),
     "n2v1-coordinator-hotplug-rendezvous": (1_686_698, 5_278_492, 123),
+    "n2v1-isolated-broadcast": (56_307, 137_947, 78),
+    "n3i3-broadcast-timers": (71_666, 256_931, 40),
+    "n3i3-broadcast2": (78_624, 326_576, 58),
+    "n3i2-broadcast": (155_832, 588_428, 55),
+    "n4i4-broadcast": (188_064, 948_944, 57),
+    "n3i3-nmi-broadcast": (198_496, 808_320, 45),
+    "n2i1-broadcast-kill": (312_766, 1_056_832, 116),
+    "n2v1-broadcast-send": (319_143, 878_785, 69),
+    "n2v1-broadcast-death": (452_633, 1_531_847, 108),
+    "n2v1-broadcast-stop": (508_925, 1_230_829, 98),
+    "n2v1-broadcast2": (1_149_712, 3_168_585, 107),
+    "n2v1-nmi-broadcast": (3_030_198, 8_052_613, 90),
 }
 
 

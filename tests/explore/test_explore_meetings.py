@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from explore_planting import planted
+from explore_table_checks import MACHINE_CHECKS
 
 from asid.core import hyperthread, mce
 from asid.core.events import Mode
+from asid.errors import InputError
 from asid.explore import meetings
 from asid.explore.models import build
 from asid.explore.parts import Budget, Dead
+from asid.explore.script import script_of
 from asid.explore.search import search
 
 
@@ -47,3 +51,13 @@ def test_one_hyperthread_alone_is_its_own_monarch():
 def test_handlers_that_run_isolated_meet_as_well():
     model = replace(build("n2v2-isolated"), budget=Budget(broadcast=1))
     assert search(model).passed
+
+
+def test_a_schedule_with_such_a_machine_check_is_not_for_the_live_machine():
+    """It would have to stop the clock of the time-out. The first of its steps is named, and nothing is started."""
+    with planted(MACHINE_CHECKS[0]):
+        result = search(MACHINE_CHECKS[0].model)
+        assert result.violation is not None
+        with pytest.raises(InputError, match="is in a machine check") as refused:
+            script_of(result.world, result.violation)
+    assert "no such step" in refused.value.state

@@ -18,7 +18,7 @@ from asid.errors import ProtocolFault
 from asid.explore import numbers, progress, schedule, siblings
 from asid.explore.checks import SOMETIMES, Checks, sight
 from asid.explore.models import build, of_policy
-from asid.explore.parts import Budget, Dead, Model, Who, Words, actor
+from asid.explore.parts import Budget, Dead, Model, Sibling, Who, Words, actor
 from asid.explore.search import search
 from asid.explore.world import FAIR, World
 
@@ -308,7 +308,7 @@ def test_numbers_stay_at_their_base(random):
 
 
 def test_what_is_seen_of_a_hyperthread_is_what_the_guarantees_may_read():
-    s = hyperthread.HyperthreadState(mode=Mode.HOST, vm=3, depth=1, round=9)
-    assert sight(s, Words()).vm == 3
-    assert sight(s, Words()).round == 0  # of no lease
-    assert not hasattr(sight(s, Words()), "todo")
+    s = Sibling(hyperthread.HyperthreadState(mode=Mode.HOST, vm=3, depth=1, round=9), Words(), (), ())
+    assert sight(s).vm == 3
+    assert sight(s).round == 0  # of no lease
+    assert not hasattr(sight(s), "todo")
