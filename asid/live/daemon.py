@@ -270,7 +270,7 @@ class Daemon(Parent):
             self.exit_counts[place] = (n + more, full + (more if record.data["full"] else 0))
         elif kind == "intr":
             if record.data.get("severity") == "fatal":
-                self.fail_core(record.core)
+                self.health.fail(record.core)
         elif kind in ("gate.ready", "gate.resync"):
             self._ready_seen[place] = record.data["inc"]
 

@@ -39,6 +39,7 @@ class Health:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._looks: dict[int, _Look] = {}  # by core
+        self.failed: set[int] = set()  # cores on which a machine check was fatal
 
     def look(self) -> None:
         daemon = self._daemon
@@ -55,11 +56,26 @@ class Health:
                 self._looks[core] = _Look(child, daemon.ask(child, {"op": "gate"}), now)
         for core in daemon.pages:
             if daemon.words(core)[FAILED]:
-                daemon.fail_core(core)  # its record may have died with the hyperthread that saw it
+                self.fail(core)  # its record may have died with the hyperthread that saw it
         for (core, ht), (n, full) in daemon.exit_counts.items():
             daemon.telemetry.counters(core, ht, {"exits": n, "full": full})
         daemon.telemetry.clock()
         daemon.node.set_timer("gates", LOOK_NS, self.look)
+
+    def fail(self, core: int) -> None:
+        """A machine check was fatal: no guest runs on this core any more. The hyperthreads keep that by themselves
+        (FAILED, on the page); the gate is held for good, so that nobody is asked to try."""
+        if core in self.failed:
+            return
+        self.failed.add(core)
+        daemon = self._daemon
+        text, by = f"c{core} has failed: a machine check was fatal, and no guest runs there any more", "a fatal #MC"
+        daemon.problems.append(text)
+        daemon.note("warn", {"text": text}, core)
+        log.warning("%s", text)
+        daemon.holders.setdefault(core, {})["mce"] = by
+        if (coordinator := daemon.coordinator(core)) is not None:
+            daemon.tell(coordinator, {"op": "hold", "what": "mce", "by": by})
 
     def silent(self) -> dict[int, _Look]:
         """Coordinators that have not answered for too long, by core."""
@@ -78,7 +94,7 @@ class Health:
         machine = daemon.config.machine
         wanted = {(core, ht) for core in range(machine.cores) for ht in range(-1, machine.smt)} - daemon.unplugged
         alive = {place for place, child in daemon.children.by_place.items() if child.up}
-        return "ready" if wanted <= alive and not self.silent() and not daemon.failed else "degraded"
+        return "ready" if wanted <= alive and not self.silent() and not self.failed else "degraded"
 
     def warnings(self) -> list[str]:
         daemon = self._daemon

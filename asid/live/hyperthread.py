@@ -295,8 +295,10 @@ class Hyperthread:
             if words[at]:
                 holders = True
                 break
+        if not holders and (self.state.party or self.state.absent):
+            holders = self.awaits()
         tainted = self.spec.flush and self.page.tainted()
-        return Seen(pending, request, holders or self.awaits(), tainted, words[FAILED] != 0)
+        return Seen(pending, request, holders, tainted, words[FAILED] != 0)
 
     def awaits(self) -> bool:
         """Whether anybody of the party has not arrived, or one that a machine check missed is still there."""

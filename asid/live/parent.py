@@ -74,7 +74,6 @@ class Parent:
         self.gates: dict[int, dict[str, Any]] = {}  # by core: what its coordinator last told of its gate
         self.counters: dict[str, int] = {"deaths": 0, "fences": 0, "respawns": 0}
         self.problems: list[str] = []
-        self.failed: set[int] = set()  # cores on which a machine check was fatal
         self._messages = 1 << 40  # numbers of messages that are to be answered; injections count from 1
         self._asked: dict[int, Place] = {}
         self._idle_wanted: set[Place] = set()  # hyperthreads that have not given up their vCPU yet
@@ -250,20 +249,6 @@ class Parent:
             absent = self.child(place)
             if absent is not None and self.injector.unhandled(place, broadcast):
                 self.put_down(absent, f"it did not come to an end with machine check {broadcast} of all siblings")
-
-    def fail_core(self, core: int) -> None:
-        """A machine check was fatal: no guest runs on this core any more. The hyperthreads keep that by themselves
-        (FAILED, on the page); the gate is held for good, so that nobody is asked to try."""
-        if core in self.failed:
-            return
-        self.failed.add(core)
-        text = f"c{core} has failed: a machine check was fatal, and no guest runs there any more"
-        self.problems.append(text)
-        self.merge.note("warn", {"text": text}, core)
-        log.warning("%s", text)
-        self.holders.setdefault(core, {})["mce"] = "a fatal machine check"
-        if (coordinator := self.coordinator(core)) is not None:
-            self.tell(coordinator, {"op": "hold", "what": "mce", "by": "a fatal machine check"})
 
     def on_death(self, child: Child, status: int) -> None:
         """A confirmed death: the last of its records, its coordinator, its injections, its successor."""

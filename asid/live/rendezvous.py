@@ -125,11 +125,11 @@ class Rendezvous:
 
     def record(self, frame: Frame) -> dict[str, Any]:
         """Return what the record of a #MC's handler says and that of an NMI's does not; nothing for most local ones."""
-        check, worst = frame.check, self.worst
+        check = frame.check
         if not check.broadcast:
-            return {} if worst is Severity.RECOVERABLE else {"severity": worst.name.lower()}
+            return {} if check.severity is Severity.RECOVERABLE else {"severity": check.severity.name.lower()}
         return {
-            "severity": worst.name.lower(), "broadcast": check.broadcast, "role": frame.role.name.lower(),
+            "severity": self.worst.name.lower(), "broadcast": check.broadcast, "role": frame.role.name.lower(),
             "order": mce.unpacked(self.words[self.own]).order, "wait_ns": self.waited_ns,
         }  # fmt: skip
 

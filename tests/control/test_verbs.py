@@ -171,6 +171,12 @@ def test_renderings():
     assert arguments("mce", wait=True, **options) == {"wait": True, "count": 1, "scope": "broadcast"}
     with pytest.raises(ConfigError, match="--broadcast"):
         arguments("nmi", wait=True, **options)
+    fatal = {**options, "broadcast": False, "local": True, "severity": "fatal"}
+    assert arguments("mce", wait=False, **fatal) == {"wait": False, "count": 1, "scope": "local", "severity": "fatal"}
+    with pytest.raises(ConfigError, match="--broadcast and --local"):
+        arguments("mce", wait=True, **{**fatal, "broadcast": True})
+    with pytest.raises(ConfigError, match="--severity"):
+        arguments("nmi", wait=True, **{**fatal, "local": False})
     ret = {"accepted": 5, "handled": 3, "merged": 2, "lost": 0, "refused": 0, "job": ""}
     assert inject_render("nmi", "c0", ret, 9) == "nmi c0: accepted 5, handled 3, merged 2 (seq 9)"
     event = Event("y.gap.", 0, 0, 0, "gap", -1, -1, 0, 0, {"since": 1, "why": "x" * 100})
