@@ -23,11 +23,12 @@ class Core:
     def __init__(self, vms: tuple[int, ...], kick: Kick = Kick.ACK, gate_spec: gate.Spec | None = None) -> None:
         n = len(vms)
         self.specs = [hyperthread.Spec(ht, tuple(o for o in range(n) if o != ht), kick) for ht in range(n)]
-        self.gate_spec = gate_spec or gate.Spec()
+        self.gate_spec = gate_spec or gate.Spec(together=kick is Kick.RENDEZVOUS)
         self.s: list[HyperthreadState | None] = [hyperthread.born(1, 1, 0) for _ in range(n)]
         self.g: gate.GateState | None = gate.opened(self.gate_spec, 1, n, vms)
         self.pending, self.request = [False] * n, [0] * n
         self.flag, self.depth = [False] * n, [0] * n
+        self.arrived = [0] * n
         self.up: list[deque[Report]] = [deque() for _ in range(n)]
         self.down: list[deque[Order]] = [deque() for _ in range(n)]
         self.timers: list[tuple[Timer, int]] = []
@@ -78,6 +79,7 @@ class Core:
         if do is Do.LOOK:
             others = self.specs[ht].siblings
             holders = any(self.flag[o] or self.depth[o] for o in others)
+            holders = holders or any(s.party >> o & 1 and self.arrived[o] < s.round for o in others)
             event = Event(What.PERFORMED, seen=Seen(self.pending[ht], self.request[ht], holders))
         elif do is Do.IPI:
             self.pending[int(action.a)] = True  # type: ignore[call-overload]
@@ -86,6 +88,8 @@ class Core:
             self.flag[ht] = bool(action.a)
         elif do is Do.SET_DEPTH:
             self.depth[ht] = int(action.a)  # type: ignore[call-overload]
+        elif do is Do.ARRIVE:
+            self.arrived[ht] = max(self.arrived[ht], int(action.a))  # type: ignore[call-overload]
         elif do is Do.CLEAR_PENDING:
             self.pending[ht] = False
         elif do is Do.SEND:
@@ -137,6 +141,7 @@ class Core:
                 self.pending[ht] = True
             elif a.do is Do.WIPE:
                 self.pending[ht], self.flag[ht], self.depth[ht] = False, False, 0
+                self.arrived[ht] = max(self.arrived[ht], a.b)
             elif a.do is Do.FENCE:
                 self.fenced.append((ht, a.b))
             elif a.do is Do.BURIED:
