@@ -112,18 +112,29 @@ def g9_flush(
 
     Reads: the intervals and their overlaps; flush; leave, for the reasons; ipi. Broken by: a leak. One that its policy
     does not promise against counts, and is labelled: under `none` each; under `core-sched` that of a sibling in HOST;
-    under `kick-except-idle` that of a sibling on its way into idle. Exercised by guest intervals.
+    under `kick-except-idle` that of a sibling on its way into idle. Exercised by guest intervals; not in a run whose
+    machine was told to leave its buffers alone (`flushes` of run.begin), where leaks are only counted.
     """
     finding = Finding("G9")
     broken, allowed = _Some(), _Some()
     concurrent = 0
+    judged = history.begin.get("flushes", True)
     for number, core in history.cores.items():
         found = _Core(history, number, core, stays[number])
         for leak in found.leaks(clashes[number]):
             concurrent += leak.concurrent
-            (broken if leak.promised else allowed).add(leak)
-        finding.checked += len(found.guests)
-        finding.suspects += found.suspects
+            if judged:
+                (broken if leak.promised else allowed).add(leak)
+            else:
+                allowed.add(leak._replace(promised=False))
+        if judged:
+            finding.checked += len(found.guests)
+            finding.suspects += found.suspects
+    shown = [*broken.first(), *allowed.first()][:LEAKS_SHOWN]
+    leaks = Leaks(concurrent, broken.count + allowed.count - concurrent, broken.count, shown)
+    if not judged:
+        finding.note = "the machine was told to leave its buffers alone"
+        return finding, leaks
     for leak in broken.first():
         finding.violate(leak.ts, leak.core, (leak.visit.ht, leak.reader.ht), leak.seqs, leak.text)
     first = finding.first
@@ -136,8 +147,7 @@ def g9_flush(
         finding.note = f"{allowed.count:,} that policy {names} does not promise against; {broken.count:,} others" + (
             f", the first: {first.text}" if first is not None else ""
         )
-    shown = [*broken.first(), *allowed.first()][:LEAKS_SHOWN]
-    return finding, Leaks(concurrent, finding.broken - concurrent, broken.count, shown)
+    return finding, leaks
 
 
 class _Some:

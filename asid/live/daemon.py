@@ -74,8 +74,7 @@ class Daemon(Parent):
         self._stop_reason = ""
         self._stop_deadline_ns = 0
         self.over = False
-        self._synced_ns = self.started_ns
-        self._met_ns = 0
+        self._synced_ns, self._met_ns = self.started_ns, 0
         self.verdict_wanted = True  # by this process, when it has ended: nobody who stops it will see to it
         room.check_descriptors(self.config)
         self.paths = instance.make_instance_dir(name)
@@ -102,6 +101,7 @@ class Daemon(Parent):
         self.ctl = sockets.ctl_router(context, self.paths.ctl)
         self.urgent = sockets.urgent_router(context, self.paths.urgent)
         self.tel = sockets.tel_xpub(context, self.paths.tel)
+        self.begun_as: dict[str, bool] = {}  # told by run.begin besides
         self.link_path = self.paths.root / "link.sock"
         self.link = sockets.daemon_link_router(context, self.link_path)
         self.telemetry = Telemetry(self.tel, lambda: self.merge.seq, self._on_watched)
@@ -131,9 +131,9 @@ class Daemon(Parent):
             "run.begin",
             {
                 "name": self.config.name, "policy": policy.name, "kick": policy.kick, "seed": self.config.seed,
-                "cores": machine.cores, "smt": machine.smt, "engine": "live",
-                "vcpus": sum(vm > 0 for vm, _ in self.vcpus.values()), **policies.like_of(policy.name),
-                "mce_timeout_ns": self.config.mce.timeout_ns,
+                "cores": machine.cores, "smt": machine.smt, "engine": "live", **policies.like_of(policy.name),
+                "vcpus": sum(vm > 0 for vm, _ in self.vcpus.values()), "mce_timeout_ns": self.config.mce.timeout_ns,
+                **self.begun_as,
             },
         )  # fmt: skip
         for core in range(machine.cores):

@@ -26,6 +26,8 @@ class DirectedDaemon(Daemon):
         super().__init__(loaded, name, run_dir=run_dir)
         assert len(scripts) == self.config.machine.cores, "a script a core"
         self.scripts = scripts
+        if not all(script.ht_spec["flush"] for script in scripts):
+            self.begun_as["flushes"] = False
         self._since: dict[int, tuple[int, int]] = {}  # by core: the turn it is, and since when
         self._ended_ns: dict[int, int] = {}  # by core: when its last step was first over
         self._found: dict[int, dict[str, Any]] = {}  # by core: what is told of it

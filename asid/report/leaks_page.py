@@ -55,6 +55,8 @@ records that show it.
 * The guest's own VM, whichever of its vCPUs it was.
 * Two stamps of two hyperthreads that are equal, and stays of killed hyperthreads that are not certain: in doubt for the
   run. The latter are among the suspects.
+* A schedule of the explorer whose model flushes nothing, replayed by the live machine (`flushes` of `run.begin`): its
+  leaks are counted, and judged by no promise.
 * Training of predictors. The model has it (`asid/core/taint.py`); the live engine's flushes are of data, whatever the
   policy, so a count from its journals would tell nothing about a policy.
 * One hyperthread's store buffers. A flush in the journal is for the whole core, as that of the L1D is. In the model, as

@@ -400,6 +400,19 @@ def test_g9_is_exercised_by_a_guest(policy, state):
     assert (finding.state, finding.checked) == (state, 1)
 
 
+def test_a_machine_that_is_to_leave_its_buffers_alone_breaks_nothing_by_that(tale):
+    tale.enter(10, 0)
+    tale.leave(100, 0)
+    tale.goes(200, 0, "GUEST")
+    begin = tale.records[0]
+    tale.records[0] = begin._replace(data={**begin.data, "flushes": False})
+    verdict = tale.end(900)
+    assert verdict.figures["leaks"] == {"concurrent": 0, "residual": 1, "promised": 0}
+    finding = verdict.finding("G9")
+    assert (finding.state, finding.note) == ("not exercised", "the machine was told to leave its buffers alone")
+    assert [leak.promised for leak in verdict.leaks] == [False]
+
+
 def test_the_chain_in_json():
     tale = Tale(policy="none")
     tale.goes(50, 0, "GUEST")
