@@ -123,6 +123,68 @@ def test_a_histogram_has_power_of_two_buckets():
     assert storm.summary([], 1_000, "usecs") == "no sibling was in guest beside an NMI"
 
 
+def test_a_storm_asks_for_its_number_at_instants_of_each_hyperthreads_own():
+    storm = load("nmi_storm")
+    asked = []
+
+    class Recorder:
+        def call(self, op, args=None, **_):
+            return {"hts": [{"core": 0, "ht": n} for n in range(4)]}
+
+        def status(self):
+            return {"state": "ready"}
+
+        def inject(self, what, on, /, **args):
+            asked.append((what, on, args["count"], args.get("rate_hz"), args.get("gaps"), args.get("seed")))
+            job = f"j{len(asked)}" if args["count"] > 1 else ""
+            return storm.asid.client.Reply({"job": job, "handled": 1, "merged": 0, "lost": 0}, 1, 1)
+
+        def wait_job(self, job, **_):
+            count = asked[int(job[1:]) - 1][2]
+            return {"result": {"handled": count - 1, "merged": 1, "lost": 0}}
+
+    args = storm.argparse.Namespace(nmis=4001, mces=3, rate=400, target="c0", seed=7, broadcast=False)
+    blown = storm.Storm(Recorder(), args)
+    blown.blow()
+    nmis, mces = [row for row in asked if row[0] == "nmi"], [row for row in asked if row[0] == "mce"]
+    assert [row[1:4] for row in nmis] == [
+        ("c0h0", 1001, 100),
+        ("c0h1", 1000, 100),
+        ("c0h2", 1000, 100),
+        ("c0h3", 1000, 100),
+    ]
+    assert {row[4] for row in nmis} == {"random"} and len({row[5] for row in nmis}) == 4
+    assert [row[1:] for row in mces] == [(f"c0h{n}", 1, None, None, None) for n in range(3)], "one has no pace"
+    assert blown.counts == {
+        "nmi": {"handled": 3997, "merged": 4, "lost": 0},
+        "mce": {"handled": 3, "merged": 0, "lost": 0},
+    }
+
+
+def test_percentiles_of_a_storm_are_read_off_a_histogram():
+    storm = load("nmi_storm")
+    assert storm.percentiles_of([]) == storm.percentiles_of([[40, 0]]) == {"count": 0}
+    found = storm.percentiles_of([[48, 1], [40, 98], [44, 1]])  # from 4,096, 1,024 and 2,048 ns on
+    assert found == {"count": 100, "p50_ns": 1_117, "p99_ns": 2_233, "max_ns": 4_871}
+    exposure = {"count": 1200, "p50_ns": 1_500, "p99_ns": 20_000, "max_ns": 3_000_000}
+    counts = storm.Counter(handled=900, merged=100, lost=0)
+    assert storm.line_of("ack", "nmi", counts, exposure).split() == (
+        ["ack", "nmi", "1,000", "900", "100", "0", "1,200", "1.5", "20.0", "3,000.0"]
+    )
+    assert storm.line_of("send", "send", None, {"count": 0}).split() == ["send", "send", "0", "-", "-", "-"]
+    assert storm.line_of("ack", "mce", counts, None).split() == ["ack", "mce", "1,000", "900", "100", "0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--mces", "5"], ["--kicks", "ack"], ["-C", "x.toml"], ["--nmis", "-1"]])
+def test_half_a_storm_is_refused(options):
+    path = next(path for path in CLIENTS if path.stem == "nmi_storm")
+    done = subprocess.run(
+        [sys.executable, str(path), *options], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 2 and "error: " in done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_watcher_counts_by_what_an_event_says():
     watcher = load("watcher")
     counts = watcher.Counter()

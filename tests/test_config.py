@@ -292,7 +292,8 @@ def test_every_configuration_loads_and_says_what_it_shows(path):
 
 
 def test_the_promised_configurations_are_there():
-    wanted = {"smt1", "smt2", "smt4", "smt8", "two-vms", "eight-cores", "nmi-heavy", "slow-sibling", "tiny"}
+    wanted = {"smt1", "smt2", "smt4", "smt8", "two-vms", "eight-cores", "nmi-heavy", "slow-sibling", "tiny",
+              "nmi-storm"}  # fmt: skip
     assert wanted <= {path.stem for path in ALL}
     assert load_config(CONFIGS / "eight-cores.toml").machine.cores == 8
     assert len(load_config(CONFIGS / "two-vms.toml").vm) == 2
