@@ -60,7 +60,7 @@ def unpromised(policy: Policy) -> frozenset[str]:
     """Return the guarantees that a policy does not make: those that asid's own, which it is like, cannot keep."""
     own = POLICIES[policy.like()]
     if own.rooms is Rooms.ALL:
-        return frozenset({"G1", "G2", "G3", "G9", "G11"})  # it has no gate to speak of
+        return frozenset({"G1", "G2", "G3", "G5", "G9", "G11"})  # it has no gate to speak of
     kicks = Kick.BARE not in (*own.kicks, own.idle_kick) or own.rooms is Rooms.HYPERTHREAD
     return frozenset() if kicks else frozenset({"G2", "G9"})
 
