@@ -62,7 +62,16 @@ def test_without_a_policy_siblings_are_exposed_and_the_audit_says_so(rig):
     assert run.verdict.verdict == "FAIL"
     assert run.verdict.guarantees["G2"]["state"] == "broken", story(run)
     broken = [name for name, found in run.verdict.guarantees.items() if found["state"] == "broken"]
-    assert broken == ["G2"]
+    assert broken == ["G2", "G9"]
+    leaks = run.verdict.document["figures"]["leaks"]
+    assert leaks["concurrent"] and leaks["residual"] and not leaks["promised"]
+
+
+def test_asi_leaks_nothing_and_flushes(rig):
+    run = rig.run(machine(), 0.8)
+    check_passes(run, "G9")
+    assert run.verdict.document["figures"]["leaks"] == {"concurrent": 0, "residual": 0, "promised": 0}
+    assert any(record.type == "flush" for record in run.records())
 
 
 @pytest.mark.parametrize("smt", [1, 2, 4, 8])
