@@ -540,6 +540,25 @@ def test_a_flush_is_stamped_before_a_sibling_can_rely_on_it(one):
     assert [ts <= one.ht.words.written_ns for ts, kind, _ in one.stamped() if kind == "flush"] == [True]
 
 
+def test_a_handler_that_comes_back_to_an_entry_has_left_host_too(one):
+    """A sibling's flush while the handler is in HOST does not cover what it loads after that."""
+    one.enter()
+    one.ht.vcpu.exit = SLOW_FAST
+    hit = []
+
+    def between(action: Action) -> None:
+        if one.ht.state.mode is Mode.ENTER and not one.ht.state.frames and not hit:
+            hit.append(action)
+            one.interrupt(NMI)
+
+    before = one.words[one.own + TAINT]
+    one.between = between
+    one.ht.vcpu.exits(SLOW_FAST)
+    one.settle()
+    assert hit
+    assert one.words[one.own + TAINT] == before + 2
+
+
 @pytest.mark.parametrize("fields", [(NMI,), (MCE,), (NMI, MCE)], ids=["nmi", "mce", "nmi+mce"])
 def test_an_interrupt_before_any_action_restores_the_mode_and_the_records_show_it(make, fields):
     steps = actions_of_a_life(make)

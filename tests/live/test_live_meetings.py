@@ -180,7 +180,7 @@ BEFORE_ITS_PART_IS_DONE = STEPS[: STEPS.index("CALL_OUT") + 1]
 )
 def test_a_death_or_a_stop_at_each_step_of_the_rendezvous(rig, monkeypatch, step, how):
     monkeypatch.setenv("ASID_TEST_TRAPS", f"c0h1.1:MCE_{step}:1:{how}")
-    daemon = rig.start(machine(4, mce=SHORT))
+    daemon = rig.start(machine(4, mce=SHORT if how == "STOP" else {}))
     client = daemon.client()
     wait_each_progresses(client)
     first = client.inject_mce("c0h0", scope="broadcast")
