@@ -37,6 +37,10 @@ Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
 OptName = Annotated[str, Meta(max_length=NAME_LENGTH_MAX)]
 Count = Annotated[int, Meta(ge=1, le=INJECT_COUNT_MAX, description="for each hyperthread of the target")]
 RateHz = Annotated[int, Meta(ge=0, le=INJECT_RATE_HZ_MAX, description="a second, for each hyperthread; 0: all at once")]
+Gaps = Annotated[
+    Literal["even", "random"], Meta(description="random: exponential, so that at no moment one is more likely")
+]
+GapsSeed = Annotated[int, Meta(ge=0, le=INT63_MAX, description="of random gaps")]
 Seq = Annotated[int, Meta(ge=0, le=INT63_MAX, description="number of a record")]
 # The end is said by looking ahead: `$` would also match in front of a final line end.
 Reason = Annotated[str, Meta(pattern=r"^[A-Z0-9_]{1,64}(?![\s\S])", description="exit reason, the kernel's name")]
@@ -205,6 +209,8 @@ class InjectExitArgs(Args, frozen=True):
     reason: Reason = "EPT_VIOLATION"
     count: Count = 1
     rate_hz: RateHz = 0
+    gaps: Gaps = "even"
+    seed: GapsSeed = 0
     full: Literal["auto", "yes", "no"] = "auto"
     wait: bool = False
 
@@ -215,6 +221,8 @@ class InjectNmiArgs(Args, frozen=True):
     target: Target
     count: Count = 1
     rate_hz: RateHz = 0
+    gaps: Gaps = "even"
+    seed: GapsSeed = 0
     wait: bool = False
 
 
@@ -228,6 +236,8 @@ class InjectMceArgs(Args, frozen=True):
     severity: Literal["corrected", "recoverable", "fatal"] = "recoverable"
     count: Count = 1
     rate_hz: RateHz = 0
+    gaps: Gaps = "even"
+    seed: GapsSeed = 0
     wait: bool = False
 
 
@@ -242,6 +252,8 @@ class InjectIrqArgs(Args, frozen=True):
     full: Literal["auto", "yes", "no"] = "auto"
     count: Count = 1
     rate_hz: RateHz = 0
+    gaps: Gaps = "even"
+    seed: GapsSeed = 0
     wait: bool = False
 
 

@@ -34,6 +34,7 @@ NO_COUNT = ("stall", "kill")
 @click.option("--full", type=click.Choice(["yes", "no"]), help="Needs the full address space. [an exit: its table's]")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, metavar="N")
 @click.option("--rate", metavar="R/s", help="So many a second; without it all at once.")
+@click.option("--random", type=click.IntRange(min=0), metavar="SEED", help="At random moments, R a second in the mean.")
 @click.option("--for", "duration", metavar="D", help="How long a stall lasts. [default: 100ms]")
 @click.option("--broadcast", is_flag=True, help="A machine check of all siblings. [default: as configured]")
 @click.option("--local", is_flag=True, help="A machine check of the target alone.")
@@ -67,6 +68,10 @@ def arguments(what: str, *, wait: bool, **options: Any) -> dict[str, Any]:
         args["count"] = options["count"]
         if options["rate"]:
             args["rate_hz"] = round(parse_rate_hz(options["rate"]))
+    if options.get("random") is not None:
+        if not options["rate"]:
+            raise ConfigError("--random", where=f"asid inject {what}", allowed="used with --rate", hint="--rate 100/s")
+        args |= {"gaps": "random", "seed": options["random"]}
     if options["reason"]:
         args["reason"] = options["reason"].upper()
     if options.get("full"):

@@ -14,6 +14,7 @@ import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any, Final, Protocol
 
 from asid.core import mce
@@ -42,10 +43,15 @@ class Batch:
     next_ns: int
     details: dict[str, Any]
     ticket: int = 0
+    gaps: Random | None = None  # draws exponential gaps, interval_ns in the mean; None: they are even
     open: int = 0  # delivered, and not done
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RESULTS, 0))
     ids: list[int] = field(default_factory=list)
     accepted: int = 0
+
+    def gap_ns(self) -> int:
+        """Return the time from one delivery to the next."""
+        return self.interval_ns if self.gaps is None else round(self.gaps.expovariate(1) * self.interval_ns)
 
     @property
     def delivered(self) -> int:
@@ -128,7 +134,7 @@ class Injector:
                 n = 1 if batch.interval_ns else batch.left if batch.what in MESSAGES else min(batch.left, burst)
                 self._deliver(batch, n)
                 batch.left -= n
-                batch.next_ns += batch.interval_ns
+                batch.next_ns += batch.gap_ns()
                 burst -= min(n, burst)
             if batch.ticket and batch.left < before:
                 self._machine.progressed(batch)

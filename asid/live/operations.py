@@ -5,6 +5,7 @@ What takes several processes is a procedure (`asid.live.procedures`): each is fi
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from asid import optypes as t
@@ -231,10 +232,18 @@ class Operations(Procedures):
         count = getattr(args, "count", 1)
         rate_hz = getattr(args, "rate_hz", 0)
         interval_ns = round(1e9 / rate_hz) if rate_hz and count > 1 else 0
+        random = getattr(args, "gaps", "even") == "random"
+        if random and not interval_ns:
+            raise BadArgument("gaps = random", where=f"inject.{what}", allowed="with a rate_hz, and a count above 1")
         from asid import ops
 
         waits = bool(getattr(args, "wait", False)) or ops.OPS[f"inject.{what}"].is_job(args)
-        batch = Batch(what, places, count, interval_ns, self.now_ns(), details, ticket=ticket if waits else 0)
+        batch = Batch(
+            what, places, count, interval_ns, self.now_ns(), details, ticket=ticket if waits else 0,
+            gaps=Random(args.seed) if random else None,  # type: ignore[attr-defined]
+        )  # fmt: skip
+        if random:
+            batch.next_ns += batch.gap_ns()  # the first is no likelier to be at once than at any other moment
         if not waits:
             daemon.injector.accept(batch)
             return batch.as_ret()

@@ -103,7 +103,9 @@ def test_inject_maps_its_options(asid, server):
     assert (op, args.reason, args.count, args.rate_hz, args.wait) == ("inject.exit", "CPUID", 5, 0, False)
     code, out, _ = asid("inject", "nmi", "c0h1", "--count", "9", "--rate", "500/s")
     assert code == 0 and out == "nmi c0h1: job j1 has begun\n"
-    assert server.desk.machine.begun[-1][1].rate_hz == 500
+    assert server.desk.machine.begun[-1][1].rate_hz == 500 and server.desk.machine.begun[-1][1].gaps == "even"
+    asid("inject", "nmi", "c0h1", "--count", "9", "--rate", "500/s", "--random", "3")
+    assert (server.desk.machine.begun[-1][1].gaps, server.desk.machine.begun[-1][1].seed) == ("random", 3)
     asid("inject", "stall", "c0h1", "--for", "200ms")
     assert server.desk.machine.begun[-1][1].for_ms == 200
 
@@ -116,6 +118,7 @@ def test_inject_maps_its_options(asid, server):
         ("inject", "exit", "c0h1", "--for", "1s"),
         ("inject", "exit", "c0h1", "--count", "0"),
         ("inject", "nmi", "c0h1", "--rate", "fast"),
+        ("inject", "nmi", "c0h1", "--count", "9", "--random", "3"),
         ("inject", "explode", "c0h1"),
         ("gate", "hold", "c0", "--ttl", "soon"),
         ("policy", "set", "none", "--kick", "hard"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -313,6 +315,27 @@ def test_a_rate_is_kept(machine):
     assert batch.left == 0
     machine.takes("nmi", H0)
     assert sum(batch.counts.values()) == 3
+
+
+def test_random_gaps_keep_their_mean_and_are_those_of_their_seed(machine):
+    def moments(seed):
+        batch = machine.inject("nmi", H0, count=400, interval_ns=1_000, gaps=Random(seed))
+        begin = last = machine.now
+        found = []
+        while batch.left:
+            before, soonest = batch.left, machine.injector.tick()
+            assert soonest is not None and soonest >= last, "time goes on"
+            machine.pass_ns(max(0, soonest - machine.now))
+            last = soonest
+            found += [soonest - begin] * (before - batch.left)
+        machine.takes("nmi", H0)
+        return found
+
+    first, again, other = moments(7), moments(7), moments(8)
+    assert first == again != other
+    assert 300_000 < first[-1] < 500_000, "400 of 1,000 in the mean"
+    gaps = [b - a for a, b in pairwise(first)]
+    assert min(gaps) < 100 and max(gaps) > 4_000, "some are short, some are long"
 
 
 def test_a_pause_of_the_daemon_is_caught_up(machine):

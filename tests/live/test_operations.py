@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from played_machine import MS, PlayedMachine, S
 
 from asid import optypes as t
-from asid.errors import Busy, Conflict, NoAnswer
+from asid.errors import BadArgument, Busy, Conflict, NoAnswer
 from asid.live.procedures import PROCEDURE_NS, SILENT_NS
 
 GATE, H0, H1 = (0, -1), (0, 0), (0, 1)
@@ -329,6 +329,21 @@ def test_a_vcpu_waits_for_no_hyperthread_that_is_dead_and_conflicts_with_one_tha
 
 
 # --- injections -------------------------------------------------------------------------------------------
+
+
+def test_random_gaps_begin_with_one_and_need_a_rate(machine):
+    batches = []
+    machine.injector.accept = batches.append
+    machine.hasten = lambda: None
+    given = {"target": "c0h1", "count": 5, "rate_hz": 1000, "gaps": "random", "seed": 3}
+    now = machine.now_ns()
+    machine.operations.begin("inject.nmi", t.InjectNmiArgs(**given), 1, "me")
+    machine.node.fire()
+    [batch] = batches
+    assert batch.gaps is not None and batch.next_ns > now and batch.interval_ns == 1_000_000
+    for missing in ({"rate_hz": 0}, {"count": 1}):
+        with pytest.raises(BadArgument, match="gaps = random"):
+            machine.operations.begin("inject.nmi", t.InjectNmiArgs(**{**given, **missing}), 2, "me")
 
 
 @pytest.mark.parametrize(("given", "vector"), [({}, 236), ({"vector": 77}, 77)])
