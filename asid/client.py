@@ -320,7 +320,8 @@ class Client:
         deadline_ns = time.monotonic_ns() + int((self.timeout_s if timeout_s is None else timeout_s) * 1e9)
         while (left_ms := (deadline_ns - time.monotonic_ns()) // NS_PER_MS) > 0:
             slice_ms = min(left_ms, 1_000)
-            reply = self.call("job.wait", {"job": job, "timeout_ms": slice_ms}, timeout_s=slice_ms / 1000 + 1)
+            # A busy daemon may be late with it: only the end of the whole wait is too late.
+            reply = self.call("job.wait", {"job": job, "timeout_ms": slice_ms}, timeout_s=left_ms / 1000 + 1)
             if reply["state"] == "failed":
                 raise as_error(reply["error"])
             if reply["state"] != "running":

@@ -74,6 +74,19 @@ def test_no_answer_comes_at_the_deadline_with_the_key_to_retry(client, server):
     assert client.inject_nmi("c0h1", idem="my-key")["accepted"] == 1
 
 
+def test_a_busy_daemon_may_be_late_with_the_news_of_a_job(client, monkeypatch):
+    asked = []
+
+    def call(op, args, *, timeout_s):
+        asked.append((op, args, timeout_s))
+        return client_.Reply({"state": "running" if len(asked) < 3 else "done"}, 7, 1)
+
+    monkeypatch.setattr(client, "call", call)
+    assert client.wait_job("j1", timeout_s=600).seq == 7
+    assert [(op, args) for op, args, _ in asked] == [("job.wait", {"job": "j1", "timeout_ms": 1_000})] * 3
+    assert all(500 < timeout_s <= 601 for *_, timeout_s in asked), "only the end of the whole wait is too late"
+
+
 def test_stray_answers_are_dropped_and_extend_no_deadline(client, server):
     other = msgpack.packb({"v": 1, "id": "not-mine", "ok": True, "ret": {}, "seq": 1, "t": 1})
     server.strays = [[b"ASID1", other], [b"junk"], [b"ASID1", b"\xc1"], [b"ASID1", b"\x01"]]
