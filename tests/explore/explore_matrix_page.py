@@ -16,9 +16,12 @@ PINS: Final = Path(__file__).parent.parent / "data/matrix.json"
 Document = dict[str, Any]
 
 
-def found() -> list[Document]:
-    """Search everything, as `asid explore --matrix` does, and return the rows in plain values."""
-    rows: list[Row] = [*matrix.policies(), *matrix.apics()]
+def all_rows() -> list[Row]:
+    return [*matrix.policies(), *matrix.apics()]
+
+
+def found(rows: list[Row]) -> list[Document]:
+    """Search what these rows need, as `asid explore --matrix` does, and return them in plain values."""
     outcomes = pool.explore(
         matrix.models_of(rows), states_max=2_000_000, deadline_ns=time.monotonic_ns() + 1800 * pool.NS,
         workers=len(os.sched_getaffinity(0)), to_the_end=True,

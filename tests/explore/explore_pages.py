@@ -174,7 +174,7 @@ PAGES: Final = {
 
 def main() -> None:
     PINS.write_text(json.dumps({m.name: found(m) for m in MUTANTS}, indent=1) + "\n")
-    matrix_page.pin(matrix_page.found())
+    matrix_page.pin(matrix_page.found(matrix_page.all_rows()))
     tales_page.search_all()
     for name, page in PAGES.items():
         (ROOT / "docs" / name).write_text(page())
