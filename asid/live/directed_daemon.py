@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from asid import policies
 from asid.config import Loaded
 from asid.live.children import Child, Place
 from asid.live.daemon import BUSY_TICK_NS, Daemon
@@ -26,8 +27,9 @@ class DirectedDaemon(Daemon):
         super().__init__(loaded, name, run_dir=run_dir)
         assert len(scripts) == self.config.machine.cores, "a script a core"
         self.scripts = scripts
-        if not all(script.ht_spec["flush"] for script in scripts):
-            self.begun_as["flushes"] = False
+        policy = self.config.policy
+        if policies.make(policy.name, policy.kick).flush and not all(script.ht_spec["flush"] for script in scripts):
+            self.begun_as["flushes"] = False  # the policy would; under one that does not, what is left is its own doing
         self._since: dict[int, tuple[int, int]] = {}  # by core: the turn it is, and since when
         self._ended_ns: dict[int, int] = {}  # by core: when its last step was first over
         self._found: dict[int, dict[str, Any]] = {}  # by core: what is told of it
