@@ -99,7 +99,10 @@ def forced_idle(history: History, waits: Mapping[int, Waits], served: Served) ->
             if wait.end <= wait.start:
                 continue
             waited_ns += wait.end - wait.start
-            room = wait.vm if history.regime(wait.start).rooms_are_vms else wait.ht + 1
+            regime = history.regime(wait.start)
+            room = wait.vm if regime.rooms_are_vms else wait.ht + 1
+            if regime.policy == "none":
+                continue  # the core is everybody's
             for start, end in turns.of_others(room, wait.start, wait.end):
                 forced_ns += end - start - (closed.until(end) - closed.until(start))
     closed_ns = waited_ns - forced_ns

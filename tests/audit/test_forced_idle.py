@@ -117,6 +117,16 @@ def test_with_nosmt_the_core_is_one_hyperthreads():
     assert waited(tale, 9_000) == (300, 0)
 
 
+def test_with_no_policy_the_core_is_everybodys():
+    tale = Tale(policy="none", vcpus=2)
+    tale.gate(1_001, "turn", vm=1, room=1)
+    tale.enter(1_000, 0)
+    tale.gate(1_100, "ask", 1, vm=2, req=1)
+    tale.gate(1_130, "admit", 1, vm=2, req=1, inc=1)
+    gone(tale, 2_000, 0)
+    assert waited(tale, 9_000) == (0, 30)
+
+
 def test_after_a_coordinators_death_it_is_nobodys_turn_until_the_next_says_so():
     tale = two_vms()
     tale.gate(1_100, "ask", 1, vm=2, req=1)
