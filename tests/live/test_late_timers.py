@@ -8,6 +8,7 @@ from played_machine import Clock
 from asid.core.events import Timer
 from asid.core.gate import key_of
 from asid.live.coordinator import LATE_NS, LATE_TIMES_MAX, Coordinator
+from asid.live.page import page_bytes
 
 AFTER_NS = 50_000_000
 
@@ -18,6 +19,7 @@ def late():
     coordinator = Coordinator.__new__(Coordinator)
     coordinator.node = Clock()  # type: ignore[assignment]
     coordinator.after_ns = [AFTER_NS] * len(Timer)
+    coordinator.words = [0] * (page_bytes(2) // 8)  # type: ignore[assignment]  # nobody is in a machine check
     coordinator.cause = 0
     coordinator.events = []  # type: ignore[attr-defined]
     coordinator.step = coordinator.events.append  # type: ignore[attr-defined,method-assign]
