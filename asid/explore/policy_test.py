@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from asid.core.events import Kick
 from asid.core.exits import SVM, VMX
-from asid.core.gate import Rooms
 from asid.core.guarantees import GUARANTEES
 from asid.core.policies.base import Policy
-from asid.core.policy import POLICIES
 from asid.explore import story
 from asid.explore.checks import Checks
+from asid.explore.matrix import UNPROMISED
 from asid.explore.models import of_policy
 from asid.explore.parts import Budget, Model
 from asid.explore.search import Violation, search
@@ -58,11 +56,7 @@ def trials(policy: type[Policy], seeds: range) -> Iterator[Trial]:
 
 def unpromised(policy: Policy) -> frozenset[str]:
     """Return the guarantees that a policy does not make: those that asid's own, which it is like, cannot keep."""
-    own = POLICIES[policy.like()]
-    if own.rooms is Rooms.ALL:
-        return frozenset({"G1", "G2", "G3", "G5", "G9", "G11"})  # it has no gate to speak of
-    kicks = Kick.BARE not in (*own.kicks, own.idle_kick) or own.rooms is Rooms.HYPERTHREAD
-    return frozenset() if kicks else frozenset({"G2", "G9"})
+    return UNPROMISED.get(policy.like(), frozenset())
 
 
 def decides(policy: type[Policy]) -> Trial:
