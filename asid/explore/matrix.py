@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from asid.core.apic import Apic
 from asid.core.events import Kick
+from asid.core.gate import Rooms
 from asid.core.policies.asi import Asi
 from asid.core.policies.base import Policy
 from asid.core.policy import POLICIES
@@ -112,23 +113,24 @@ def cell(name: str, row: Row, outcomes: Mapping[Model, Outcome]) -> Cell:
 
 # --- what is promised, and how it is shown ----------------------------------------------------------------
 
-# By design: who keeps nobody out, or nobody from some exits, cannot promise it.
-UNPROMISED: Final[dict[str, frozenset[str]]] = {
-    "none": frozenset({"G2", "G3", "G5", "G9", "G11"}),
-    "core-sched": frozenset({"G2", "G9"}),
-    "kick-except-idle": frozenset({"G2", "G9"}),
-}
+# Of a round, and of who is unknown, more is asked in worlds than a journal shows: a gate that lets all in breaks it.
+UNHEEDED: Final = frozenset({"G5", "G11"})
 UNFIXED: Final = frozenset({"G2", "G9"})  # an xAPIC whose handlers do not leave it as found
 
 
-def unpromised(row: Row) -> frozenset[str]:
-    """Return what a row does not promise: broken there, it is what is to be seen."""
-    return UNFIXED if "unfixed" in row.apic else UNPROMISED.get(row.policy, frozenset())
+def unpromised(policy: type[Policy]) -> frozenset[str]:
+    """Return what a policy does not promise of the worlds: broken there, it is what is to be seen."""
+    return policy.unpromised() | (UNHEEDED if policy.rooms is Rooms.ALL else frozenset())
+
+
+def not_promised(row: Row) -> frozenset[str]:
+    """Return what a row does not promise."""
+    return UNFIXED if "unfixed" in row.apic else unpromised(POLICIES[row.policy])
 
 
 def kept(row: Row, found: Mapping[str, Cell]) -> bool | None:
     """Return whether a row keeps what it promises, None when a limit was hit."""
-    promised = [cell.verdict for name, cell in found.items() if name not in unpromised(row)]
+    promised = [cell.verdict for name, cell in found.items() if name not in not_promised(row)]
     return False if "broken" in promised else None if "unknown" in promised else True
 
 
@@ -139,7 +141,7 @@ def short(cell: Cell) -> str:
 def document(row: Row, found: Mapping[str, Cell]) -> dict[str, Any]:
     """Return a row in plain values."""
     shown = {
-        name: {"verdict": "broken", "steps": cell.steps, "by": cell.by, "promised": name not in unpromised(row)}
+        name: {"verdict": "broken", "steps": cell.steps, "by": cell.by, "promised": name not in not_promised(row)}
         if cell.verdict == "broken"
         else {"verdict": cell.verdict}
         for name, cell in found.items()

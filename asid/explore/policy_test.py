@@ -14,7 +14,7 @@ from asid.core.guarantees import GUARANTEES
 from asid.core.policies.base import Policy
 from asid.explore import story
 from asid.explore.checks import Checks
-from asid.explore.matrix import UNPROMISED
+from asid.explore.matrix import unpromised
 from asid.explore.models import of_policy
 from asid.explore.parts import Budget, Model
 from asid.explore.search import Violation, search
@@ -54,11 +54,6 @@ def trials(policy: type[Policy], seeds: range) -> Iterator[Trial]:
         yield walked(made, f"{kick.name.lower()}, four siblings", seeds)
 
 
-def unpromised(policy: Policy) -> frozenset[str]:
-    """Return the guarantees that a policy does not make: those that asid's own, which it is like, cannot keep."""
-    return UNPROMISED.get(policy.like(), frozenset())
-
-
 def decides(policy: type[Policy]) -> Trial:
     """Ask it about every exit there is: twice the same answer, True or False, never False for one that needs HOST."""
     made, reasons = policy(policy.kicks[0]), (*VMX, *SVM)
@@ -76,7 +71,7 @@ def decides(policy: type[Policy]) -> Trial:
 
 def explored(policy: Policy, what: str, model: Model) -> Trial:
     """Search every interleaving of two siblings."""
-    not_made = unpromised(policy)
+    not_made = unpromised(type(policy))
     result = search(model, states_max=STATES_MAX, only=frozenset(GUARANTEES) - not_made)
     if result.violation is not None:
         return Trial(what, False, result.states, result.violation.sentence, story.told(result.world, result.violation))
@@ -87,7 +82,7 @@ def explored(policy: Policy, what: str, model: Model) -> Trial:
 
 def walked(policy: Policy, what: str, seeds: range) -> Trial:
     """Walk at random over four siblings of two VMs, with everything that may come from outside."""
-    not_made = unpromised(policy)
+    not_made = unpromised(type(policy))
     world = World(of_policy(policy, (1, 1, 2, 2), budget=WALKED))
     checks = Checks(world, frozenset(GUARANTEES) - not_made)
     for seed in seeds:

@@ -11,17 +11,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from asid.core.events import Kick
-from asid.core.gate import Rooms
 from asid.core.policies.base import Policy
 from asid.core.policy import KICKS, NAMES
 from asid.errors import ConfigError
 from asid.policies import make
 
 BASELINE: Final = "none"
-
-# What a policy under which siblings share a core and nobody is ever kicked promises to nobody.
-UNPROMISED: Final = frozenset({"G2", "G3", "G9"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +61,14 @@ def _of_policy(name: str, kicks: Sequence[str]) -> list[Variant]:
         raise refusal
     if len(KICKS) > 1 and len({policy.kick for policy in made.values()}) == 1:  # its own, or none at all
         kick = "" if len(made) == len(KICKS) else next(iter(made))
-        return [Variant(name, kick, _unpromised(next(iter(made.values()))))]
-    chosen = [Variant(name, kick, _unpromised(made[kick])) for kick in kicks if kick in made]
+        return [Variant(name, kick, next(iter(made.values())).unpromised())]
+    chosen = [Variant(name, kick, made[kick].unpromised()) for kick in kicks if kick in made]
     if not chosen:
         raise ConfigError(
             f"policy {name!r}", where="--policies", state=f"it does not go with the kick {' or '.join(kicks)}",
             allowed=f"one with a kick of {','.join(made)}", hint="Leave --kicks out for all.",
         )  # fmt: skip
     return chosen
-
-
-def _unpromised(policy: Policy) -> frozenset[str]:
-    """Nobody to kick is a promise kept (`nosmt`); nobody kicked, with siblings in guest, is none made.
-
-    That is so for one kind of exit, too: `kick-except-idle` kicks nobody when its guest idles.
-    """
-    kicks = (policy.kick, policy.idle_kick)
-    kept = policy.guarded and (Kick.BARE not in kicks or policy.rooms is Rooms.HYPERTHREAD)
-    return frozenset() if kept else UNPROMISED
 
 
 def turns(of: Sequence[Variant], repeats: int, seed: int) -> list[list[Variant]]:

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from asid.core.policies.base import UNPROMISED
 from asid.report.repeats import Ratio, Sample, exit_code_of, ratio_of, rows_of, table_lines
-from asid.report.variants import UNPROMISED, Variant
+from asid.report.variants import Variant
 
-NONE = Variant("none", "", UNPROMISED)
+NONE = Variant("none", "", UNPROMISED["none"])
 ASI = Variant("asi", "ack")
 
 

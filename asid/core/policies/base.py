@@ -8,7 +8,7 @@ that it makes for a hyperthread and for the gate. To write one: subclass `Policy
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from asid.core import gate, hyperthread
 from asid.core.apic import Apic
@@ -16,6 +16,13 @@ from asid.core.events import Kick
 from asid.core.gate import Rooms
 
 CHOICE: tuple[Kick, ...] = (Kick.ACK, Kick.SEND, Kick.RENDEZVOUS, Kick.STUN)
+
+# Who keeps nobody out of guest, or lets some exits by, cannot promise it.
+UNPROMISED: Final[dict[str, frozenset[str]]] = {
+    "none": frozenset({"G2", "G3", "G9"}),
+    "core-sched": frozenset({"G2", "G9"}),
+    "kick-except-idle": frozenset({"G2", "G9"}),
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,11 @@ class Policy:
         if cls.idle_kick is Kick.BARE:
             return "kick-except-idle"
         return "asi-stun" if cls.kicks == (Kick.STUN,) else "asi"
+
+    @classmethod
+    def unpromised(cls) -> frozenset[str]:
+        """Return the guarantees that it does not make, by design: broken under it, they are what is to be seen."""
+        return UNPROMISED.get(cls.like(), frozenset())
 
     def hyperthread_spec(
         self, ht: int, siblings: tuple[int, ...], *, apic: Apic = Apic.X2APIC, icr_fix: bool = True,
