@@ -256,27 +256,31 @@ def _matrix(session: Session, given: dict[str, Any]) -> None:
     if given["models"] or given["every"] or _own(given) is not None:
         raise Usage("--matrix is every policy, so name none", where="asid explore", hint="asid explore --matrix")
     of_policies, of_apics = matrix.policies(), matrix.apics()
-    found = {o.model: o for o in _search(session, matrix.models_of([*of_policies, *of_apics]), given, to_the_end=True)}
-    cells = [(row, matrix.cells(row, found)) for row in (*of_policies, *of_apics)]
-    kept = [matrix.kept(*each) for each in cells]
-    states = sum(o.states for o in found.values())
+    models = matrix.models_of([*of_policies, *of_apics])
+    outcomes = {outcome.model: outcome for outcome in _search(session, models, given, to_the_end=True)}
+    rows = [matrix.found(row, outcomes) for row in (*of_policies, *of_apics)]
+    kept = [matrix.kept(each.row, each.cells) for each in rows]
+    states = sum(o.states for o in outcomes.values())
 
     def text() -> str:
         right = tuple(range(3, 3 + len(matrix.NAMES)))
-        first = [(r.policy, r.kick.name.lower(), len({*r.vms}), *map(matrix.short, c.values())) for r, c in cells]
-        second = [(r.apic, r.kick.name.lower(), 1, *map(matrix.short, c.values())) for r, c in cells if r.apic]
+        first = [(each.row.policy, *each.row.setting, *each.shorts) for each in rows if not each.row.apic]
+        second = [(each.row.apic, *each.row.setting, *each.shorts) for each in rows if each.row.apic]
+        leaking = [(row.policy, *row.setting, row.apic, *matrix.counted(leaks)) for row, _, leaks in rows if leaks]
         return "\n".join(
             (
-                columns(("POLICY", "KICK", "VMS", *matrix.NAMES), first[: len(of_policies)], right=right),
+                columns(("POLICY", "KICK", "VMS", *matrix.NAMES), first, right=right),
                 "\nPolicy asi, by how IPIs are written; an NMI that runs isolated may hit at any step:",
                 columns(("APIC", "KICK", "VMS", *matrix.NAMES), second, right=right),
-                f"\n{len(found)} searches, {states:,} worlds. !N: broken, and the shortest way there takes N steps.",
+                "\nWorlds in which a guest can read what is not its own; every other row has none:",
+                columns(("POLICY", "KICK", "VMS", "APIC", "CONCURRENT", "RESIDUAL"), leaking, right=(2, 4, 5)),
+                f"\n{len(outcomes)} searches, {states:,} worlds. !N: broken, and the shortest way there takes N steps.",
                 f"{sum(k is True for k in kept)} of {len(kept)} rows keep what they promise.",
             )
         )
 
-    rows = [matrix.document(*each) for each in cells]
-    session.show({"ok": all(kept), "states": states, "searches": len(found), "rows": rows}, text)
+    documents = [matrix.document(each) for each in rows]
+    session.show({"ok": all(kept), "states": states, "searches": len(outcomes), "rows": documents}, text)
     if not all(kept):
         session.finish(EXIT_FAIL if False in kept else EXIT_UNKNOWN)
 

@@ -6,7 +6,7 @@ what it reads, on a view that holds nothing else; a guarantee that reads more fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from asid.core.apic import Apic
@@ -45,6 +45,8 @@ class Sight(NamedTuple):
 EACH: Final = ("G1",)  # of one sibling after the other, and of the gate
 GATE: Final = ("G11",)  # of the gate alone
 TOGETHER: Final = tuple(name for name in GUARANTEES if name not in EACH + GATE)  # of every Sight and pending bit
+
+AT_WORK: Final = frozenset({Mode.ISOLATED, Mode.GUEST})  # on its VM's data
 
 Broken = tuple[tuple[str, str], ...]  # guarantees, and how each is broken
 Seen = tuple[Sight | None, bool]  # of one sibling: what is seen of its process, its pending bit
@@ -118,6 +120,11 @@ class Checks:
         pending = tuple(pending for _, pending in seen)
         return broken_in(self.together, CoreView(processes, pending, None, tainted, met))
 
+    def leak(self, world: int) -> str:
+        """Return how a guest leaks in a world in which G9 is broken: see `leak_of`."""
+        w = self.world
+        return leak_of([self.sights[self._sights[world >> at & MASK]] for at in w.at[: w.n]])
+
     def _of_one(self, ht: int, part: int, d: int) -> Broken:
         s = self.world.siblings.things[part]
         queued = sum(len(reports) for _, reports in s.up)
@@ -139,6 +146,19 @@ class Checks:
         """Yield every combination of sights that was checked."""
         for together in self.seen:
             yield tuple(self.sights[number] for number in together)
+
+
+def leak_of(seen: Sequence[Seen]) -> str:
+    """Return "concurrent" when a guest instruction can run on a sibling whose buffers hold what is not its guest's, and
+    whose owner is at work beside it; "residual" when it was only left behind; "" when there is no such guest."""
+    found = ""
+    for s, pending in seen:
+        if s is None or pending or s.mode is not Mode.GUEST or not s.tainted:
+            continue
+        if any(o is not None and (o.mode is Mode.HOST or (o.mode in AT_WORK and o.vm != s.vm)) for o, _ in seen):
+            return "concurrent"
+        found = "residual"
+    return found
 
 
 def broken_in(names: tuple[str, ...], view: CoreView) -> Broken:

@@ -20,6 +20,7 @@ from asid.core.policy import POLICIES
 from asid.explore.models import of_policy
 from asid.explore.parts import Budget, Model
 from asid.explore.pool import Outcome
+from asid.explore.search import Leak
 
 NAMES: Final = ("G1", "G2", "G3", "G4", "G5", "G9", "G10", "G11", "L1", "L2", "L3")
 # What comes from outside, each by itself. A coordinator's death with vCPUs that sleep would take as long as all others.
@@ -46,6 +47,11 @@ class Row(NamedTuple):
     apic: str  # "" where the table is not about it
     searches: dict[str, Model]
 
+    @property
+    def setting(self) -> tuple[str, int]:
+        """Return the kick's name and the number of VMs."""
+        return self.kick.name.lower(), len({*self.vms})
+
 
 class Cell(NamedTuple):
     """What came of one guarantee. steps and by: of a shortest counterexample, and what came from outside in it."""
@@ -56,6 +62,22 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         return f"broken {self.steps}" if self.verdict == "broken" else self.verdict
+
+
+class Found(NamedTuple):
+    """What the searches of a row came to: by guarantee, and the worlds that leak by kind."""
+
+    row: Row
+    cells: dict[str, Cell]
+    leaks: dict[str, Leak]
+
+    @property
+    def shorts(self) -> list[str]:
+        """Return the cells for a table without room."""
+        short = {"unknown": "?"}
+        return [
+            f"!{c.steps}" if c.verdict == "broken" else short.get(c.verdict, c.verdict) for c in self.cells.values()
+        ]
 
 
 def policies() -> list[Row]:
@@ -95,9 +117,9 @@ def weight(model: Model) -> tuple[bool, ...]:
     return len({*model.vms}) == 1 and nobody_waits, model.budget.coordinator > 0, model.apic is Apic.XAPIC, nobody_waits
 
 
-def cells(row: Row, outcomes: Mapping[Model, Outcome]) -> dict[str, Cell]:
-    """Return the cells of a row by guarantee. outcomes: of every model that it names, of searches to the end."""
-    return {name: cell(name, row, outcomes) for name in NAMES}
+def found(row: Row, outcomes: Mapping[Model, Outcome]) -> Found:
+    """Return what came of a row. outcomes: of every model that it names, of searches to the end."""
+    return Found(row, {name: cell(name, row, outcomes) for name in NAMES}, leaks(row, outcomes))
 
 
 def cell(name: str, row: Row, outcomes: Mapping[Model, Outcome]) -> Cell:
@@ -109,6 +131,21 @@ def cell(name: str, row: Row, outcomes: Mapping[Model, Outcome]) -> Cell:
     if not all(outcome.complete for _, outcome in found):
         return Cell("unknown")
     return Cell("held" if any(name in outcome.exercised for _, outcome in found) else "n.a.")
+
+
+def leaks(row: Row, outcomes: Mapping[Model, Outcome]) -> dict[str, Leak]:
+    """Return in how many worlds of a row's searches a guest leaks, by kind, and after how many steps the first time."""
+    found: dict[str, Leak] = {}
+    for model in row.searches.values():
+        for kind, leak in outcomes[model].leaks:
+            worlds, steps = found.get(kind, Leak(0, leak.steps))
+            found[kind] = Leak(worlds + leak.worlds, min(steps, leak.steps))
+    return found
+
+
+def counted(found: Mapping[str, Leak]) -> list[str]:
+    """Return in how many worlds a guest leaks, concurrent and residual."""
+    return [f"{found[kind].worlds:,}" if kind in found else "0" for kind in ("concurrent", "residual")]
 
 
 # --- what is promised, and how it is shown ----------------------------------------------------------------
@@ -134,17 +171,15 @@ def kept(row: Row, found: Mapping[str, Cell]) -> bool | None:
     return False if "broken" in promised else None if "unknown" in promised else True
 
 
-def short(cell: Cell) -> str:
-    return f"!{cell.steps}" if cell.verdict == "broken" else "?" if cell.verdict == "unknown" else cell.verdict
-
-
-def document(row: Row, found: Mapping[str, Cell]) -> dict[str, Any]:
+def document(found: Found) -> dict[str, Any]:
     """Return a row in plain values."""
+    row = found.row
     shown = {
         name: {"verdict": "broken", "steps": cell.steps, "by": cell.by, "promised": name not in not_promised(row)}
         if cell.verdict == "broken"
         else {"verdict": cell.verdict}
-        for name, cell in found.items()
+        for name, cell in found.cells.items()
     }
     what = {"policy": row.policy, "kick": row.kick.name.lower(), "vms": list(row.vms)}
-    return what | ({"apic": row.apic} if row.apic else {}) | {"cells": shown}
+    leaked = {kind: leak._asdict() for kind, leak in found.leaks.items()}
+    return what | ({"apic": row.apic} if row.apic else {}) | {"cells": shown, "leaks": leaked}

@@ -22,7 +22,7 @@ from asid.errors import HostUnsuitable
 from asid.explore import schedule, story
 from asid.explore.checks import exercised
 from asid.explore.parts import Model
-from asid.explore.search import Result, search
+from asid.explore.search import Leak, Result, search
 
 NS = 1_000_000_000
 
@@ -47,6 +47,7 @@ class Outcome(NamedTuple):
         tuple[str, int], ...
     ] = ()  # of a search to the end: each guarantee, and the steps of a shortest story
     exercised: tuple[str, ...] = ()  # ... and which guarantees had anything to say
+    leaks: tuple[tuple[str, Leak], ...] = ()  # ... and in how many worlds a guest leaks, by kind
 
     @property
     def passed(self) -> bool:
@@ -59,7 +60,7 @@ def outcome(name: str, result: Result, seconds: float) -> Outcome:
         name, result.model, result.states, result.transitions, result.depth, seconds, result.complete, missing
     )
     broken = tuple(sorted((guarantee, v.steps) for guarantee, v in result.violations.items()))
-    base = base._replace(broken=broken, exercised=exercised(result.world))
+    base = base._replace(broken=broken, exercised=exercised(result.world), leaks=tuple(sorted(result.leaks.items())))
     v = result.violation
     if v is None:
         return base

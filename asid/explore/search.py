@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from asid.core import gate
 from asid.core.hyperthread import Phase
@@ -40,6 +40,13 @@ class Violation:
         return self.cycle if self.cycle >= 0 else len(self.moves)
 
 
+class Leak(NamedTuple):
+    """In how many worlds a guest can read what is not its own, and how many steps lead to the first of them."""
+
+    worlds: int
+    steps: int
+
+
 @dataclass
 class Result:
     """What a search found. `complete` is False when a limit was hit: then nothing is proved."""
@@ -53,6 +60,7 @@ class Result:
     violation: Violation | None = None  # the first one
     violations: dict[str, Violation] = field(default_factory=dict)  # of each guarantee that is broken, a shortest one
     sometimes: dict[str, bool] = field(default_factory=dict)
+    leaks: dict[str, Leak] = field(default_factory=dict)  # "concurrent" and "residual", if there are any
 
     @property
     def passed(self) -> bool:
@@ -101,6 +109,10 @@ def search(
                 break
         here = worlds[at]
         for guarantee, sentence in checks(here):
+            if guarantee == "G9":
+                kind = checks.leak(here)
+                before = result.leaks.get(kind, Leak(0, depth))
+                result.leaks[kind] = before._replace(worlds=before.worlds + 1)
             if found(guarantee, sentence):
                 return result
         steps: list[Step] = []

@@ -43,6 +43,12 @@ to the next change of mode, and one visit whose data it could read.
 others, each with its chain: who loaded what in which visit and why, which guest could read it, and the numbers of the
 records that show it.
 
+## In the explorer
+
+`asid explore --matrix` counts them too, at two siblings: worlds in which a guest instruction can run on buffers that
+hold what is not its guest's, `concurrent` when the owner is at work beside it, else `residual`. The chain is the way
+there: `counterexamples.md` tells the shortest ones.
+
 ## What is not
 
 * A guest beside an NMI, a #MC, or a `send` or `stun` leave under a policy that heeds siblings: its pending bit is set,

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from asid.explore import matrix, pool
 from asid.explore.matrix import Row
+from asid.explore.search import Leak
 
 PINS: Final = Path(__file__).parent.parent / "data/matrix.json"
 
@@ -27,7 +28,7 @@ def found(rows: list[Row]) -> list[Document]:
         workers=len(os.sched_getaffinity(0)), to_the_end=True,
     )  # fmt: skip
     by_model = {outcome.model: outcome for outcome in outcomes if not isinstance(outcome, int)}
-    return [matrix.document(row, matrix.cells(row, by_model)) for row in rows]
+    return [matrix.document(matrix.found(row, by_model)) for row in rows]
 
 
 def pins() -> list[Document]:
@@ -45,6 +46,10 @@ def shown(cell: Document) -> str:
         return str(cell["verdict"])
     text = f"broken {cell['steps']}"
     return f"**{text}**" if cell["promised"] else text
+
+
+def leaking(row: Document) -> str:
+    return " / ".join(matrix.counted({kind: Leak(**leak) for kind, leak in row["leaks"].items()}))
 
 
 def table(titles: tuple[str, ...], rows: list[list[str]]) -> list[str]:
@@ -91,7 +96,7 @@ def page(rows: list[Document]) -> str:
     of_apics = [row for row in rows if "apic" in row]
 
     def cells(row: Document) -> list[str]:
-        return [shown(row["cells"][name]) for name in matrix.NAMES]
+        return [*(shown(row["cells"][name]) for name in matrix.NAMES), leaking(row)]
 
     first = [[f"`{row['policy']}`", row["kick"], str(len({*row["vms"]})), *cells(row)] for row in of_policies]
     second = [[row["apic"], row["kick"], *cells(row)] for row in of_apics]
@@ -106,15 +111,17 @@ def page(rows: list[Document]) -> str:
         f"for each of {faults}, at any step;",
         "vCPUs halt and wake up as they like (not beside a coordinator's death). `held`: in every world of each",
         "search. `broken N`: in some world, and the shortest way to one takes N steps; in bold where it was promised.",
+        "`leaks`: the worlds in which a guest can read what is not its own, concurrent (its owner is at work on a",
+        "sibling) / residual (left behind).",
         "",
-        *table(("policy", "kick", "VMs", *matrix.NAMES), first),
+        *table(("policy", "kick", "VMs", *matrix.NAMES, "leaks"), first),
         "",
         "## How an IPI is written",
         "",
         "Policy `asi`, one VM, an NMI at any step whose handler is mapped in the isolated address space and puts off",
         "the rest by an IPI to its own hyperthread. `unfixed`: the handler does not restore ICR2.",
         "",
-        *table(("APIC", "kick", *matrix.NAMES), second),
+        *table(("APIC", "kick", *matrix.NAMES, "leaks"), second),
         "",
         WORDS,
     ]

@@ -78,7 +78,7 @@ def test_the_page_has_no_broken_promise():
 def test_the_negative_control_is_found_anew():
     rows = [row for row in matrix.policies() if row.policy == "none"]
     outcomes = {m: outcome("", search(m, to_the_end=True), 0.0) for row in rows for m in row.searches.values()}
-    assert [matrix.document(row, matrix.cells(row, outcomes)) for row in rows] == PINS[: len(rows)]
+    assert [matrix.document(matrix.found(row, outcomes)) for row in rows] == PINS[: len(rows)]
 
 
 @pytest.mark.explore

@@ -16,7 +16,7 @@ from asid.core.hyperthread import Phase
 from asid.core.policy import make_policy
 from asid.errors import ProtocolFault
 from asid.explore import numbers, progress, schedule, siblings
-from asid.explore.checks import SOMETIMES, Checks, sight
+from asid.explore.checks import SOMETIMES, Checks, leak_of, sight
 from asid.explore.models import build, of_policy
 from asid.explore.parts import Budget, Dead, Model, Sibling, Who, Words, actor
 from asid.explore.search import search
@@ -312,3 +312,35 @@ def test_what_is_seen_of_a_hyperthread_is_what_the_guarantees_may_read():
     assert sight(s).vm == 3
     assert sight(s).round == 0  # of no lease
     assert not hasattr(sight(s), "todo")
+
+
+def seen(mode: Mode, vm: int = 1, *, tainted: bool = False, pending: bool = False):
+    state = hyperthread.HyperthreadState(mode=mode, vm=vm)
+    return sight(Sibling(state, Words(tainted=tainted), (), ())), pending
+
+
+@pytest.mark.parametrize(
+    ("core", "kind"),
+    [
+        ([seen(Mode.GUEST, tainted=True), seen(Mode.HOST)], "concurrent"),
+        ([seen(Mode.GUEST, tainted=True), seen(Mode.ISOLATED, 2)], "concurrent"),
+        ([seen(Mode.GUEST, tainted=True), seen(Mode.ISOLATED, 1)], "residual"),
+        ([seen(Mode.GUEST, tainted=True), seen(Mode.PARKED)], "residual"),
+        ([seen(Mode.GUEST, tainted=True), (None, False)], "residual"),
+        ([seen(Mode.GUEST, tainted=True), seen(Mode.GUEST, tainted=True), seen(Mode.HOST)], "concurrent"),
+        ([seen(Mode.GUEST, tainted=True, pending=True), seen(Mode.HOST)], ""),
+        ([seen(Mode.GUEST), seen(Mode.HOST, tainted=True)], ""),
+        ([seen(Mode.ENTER, tainted=True), seen(Mode.PARKED)], ""),
+    ],
+)
+def test_a_leak_is_concurrent_while_the_owner_is_at_work(core, kind):
+    assert leak_of(core) == kind
+
+
+def test_a_search_to_the_end_counts_the_worlds_that_leak():
+    """Each world once, and the first of a kind is at the end of a shortest way."""
+    result = search(of_policy(make_policy("none", "ack"), (1, 1)), to_the_end=True)
+    assert result.leaks["residual"].steps == result.violations["G9"].steps == 7
+    assert result.leaks["concurrent"].steps > 7
+    assert sum(leak.worlds for leak in result.leaks.values()) < result.states
+    assert not search(of_policy(make_policy("asi", "ack"), (1, 1)), to_the_end=True).leaks
