@@ -186,7 +186,7 @@ class Chronicle:
         data = {
             "what": what,
             "id": number,
-            "depth": len(before.frames),
+            "depth": sum(frame.what is not What.IRQ for frame in before.frames),
             "merged": merged,
             "host_ns": time.monotonic_ns() - begin_ns,
             "from": mode.name,

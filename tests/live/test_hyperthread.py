@@ -25,6 +25,7 @@ LONG_NS = 20_000_000
 LONG_FAST = Exit(0, "APIC_WRITE", "vmx", LONG_NS, False)
 SLOW_FAST = Exit(0, "CPUID", "vmx", 2_000, False)
 FULL = Exit(0, "IO_INSTRUCTION", "vmx", 1_000, True)
+IRQ = Exit(0, "EXTERNAL_INTERRUPT", "vmx", 1_000, False)
 HLT = Exit(0, "HLT", "vmx", 0, True, 1_000)
 
 
@@ -616,6 +617,19 @@ def test_interrupts_during_a_handler_merge_into_one_more(one):
     one.settle()
     handlers = [(data["id"], data["merged"]) for kind, data in one.records() if kind == "intr"]
     assert handlers == [(1, 0), (6, 4)]
+
+
+def test_an_nmi_on_top_of_an_interrupts_handler_is_the_outermost_of_its_kind(one):
+    """Handlers of interrupts write no `intr`, so they count for no depth either: that would be one that never ends."""
+    one.enter()
+    one.records()
+    one.ht.step(core.FAST_IRQ)
+    assert [frame.what for frame in one.ht.state.frames] == [core.What.IRQ]
+    one.ht.irqs.raise_line(7, IRQ, 1)
+    one.ht.irqs.begun = (0, Mode.ISOLATED)
+    one.interrupt()
+    one.settle()
+    assert [data["depth"] for kind, data in one.records() if kind == "intr"] == [1]
 
 
 def test_an_interrupt_raised_before_its_first_look_is_taken(one):
