@@ -31,7 +31,7 @@ def g1_admission(history: History, held: dict[int, dict[int, list[Lease]]]) -> F
     """
     finding = Finding("G1")
     if history.gateless and not history.counts.admits:
-        finding.note = "policy none has no gate"
+        finding.remark = "policy none has no gate"
         return finding
     for number, core in history.cores.items():
         horizon = history.horizon_ns(core)
@@ -66,9 +66,10 @@ def _g1_siblings(finding: Finding, history: History, number: int, core: CoreHist
     for row in core.gate:
         if row.kind == "gate.admit":
             regime = history.regime(row.ts)
-            finding.checked += regime.guarded
-            for ht, (word, vm, told) in known.items() if regime.guarded else ():
-                if ht != row.ht and (word == "HOST" or (word == "LEASE" and vm != row.vm)):
+            finding.checked += regime.guarded or regime.keeps_vms_apart
+            for ht, (word, vm, told) in known.items():
+                host = word == "HOST" and regime.guarded
+                if ht != row.ht and (host or (word == "LEASE" and vm != row.vm and regime.keeps_vms_apart)):
                     # A coordinator that comes back is born knowing who is dead, and writes nothing down about it.
                     if any(told.ts <= death.ts <= row.ts for death in core.deaths.get(ht, ())):
                         continue

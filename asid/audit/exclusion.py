@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 
 from asid.audit.finding import Finding, name_of
-from asid.audit.grants import granted, grants
+from asid.audit.grants import changes_of, granted, grants
 from asid.audit.history import CoreHistory, History
 from asid.audit.intervals import Clash, Interval, is_alive
 from asid.audit.regime import ASYNC, INVOLUNTARY
@@ -34,7 +34,8 @@ def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
     (d) a HOST by nmi, mce, send or stun before every living sibling was sent its IPI;
     (e) a GUEST inside such a HOST that was looked for after it began (the one whose look was before is in flight);
     (f) an exposure beyond WINDOW_NS of a guest that was neither stopped nor killed.
-    Under policy none all but (b) and (c) are what the policy allows: an overlap by `bare` counts, and is labelled.
+    An overlap that its policy never promised against counts, and is told apart: each of `none` and `core-sched`, and
+    under `kick-except-idle` one beside a sibling that idles. (b) and (c) are promised by all.
     Exercised by voluntary HOST intervals of a core with siblings.
     """
     finding = Finding("G2")
@@ -47,26 +48,8 @@ def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
             _sent(finding, history, number, core, ht)
         grants(finding, history, number, core)
         for clash in clashes[number]:
-            if history.regime(clash.start).guarded:
-                _beside(finding, history, number, core, clash)
-    if not all(regime.guarded for regime in history.regimes):
-        _apart(finding, history, clashes)
+            _beside(finding, history, number, core, clash)
     return finding
-
-
-def _apart(finding: Finding, history: History, clashes: dict[int, list[Clash]]) -> None:
-    """Add what a policy that keeps nobody out allows, last and told apart: it must not hide what another promised."""
-    promised, first = finding.broken, finding.first
-    for number, core in history.cores.items():
-        for clash in clashes[number]:
-            if not history.regime(clash.start).guarded:
-                _beside(finding, history, number, core, clash)
-    allowed = finding.broken - promised
-    if allowed:
-        names = " and ".join(sorted({regime.policy for regime in history.regimes if not regime.guarded}))
-        finding.note = f"{allowed:,} under policy {names}, which keeps nobody out; {promised:,} under any other" + (
-            f", the first: {first.text}" if first is not None else ""
-        )
 
 
 def _beside(finding: Finding, history: History, number: int, core: CoreHistory, clash: Clash) -> None:
@@ -84,7 +67,8 @@ def _beside(finding: Finding, history: History, number: int, core: CoreHistory, 
             f"{name_of(number, guest.ht)} was in GUEST(vm{guest.vm}) beside {name_of(number, host.ht)} in HOST"
             f" ({host.via or 'grant'}) for {clash.ns} ns"
         )
-        finding.violate(clash.start, number, hts, seqs, regime.allows(text))
+        allowed_by = "" if regime.keeps_apart(host.via) else regime.policy
+        finding.violate(clash.start, number, hts, seqs, text, allowed_by=allowed_by)
     elif regime.guarded and (text := why_not_in_flight(history, number, core, clash)):
         finding.violate(clash.start, number, hts, seqs, text)
 
@@ -149,7 +133,7 @@ def unsent(history: History, core: CoreHistory, ht: int) -> Iterator[tuple[ModeR
     """Yield each entry into HOST that is to set pending bits, with each living sibling whose bit it did not set."""
     ipis = core.ipis.get(ht, [])
     siblings = [other for other in core.hts() if other != ht]
-    changing = _changing(history, core)
+    changing = changes_of(history, core)
     sent: dict[str, set[int]] = {}
     at = 0
     for row in core.modes.get(ht, ()):
@@ -170,25 +154,6 @@ def unsent(history: History, core: CoreHistory, ht: int) -> Iterator[tuple[ModeR
         for other in missing:
             if is_alive(core, other, row.ts):
                 yield row, other
-
-
-def _changing(history: History, core: CoreHistory) -> list[tuple[int, int]]:
-    """Return when a policy changed: some have been told of the new one then and some not, and nobody is let in.
-
-    From the hold behind the last admission before the change to the first admission after it.
-    """
-    out = []
-    for change in history.regimes[1:]:
-        at = bisect_left(core.gate, change.ts, key=lambda row: row.ts)
-        start = end = at
-        while start > 0 and core.gate[start - 1].kind != "gate.admit":
-            start -= 1
-        held = [row.ts for row in core.gate[start:at] if row.kind == "gate.hold"]
-        while end < len(core.gate) and core.gate[end].kind != "gate.admit":
-            end += 1
-        until = core.gate[end].ts if end < len(core.gate) else history.end_ts
-        out.append((held[0] if held else change.ts, until))
-    return out
 
 
 def g3_one_vm(history: History, clashes: dict[int, list[Clash]]) -> Finding:
@@ -214,7 +179,9 @@ def g3_one_vm(history: History, clashes: dict[int, list[Clash]]) -> Finding:
                 f" beside {name_of(number, b.ht)} in {b.mode}(vm{b.vm}) for {clash.ns} ns"
             )
             seqs = (a.seq, b.seq)
-            finding.violate(clash.start, number, (a.ht, b.ht), seqs, history.regime(clash.start).allows(text))
+            regime = history.regime(clash.start)
+            allowed_by = "" if regime.keeps_vms_apart else regime.policy
+            finding.violate(clash.start, number, (a.ht, b.ht), seqs, text, allowed_by=allowed_by)
     if not finding.checked:
-        finding.note = "no core saw two VMs"
+        finding.remark = "no core saw two VMs"
     return finding

@@ -50,9 +50,11 @@ class Finding:
         self.guarantee = guarantee
         self.checked = 0
         self.broken = 0
+        self.allowed = 0  # of these: what the policy in force never promised against
+        self.policies: set[str] = set()  # under which that was
         self.suspects = 0  # what may be a violation and is not certain
-        self.violations: list[Violation] = []
-        self.note = ""
+        self.remark = ""
+        self._kept: dict[bool, list[Violation]] = {False: [], True: []}  # by whether it was allowed
 
     @property
     def title(self) -> str:
@@ -65,13 +67,43 @@ class Finding:
         return HELD if self.checked else NOT_EXERCISED
 
     @property
-    def first(self) -> Violation | None:
-        return min(self.violations, default=None)
+    def violations(self) -> list[Violation]:
+        """Return those that were kept, by time; what its policy never promised against comes behind."""
+        return sorted(self._kept[False]) + sorted(self._kept[True])
 
-    def violate(self, ts: int, core: int, hts: tuple[int, ...], seqs: tuple[int, ...], text: str) -> None:
+    @property
+    def first(self) -> Violation | None:
+        return next(iter(self.violations), None)
+
+    @property
+    def note(self) -> str:
+        if not self.allowed:
+            return self.remark
+        policies, others = " and ".join(sorted(self.policies)), self.broken - self.allowed
+        note = f"{self.allowed:,} that policy {policies} does not promise against; {others:,} others"
+        first = min(self._kept[False], default=None)
+        return note if first is None else f"{note}, the first: {first.text}"
+
+    def violate(
+        self, ts: int, core: int, hts: tuple[int, ...], seqs: tuple[int, ...], text: str, *, allowed_by: str = ""
+    ) -> None:
+        """Count a violation. allowed_by: the policy in force, if it never promised otherwise."""
         self.broken += 1
-        if len(self.violations) < VIOLATIONS_KEPT:
-            self.violations.append(Violation(ts, core, hts, seqs, text))
+        self.keep(Violation(ts, core, hts, seqs, text), allowed_by)
+        if allowed_by:
+            self.allow(allowed_by)
+
+    def allow(self, policy: str, count: int = 1) -> None:
+        """Say of violations that are counted that this policy never promised otherwise."""
+        self.allowed += count
+        self.policies.add(policy)
+
+    def keep(self, violation: Violation, allowed_by: str = "") -> None:
+        """Keep a violation to be shown, if it is one of the first."""
+        kept = self._kept[bool(allowed_by)]
+        if len(kept) < VIOLATIONS_KEPT:
+            label = f" (policy {allowed_by} does not promise otherwise)" if allowed_by else ""
+            kept.append(violation._replace(text=violation.text + label))
 
     def as_map(self) -> dict[str, Any]:
         """Return the JSON form, as in verdict.json."""
@@ -80,10 +112,11 @@ class Finding:
             "title": self.title,
             "checked": self.checked,
             "broken": self.broken,
+            "allowed": self.allowed,
             "suspects": self.suspects,
             "note": self.note,
             "violations": [
                 {"ts": v.ts, "core": v.core, "hts": list(v.hts), "seqs": list(v.seqs), "text": v.text}
-                for v in sorted(self.violations)[:10]
+                for v in self.violations[:10]
             ],
         }

@@ -101,7 +101,7 @@ def forced_idle(history: History, waits: Mapping[int, Waits], served: Served) ->
             waited_ns += wait.end - wait.start
             regime = history.regime(wait.start)
             room = wait.vm if regime.rooms_are_vms else wait.ht + 1
-            if regime.policy == "none":
+            if not regime.keeps_vms_apart:
                 continue  # the core is everybody's
             for start, end in turns.of_others(room, wait.start, wait.end):
                 forced_ns += end - start - (closed.until(end) - closed.until(start))

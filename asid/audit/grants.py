@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 
 from asid.audit.finding import Finding, name_of
 from asid.audit.history import CoreHistory, History
@@ -18,16 +19,45 @@ VOIDS = frozenset({"gate.admit", "gate.resync"}) | HANDED_BACK - {"gate.answer",
 SPOKE_AGAIN = frozenset({"gate.ask", "gate.leave", "gate.done", "gate.idle", "gate.bye"})
 
 
+def changes_of(history: History, core: CoreHistory) -> list[tuple[int, int]]:
+    """Return when the policy changed: some have been told of the new one then and some not, and nobody is let in.
+
+    From the hold behind the last admission before the change to the first admission after it.
+    """
+    out = []
+    for change in history.regimes[1:]:
+        at = bisect_left(core.gate, change.ts, key=lambda row: row.ts)
+        start = end = at
+        while start > 0 and core.gate[start - 1].kind != "gate.admit":
+            start -= 1
+        held = [row.ts for row in core.gate[start:at] if row.kind == "gate.hold"]
+        while end < len(core.gate) and core.gate[end].kind != "gate.admit":
+            end += 1
+        until = core.gate[end].ts if end < len(core.gate) else history.end_ts
+        out.append((held[0] if held else change.ts, until))
+    return out
+
+
+def _in_force(history: History, changing: list[tuple[int, int]], ts: int) -> Iterator[Regime]:
+    """Yield the policies that a hyperthread may have been told of: at a change the old and the new one."""
+    yield history.regime(ts)
+    for start, end in changing:
+        if start <= ts <= end:
+            yield history.regime(start)
+            yield from (regime for regime in history.regimes if start <= regime.ts <= end)
+
+
 def granted(finding: Finding, history: History, number: int, core: CoreHistory, ht: int) -> None:
     """(b) Each voluntary HOST by what its policy has, and by a grant of its last request that it had not used."""
     events: list[tuple[int, int, int, GateRow | ModeRow]] = []
     horizon = history.horizon_ns(core)
+    changing = changes_of(history, core)
     for row in core.modes.get(ht, ()):
         if row.new != "HOST" or row.via in ("nmi", "mce"):
             continue
         regime = history.regime(row.ts)
         via = row.via or "grant"
-        if regime.via and via not in regime.vias:
+        if regime.via and not any(via in each.vias for each in _in_force(history, changing, row.ts)):
             text = (
                 f"{name_of(number, ht)} went HOST by {via}, but policy {regime.policy}, kick {regime.kick} was in force"
             )

@@ -29,7 +29,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from asid.audit.exclusion import before, unsent, why_not_in_flight
-from asid.audit.finding import VIOLATIONS_KEPT, Finding, name_of
+from asid.audit.finding import VIOLATIONS_KEPT, Finding, Violation, name_of
 from asid.audit.history import CoreHistory, History
 from asid.audit.intervals import Clash, Interval
 from asid.audit.visits import Visit, visits_of
@@ -133,29 +133,24 @@ def g9_flush(
     shown = [*broken.first(), *allowed.first()][:LEAKS_SHOWN]
     leaks = Leaks(concurrent, broken.count + allowed.count - concurrent, broken.count, shown)
     if not judged:
-        finding.note = "the machine was told to leave its buffers alone"
+        finding.remark = "the machine was told to leave its buffers alone"
         return finding, leaks
-    for leak in broken.first():
-        finding.violate(leak.ts, leak.core, (leak.visit.ht, leak.reader.ht), leak.seqs, leak.text)
-    first = finding.first
-    for leak in allowed.first():
-        text = f"{leak.text} (policy {leak.policy} does not promise otherwise)"
-        finding.violate(leak.ts, leak.core, (leak.visit.ht, leak.reader.ht), leak.seqs, text)
-    finding.broken = broken.count + allowed.count
-    if allowed.count:
-        names = " and ".join(sorted(allowed.policies))
-        finding.note = f"{allowed.count:,} that policy {names} does not promise against; {broken.count:,} others" + (
-            f", the first: {first.text}" if first is not None else ""
-        )
+    for leak in (*broken.first(), *allowed.first()):
+        violation = Violation(leak.ts, leak.core, (leak.visit.ht, leak.reader.ht), leak.seqs, leak.text)
+        finding.keep(violation, "" if leak.promised else leak.policy)
+    told = broken.readers.keys()
+    finding.broken = len(told | allowed.readers.keys())
+    for reader in allowed.readers.keys() - told:
+        finding.allow(allowed.readers[reader])
     return finding, leaks
 
 
 class _Some:
-    """Leaks of one sort: how many, under which policies, and the first of them. Each core's come by time."""
+    """Leaks of one sort: how many, who read, and the first of them. Each core's come by time."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.policies: set[str] = set()
+        self.readers: dict[int, str] = {}  # the guest intervals, by number of their records, and the policy in force
         self._kept: dict[int, list[Leak]] = {}
 
     def add(self, leak: Leak) -> None:
@@ -163,7 +158,7 @@ class _Some:
         kept = self._kept.setdefault(leak.core, [])
         if len(kept) < VIOLATIONS_KEPT:
             kept.append(leak)
-        self.policies.add(leak.policy)
+        self.readers[leak.reader.seq] = leak.policy
 
     def first(self) -> list[Leak]:
         """Return those that came first on all cores together, by time."""

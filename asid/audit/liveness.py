@@ -139,7 +139,7 @@ def _judged(
                 text += f", {left / 1e9:.1f} s of it without an excuse"
             finding.violate(wait.start, number, (wait.ht,), (wait.seq,), text)
     if excused:
-        finding.note = f"{excused} long ones excused (a hold, a host visit, another VM's turn, a restart, a fence)"
+        finding.remark = f"{excused} long ones excused (a hold, a host visit, another VM's turn, a restart, a fence)"
     return finding
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 # The policies that do not ask before HOST. Every other one asks, or kicks, as its kick says.
 BARE = frozenset({"none", "nosmt", "core-sched"})
 UNGUARDED = frozenset({"none", "core-sched"})  # a guest beside HOST is what they allow
+GATELESS = frozenset({"none"})  # ... and this one beside another VM, too
 UNFLUSHED = frozenset({"none"})
 IDLES_BARE = frozenset({"kick-except-idle"})  # a leave for idling kicks nobody
 VIA_OF_KICK = {"ack": "grant", "rendezvous": "grant", "send": "send", "stun": "stun"}
@@ -65,9 +66,10 @@ class Regime(NamedTuple):
         """Say whether HOST reached this way may be beside a guest that has not looked at its pending bit yet."""
         return via in INVOLUNTARY or (via in ASYNC and self.via in (via, ""))
 
-    def allows(self, text: str) -> str:
-        """Add to a violation that the policy never promised otherwise."""
-        return text if self.guarded else f"{text} (policy {self.policy} keeps nobody out)"
+    @property
+    def keeps_vms_apart(self) -> bool:
+        """Whether no two VMs are to be on a core at once."""
+        return self.rules not in GATELESS
 
 
 UNSAID = Regime(0, 0, "?", "?")

@@ -60,8 +60,9 @@ class Sample:
 
     @property
     def kept(self) -> bool:
-        """Whether the policy kept what it promises, as far as the run can tell: whatever is broken never was."""
-        return self.word != "FAIL" or (bool(self.broken) and self.broken <= self.variant.may_break)
+        """Whether the policy kept what it promises, as far as the run can tell: whatever is broken was `allowed`."""
+        found = [self.document["guarantees"][name] for name in self.broken]
+        return self.word != "FAIL" or (bool(found) and all(each["broken"] == each.get("allowed", 0) for each in found))
 
     @property
     def exit_code(self) -> int:
@@ -248,7 +249,9 @@ def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if any(ratio["undecided"] and ratio["low"] != ratio["high"] for ratio in ratios):
         out.append("~ no difference detected: the interval covers 1.00.")
     if expected := [row for row in rows if row["verdict"] == "FAIL" and row["kept"]]:
-        names = ", ".join(row["label"] for row in expected)
-        broken = ", ".join(sorted(set().union(*(row["broken"] for row in expected))))
-        out.append(f"* {names}: a negative control; what it breaks ({broken}) it never promised.")
+        by_broken: dict[str, list[str]] = {}
+        for row in expected:
+            by_broken.setdefault(", ".join(row["broken"]), []).append(row["label"])
+        said = "; ".join(f"{broken} by {', '.join(labels)}" for broken, labels in by_broken.items())
+        out.append(f"* A negative control: what is broken was never promised ({said}).")
     return out

@@ -21,11 +21,10 @@ BASELINE: Final = "none"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One policy with one kick; kick "" where there is none to choose. may_break: guarantees that it never promised."""
+    """One policy with one kick; kick "" where there is none to choose."""
 
     policy: str
     kick: str = ""
-    may_break: frozenset[str] = frozenset()
 
     @property
     def label(self) -> str:
@@ -61,8 +60,8 @@ def _of_policy(name: str, kicks: Sequence[str]) -> list[Variant]:
         raise refusal
     if len(KICKS) > 1 and len({policy.kick for policy in made.values()}) == 1:  # its own, or none at all
         kick = "" if len(made) == len(KICKS) else next(iter(made))
-        return [Variant(name, kick, next(iter(made.values())).unpromised())]
-    chosen = [Variant(name, kick, made[kick].unpromised()) for kick in kicks if kick in made]
+        return [Variant(name, kick)]
+    chosen = [Variant(name, kick) for kick in kicks if kick in made]
     if not chosen:
         raise ConfigError(
             f"policy {name!r}", where="--policies", state=f"it does not go with the kick {' or '.join(kicks)}",

@@ -330,13 +330,14 @@ def test_what_policy_none_allows_is_told_apart_from_what_is_broken_under_asi():
     verdict = changed(broken_after=False).end(200)
     assert verdict.verdict == FAIL, "as a run that began with none"
     finding = verdict.finding("G2")
-    assert "policy none keeps nobody out" in finding.first.text
-    assert finding.note == "1 under policy none, which keeps nobody out; 0 under any other"
+    assert "policy none does not promise otherwise" in finding.first.text
+    assert finding.note == "1 that policy none does not promise against; 0 others"
     assert [(change["old"], change["new"]) for change in verdict.policies] == [("asi", "none"), ("none", "asi")]
     verdict = changed(broken_after=True).end(200)
     finding = verdict.finding("G2")
     assert finding.broken == 3  # the grant beside a lease, the overlap, and what none allows
-    assert "1 under policy none" in finding.note and "2 under any other, the first: c0h1 was granted" in finding.note
+    assert finding.note.startswith("1 that policy none does not promise against; 2 others, the first: c0h1 was granted")
+    assert (finding.as_map()["allowed"], "does not promise" in finding.violations[-1].text) == (1, True), "it is last"
 
 
 def test_the_kick_in_force_changes_with_the_policy():
@@ -393,3 +394,48 @@ def test_an_nmi_of_one_that_has_not_heard_of_the_new_policy_is_no_violation():
         tale.intr(us + 2, 0, was="PARKED")
         assert tale.audit().finding("G2").broken == bad
         tale.gate(us + 5, "admit", 1, vm=1, req=1, inc=1)
+
+
+@pytest.mark.parametrize(
+    ("us", "via", "broken"), [(25, "send", False), (25, "grant", True), (60, "send", False), (60, "bare", True)]
+)
+def test_a_change_of_policy_finds_some_told_and_some_not(us, via, broken):
+    """Up to the first admission under the new one both ways into HOST are right; a grant is to be had all the same."""
+    tale = Tale()
+    tale.enter(10, 0)
+    tale.gate(20, "hold", by="policy")
+    hand_back(tale, 21, 0)
+    tale.policy(30 if us > 25 else 28, "asi", kick="send")
+    tale.gate(31, "release", by="policy")
+    tale.enter(40, 0, req=2)
+    hand_back(tale, 50, 0)
+    tale.ipis(us, 1, via)
+    tale.goes(us, 1, "HOST", via=via)
+    tale.goes(us + 1, 1, "PARKED")
+    found = texts(tale.end(100))
+    assert bool(found) is broken
+    assert not any("was in force" in text for text in found) or via == "bare"
+
+
+@pytest.mark.parametrize(("policy", "allowed"), [("asi", 0), ("core-sched", 0), ("nosmt", 0), ("none", 1)])
+def test_two_vms_at_once_are_what_none_alone_allows(policy, allowed):
+    tale = Tale(policy=policy)
+    tale.enter(10, 0, vm=1)
+    tale.enter(20, 1, vm=2)
+    verdict = tale.end(100)
+    finding = verdict.finding("G3")
+    assert finding.broken > 0 and finding.allowed == allowed * finding.broken
+    told = any("held a lease of vm1" in violation.text for violation in verdict.finding("G1").violations)
+    assert told is not bool(allowed), "the gate lets nobody in beside another VM"
+
+
+@pytest.mark.parametrize(("via", "allowed"), [("bare", 1), ("grant", 0)])
+def test_kick_except_idle_does_not_promise_what_is_beside_idling(via, allowed):
+    tale = both_in_guest(policy="kick-except-idle")
+    if via == "grant":
+        tale.grant(90, 0)
+    tale.goes(100, 0, "HOST", via=via)
+    tale.goes(110, 0, "PARKED")
+    finding = tale.end(200).finding("G2")
+    assert finding.allowed == allowed
+    assert (finding.broken > finding.allowed) is not bool(allowed)

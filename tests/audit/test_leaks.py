@@ -18,7 +18,9 @@ from asid.core.taint import owners
 def counts(verdict: Verdict) -> tuple[int, int, int]:
     """(concurrent, residual, promised)"""
     leaks = verdict.figures["leaks"]
-    assert verdict.finding("G9").broken == leaks["concurrent"] + leaks["residual"]
+    finding, found = verdict.finding("G9"), leaks["concurrent"] + leaks["residual"]
+    assert bool(found) <= finding.broken <= min(found, finding.checked), "guest intervals, however much each could read"
+    assert (finding.broken > finding.allowed) == (leaks["promised"] > 0)
     return leaks["concurrent"], leaks["residual"], leaks["promised"]
 
 

@@ -32,7 +32,7 @@ def played(monkeypatch, tmp_path):
         machine.calls.append((options["policy"], options["kick"], options["seed"]))
         policy = options["policy"]
         figures = {"exits": 1000 if policy == "none" else 900, "served_ns": options["duration_ns"]}
-        broken = {name: {"broken": 1} for name in machine.broken.get(policy, ())}
+        broken = {name: {"broken": 1, "allowed": int(policy == "none")} for name in machine.broken.get(policy, ())}
         verdict = {"verdict": machine.words.get(policy, "PASS"), "figures": figures, "guarantees": broken}
         return driving.Outcome(Run(tmp_path / f"run{number}"), verdict)
 

@@ -28,13 +28,6 @@ def test_by_default_it_is_all_that_this_build_has():
     assert len(set(found)) == len(found)
 
 
-def test_what_a_policy_never_promised_it_may_break():
-    by_label = {variant.label: variant.may_break for variant in variants()}
-    assert by_label["none"] >= {"G2", "G3"}
-    assert by_label["nosmt"] == by_label["asi/ack"] == by_label["asi/send"] == frozenset()
-    assert not by_label["none"] & {"G1", "G4", "G5", "G8", "G10", "G11"}, "not even `none` may lose an injection"
-
-
 @pytest.mark.parametrize(
     ("given", "says"),
     [((["non"], []), "policy 'non'"), (([], ["acc"]), "--kicks: kick 'acc': must be some of ack,")],

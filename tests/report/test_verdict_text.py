@@ -55,7 +55,7 @@ def test_a_failure_says_it_first_and_tells_the_story():
     assert "Exposure: 1 x, p50 61.0us, p99 61.0us, max 61.0us" in text
     assert "First violation, G2:" in text
     assert "c0h0 was in GUEST(vm1) beside c0h1 in HOST (bare) for 61000 ns (policy none" in text
-    assert "keeps nobody out)." in text
+    assert "does not promise otherwise)." in text
     story = lines[lines.index("  What led to it (seconds since the first line; * shows it):") + 1 :]
     assert [line[1] for line in story if "ht.mode" in line] == ["*", "*"]
     assert "PARKED -> HOST by bare" in story[-1]
