@@ -1,0 +1,1 @@
+"""Address spaces: page tables, what is mapped in them and why. Pure."""
