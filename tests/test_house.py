@@ -32,6 +32,7 @@ PURE_MAY_IMPORT = {
     "functools",
     "itertools",
     "math",
+    "operator",
     "re",
     "typing",
 }

@@ -72,7 +72,7 @@ def fault_of(access: Access, address: int, symbols: SymbolTable) -> Fault:
         raise InputError(
             f"no symbol {access.function}, nor one of its callers",
             where="symbols",
-            state=f"{len(symbols.symbols)} symbols",
+            state=f"{len(symbols.rows)} symbols",
             hint="Take the symbols of a kernel whose kvm modules are loaded, or none for our own.",
         )
     return Fault(instructions[0], address, _ERRORS[access.mode], tuple(instructions[1:]))

@@ -303,7 +303,7 @@ def image_of(table: SymbolTable) -> Image:
             raise InputError(
                 f"no symbol {' or '.join(names)}",
                 where="symbols",
-                state=f"{len(table.symbols)} symbols",
+                state=f"{len(table.rows)} symbols",
                 hint="Take the whole of /proc/kallsyms, or the System.map of that kernel.",
             )
         found.append(symbol.address)

@@ -26,6 +26,8 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from asid.errors import InputError
@@ -63,33 +65,55 @@ class Place(NamedTuple):
         return f"{text} [{self.module}]" if self.module else text
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SymbolTable:
-    """Symbols in the order of their text; `starts` and `at` are the addresses and the symbol shown for each, sorted."""
+_Row = tuple[int, str, str, str]  # a Symbol that is not made one yet: that would double the time of reading
 
-    symbols: tuple[Symbol, ...]
+
+@dataclass(frozen=True, eq=False)
+class SymbolTable:
+    """Symbols in the order of their text. `starts` are the kernel addresses that have one, sorted.
+
+    rows: the symbols; shown: for each of `starts` the symbol that explains it. Both are made Symbols when asked for.
+    """
+
+    rows: tuple[_Row, ...]
     starts: tuple[int, ...]
-    at: tuple[Symbol, ...]
-    by_name: dict[str, list[Symbol]]
+    shown: tuple[_Row, ...]
+
+    @cached_property
+    def symbols(self) -> tuple[Symbol, ...]:
+        """Every symbol, in the order of the text."""
+        return tuple(map(Symbol._make, self.rows))
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[_Row]]:
+        found: dict[str, list[_Row]] = {}
+        for row in self.rows:
+            found.setdefault(row[2], []).append(row)
+        return found
+
+    def at(self, address: int) -> Symbol | None:
+        """Return the symbol that is shown for its own first address; None when none begins there."""
+        index = bisect_right(self.starts, address) - 1
+        if index < 0 or self.starts[index] != address:
+            return None
+        return Symbol._make(self.shown[index])
 
     def lookup(self, address: int) -> Place | None:
         """Return the place of an address; None when no symbol reaches it. O(log n)."""
         index = bisect_right(self.starts, address) - 1
         if index < 0:
             return None
-        symbol = self.at[index]
+        start, _, name, module = self.shown[index]
         end = self._end(index)
-        if address >= end:
-            return None
-        return Place(symbol.name, address - symbol.address, end - symbol.address, symbol.module)
+        return None if address >= end else Place(name, address - start, end - start, module)
 
     def _end(self, index: int) -> int:
-        symbol = self.at[index]
-        page_end = (symbol.address // PAGE + 1) * PAGE
-        if index + 1 == len(self.at):
+        start, _, _, module = self.shown[index]
+        page_end = (start // PAGE + 1) * PAGE
+        if index + 1 == len(self.shown):
             return page_end
-        following = self.at[index + 1]
-        return following.address if following.module == symbol.module else min(page_end, following.address)
+        following, _, _, module_following = self.shown[index + 1]
+        return following if module_following == module else min(page_end, following)
 
     def show(self, address: int) -> str:
         """Return symbol+offset/size [module], or the bare number when no symbol reaches the address (%pS)."""
@@ -106,7 +130,7 @@ class SymbolTable:
 
     def all_named(self, name: str, module: str | None = None) -> tuple[Symbol, ...]:
         """Return every symbol of a name, in the order of the text."""
-        return tuple(symbol for symbol in self.by_name.get(name, ()) if module in (None, symbol.module))
+        return tuple(Symbol._make(row) for row in self._by_name.get(name, ()) if module in (None, row[3]))
 
     def address(self, name: str, module: str | None = None) -> int:
         """Return the address of a name, as `named`. Raise InputError when there is none."""
@@ -115,7 +139,7 @@ class SymbolTable:
             raise InputError(
                 f"no symbol {name!r}" + (f" in {module}" if module else ""),
                 where="symbols",
-                state=f"{len(self.symbols)} symbols",
+                state=f"{len(self.rows)} symbols",
                 hint="Take the symbols of the kernel, and of the time, that the address is from.",
             )
         return symbol.address
@@ -132,10 +156,7 @@ class SymbolTable:
                 where="symbols",
                 allowed=f"addresses from {KERNEL_HALF:#x} up, below 2^64",
             )
-        return table_of(
-            symbol._replace(address=symbol.address + offset) if symbol.address >= KERNEL_HALF else symbol
-            for symbol in self.symbols
-        )
+        return table_of((row[0] + offset, *row[1:]) if row[0] >= KERNEL_HALF else row for row in self.rows)
 
 
 def parse_symbols(text: str | bytes, *, where: str = "symbols") -> SymbolTable:
@@ -144,21 +165,21 @@ def parse_symbols(text: str | bytes, *, where: str = "symbols") -> SymbolTable:
     where: what errors call the text, such as its path.
     """
     decoded = _decoded(text, where)
-    rows = _LINE.findall(decoded)  # one pass over the whole text: three times as fast as line by line
+    texts = _LINE.findall(decoded)  # one pass over the whole text: three times as fast as line by line
     lines = decoded.split("\n")
-    if len(rows) != sum(1 for line in lines if line and not line.isspace()):
+    if len(texts) != sum(1 for line in lines if line and not line.isspace()):
         raise _no_symbol(lines, where)
-    symbols = [Symbol(int(address, 16), kind, name, module) for address, kind, name, module in rows]
-    if len(symbols) > SYMBOLS_MAX:
-        raise InputError(f"{len(symbols)} symbols", where=where, allowed=f"at most {SYMBOLS_MAX}")
-    if symbols and not any(symbol.address for symbol in symbols):
+    if len(texts) > SYMBOLS_MAX:
+        raise InputError(f"{len(texts)} symbols", where=where, allowed=f"at most {SYMBOLS_MAX}")
+    rows = [(int(address, 16), kind, name, module) for address, kind, name, module in texts]
+    if rows and not any(row[0] for row in rows):
         raise InputError(
             "every address is zero",
             where=where,
-            state=f"{len(symbols)} symbols",
+            state=f"{len(rows)} symbols",
             hint="The kernel hides them (kptr_restrict). Read /proc/kallsyms as root, with kernel.kptr_restrict 0.",
         )
-    return table_of(symbols, where=where)
+    return table_of(rows, where=where)
 
 
 def _decoded(text: str | bytes, where: str) -> str:
@@ -188,21 +209,18 @@ def _no_symbol(lines: list[str], where: str) -> InputError:
     )
 
 
-def table_of(symbols: Iterable[Symbol], *, where: str = "symbols") -> SymbolTable:
+def table_of(symbols: Iterable[Symbol | _Row], *, where: str = "symbols") -> SymbolTable:
     """Return the table of these symbols; each stays once. Raise InputError when none has a kernel address."""
     once = tuple(dict.fromkeys(symbols))
-    by_name: dict[str, list[Symbol]] = {}
-    for symbol in once:
-        by_name.setdefault(symbol.name, []).append(symbol)
     starts: list[int] = []
-    at: list[Symbol] = []
-    for symbol in sorted((s for s in once if s.address >= KERNEL_HALF), key=lambda s: s.address):
-        if starts and starts[-1] == symbol.address:
-            if _later(at[-1]) > _later(symbol):
-                at[-1] = symbol
+    shown: list[_Row] = []
+    for row in sorted([row for row in once if row[0] >= KERNEL_HALF], key=itemgetter(0)):
+        if starts and starts[-1] == row[0]:
+            if _later(shown[-1]) > _later(row):
+                shown[-1] = row
             continue
-        starts.append(symbol.address)
-        at.append(symbol)
+        starts.append(row[0])
+        shown.append(row)
     if not starts:
         raise InputError(
             "no symbol has a kernel address",
@@ -210,15 +228,15 @@ def table_of(symbols: Iterable[Symbol], *, where: str = "symbols") -> SymbolTabl
             state=f"{len(once)} symbols",
             allowed=f"addresses from {KERNEL_HALF:#x} up, of an x86-64 kernel",
         )
-    return SymbolTable(once, tuple(starts), tuple(at), by_name)
+    return SymbolTable(once, tuple(starts), tuple(shown))
 
 
-def _later(symbol: Symbol) -> tuple[bool, bool, int]:
+def _later(row: _Row) -> tuple[bool, bool, int]:
     """What puts a symbol behind others at its address; nothing does in a module."""
-    if symbol.module:
+    _, kind, name, module = row
+    if module:
         return False, False, 0
-    name = symbol.name
-    return symbol.kind in "wW", _of_linker_script(name), len(name) - len(name.lstrip("_"))
+    return kind in "wW", _of_linker_script(name), len(name) - len(name.lstrip("_"))
 
 
 def _of_linker_script(name: str) -> bool:

@@ -199,5 +199,6 @@ def test_a_real_kernel_lists_first_what_we_choose():
     first: dict[int, Symbol] = {}
     for symbol in table.symbols:
         first.setdefault(symbol.address, symbol)
-    assert [symbol for symbol in table.at if first[symbol.address] != symbol] == []
+    assert [start for start in table.starts if table.at(start) != first[start]] == []
+    assert table.at(table.starts[0] + 1) is None
     assert table.show(table.address("cleanup_module", "craytrace")) == "mod_unload+0x0/0x4dc [craytrace]"
