@@ -271,17 +271,17 @@ def delivered(w: World, ht: int, before: int) -> Step:
 
 
 def kept_out(w: World, ht: int, world: int) -> bool:
-    """Say whether a look of this hyperthread finds that somebody keeps it out: by a flag, a depth, or its absence."""
+    """Say whether a look of this hyperthread finds that somebody keeps it out."""
     hts = w.parts(world)[0]
-    h = hts[ht].process
-    for other, s in enumerate(hts):
-        if other == ht:
-            continue
-        if s.words.flag or s.words.depth:
-            return True
-        if isinstance(h, HyperthreadState) and h.party >> other & 1 and s.words.arrived < h.round:
-            return True
-    return False
+    return any(keeps_out(hts[ht], other, s) for other, s in enumerate(hts) if other != ht)
+
+
+def keeps_out(s: Sibling, other: int, its: Sibling) -> bool:
+    """Say whether another keeps a sibling out: by its flag, its depth, or by not having come where they are to meet."""
+    if its.words.flag or its.words.depth:
+        return True
+    h = s.process
+    return isinstance(h, HyperthreadState) and bool(h.party >> other & 1) and its.words.arrived < h.round
 
 
 def ordered(label: Label) -> dict[str, Any]:
@@ -297,9 +297,8 @@ def reads(w: World, s: Sibling, ht: int, before: int) -> Sibling | None:
     order = [other for other in range(w.n) if other != ht]
     if seen.next_ht != order[-1]:
         return None
-    last = w.parts(before)[0][seen.next_ht].words
-    holders = bool(seen.holders or last.flag or last.depth)
-    looked = Seen(seen.pending, seen.request, holders, s.words.tainted)
+    holders = seen.holders or keeps_out(s, seen.next_ht, w.parts(before)[0][seen.next_ht])
+    looked = Seen(seen.pending, seen.request, holders, s.words.tainted, s.words.failed)
     return siblings.stepped(w.specs[ht], s._replace(glimpse=None), Event(What.PERFORMED, seen=looked))
 
 

@@ -22,7 +22,7 @@ from asid.guest.base import Exit
 from asid.live.birth import Birth
 from asid.live.hyperthread import Hyperthread
 from asid.live.node import NEVER_NS
-from asid.live.page import DEPTH, FLAG, PENDING, REQUEST, base_of
+from asid.live.page import PENDING, REQUEST
 from asid.live.turns import POLL_NS, SLEEP_NS, Astray, Turns
 from asid.live.vcpu import HOST_BEGINS
 from asid.script import BORN, DELIVERS, DOES, ENDS, GETS, KILLED, LOST, READS, RETIRES, Step, named
@@ -151,17 +151,18 @@ class DirectedHyperthread(Hyperthread):
         """One word of a look. With the last the look is performed: see `look`."""
         words, own = self.words, self.own
         if step.word.startswith("h"):
-            base = base_of(int(step.word[1:]))
-            self.glimpse[step.word] = words[base + FLAG] or words[base + DEPTH]
+            other = int(step.word[1:])
+            self.glimpse[step.word] = self.page.holders((other,)) or self.is_to_come(other)
         else:
             self.glimpse[step.word] = words[own + (PENDING if "pending" in step.word else REQUEST)]
 
     def look(self) -> Seen:
+        seen = super().look()
         read, self.glimpse = self.glimpse, {}
         if not read:
-            return super().look()
-        holders = any(value for word, value in read.items() if word.startswith("h"))
-        return Seen(read["its pending bit"] != 0, read["its request word"], holders)
+            return seen
+        holders = any(value for word, value in read.items() if word.startswith("h")) or self.rendezvous.missed()
+        return seen._replace(pending=read["its pending bit"] != 0, request=read["its request word"], holders=holders)
 
     def retire(self) -> None:
         if self.state.mode is not Mode.GUEST:

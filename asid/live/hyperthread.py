@@ -302,10 +302,12 @@ class Hyperthread:
 
     def awaits(self) -> bool:
         """Whether anybody of the party has not arrived, or one that a machine check missed is still there."""
+        return any(self.is_to_come(other) for other in self.siblings) or self.rendezvous.missed()
+
+    def is_to_come(self, other: int) -> bool:
+        """Whether a sibling is to meet this one and has not arrived."""
         party, round_ = self.state.party, self.state.round
-        if party and any(party >> o & 1 and self.words[base_of(o) + ARRIVED] < round_ for o in self.siblings):
-            return True
-        return self.rendezvous.missed()
+        return party >> other & 1 > 0 and self.words[base_of(other) + ARRIVED] < round_
 
     def blocker(self) -> int:
         """The first sibling whose flag or depth is raised, for the record; -1 for none."""

@@ -15,7 +15,7 @@ from asid.explore.models import MODELS, build, of_policy
 from asid.explore.parts import Arrivals, Label
 from asid.explore.script import script_of, step_of, taken
 from asid.explore.search import search
-from asid.script import GETS, RETIRES, beside, config_of, read, write
+from asid.script import GETS, READS, RETIRES, beside, config_of, read, write
 
 BARE = of_policy(make_policy("none", "ack"), taints=False, halts=False, fast_exits=True)
 
@@ -94,6 +94,20 @@ def test_every_model_can_be_played(name):
         script = walk_script(build(name), seed, 80)
         assert script.length == max(step.at for step in script.steps)
         assert all(len(step.after) == script.siblings for step in script.steps if step.event != RETIRES)
+
+
+@pytest.mark.parametrize("vms", [(1, 1), (1, 1, 1)])
+def test_a_torn_look_waits_for_whom_it_is_to_meet(vms):
+    """With `rendezvous` a look ends held, too, where the last sibling that it reads has not come yet."""
+    model = of_policy(make_policy("asi", "rendezvous"), vms, torn=True)
+    scripts = [walk_script(model, seed, 120) for seed in range(40)]
+    entries = [
+        next((step.actions for step in script.steps[at + 1 :] if step.who == look.who and step.actions), ())
+        for script in scripts
+        for at, look in enumerate(script.steps)
+        if look.event == READS and look.actions == ("LOOK 0",)
+    ]
+    assert {actions[:1] for actions in entries} >= {("SET_MODE GUEST",), ("SET_MODE ISOLATED",)}
 
 
 def test_scripts_go_through_a_file(tmp_path, bare):

@@ -37,6 +37,11 @@ WALKS = {
         "n2v1-nmi-mce-send", "n2v1-halts-send", "n2v2-nmi-send", "n3v2-send", "n2v1-torn-send", "n2v1-irq-nmi-send",
     ),
     "rendezvous": ("n2v1-rendezvous", "n3v1-rendezvous", "n2v2-nmi-rendezvous", "n2v1-hotplug-rendezvous"),
+    "torn": ("n2v1-torn-flush-send", "n2v1-torn-nmi-flush-send", "n3v1-torn-flush-send"),
+    "torn meetings": (
+        "n2v1-torn-full-rendezvous", "n2v1-torn-full-rendezvous", "n3v1-torn-full-rendezvous",
+        "n2v1-torn-nmi-full-rendezvous", "n2v1-torn-full-rendezvous",
+    ),
     "stun": ("n2v1-stun", "n2v2-flush-stun", "n2v1-nmi-stun"),
     "xapic": ("n2v1-nmi-send-xapic", "n3v1-nmi-send-xapic"),
     "deaths": (
