@@ -18,12 +18,11 @@ import msgspec
 from asid.core import gate
 from asid.core.events import Action, Do, Report, Timer
 from asid.core.gate import Ev
-from asid.errors import ProtocolFault
 from asid.live.birth import Birth
 from asid.live.coordinator import Coordinator, identity
 from asid.live.node import ring_doorbell
 from asid.live.page import ICR, PENDING, base_of
-from asid.live.turns import POLL_NS, Astray, Turns, step_at
+from asid.live.turns import POLL_NS, Astray, Turns, step_at, told_where_astray
 from asid.script import BORN, COORDINATOR, DELIVERS, DOES, GETS, KILLED, LOST, STALE, Step, named
 
 AT_ONCE: Final = (Do.ORDER, Do.BURIED)  # what is said and comes first is said at once
@@ -63,17 +62,9 @@ class DirectedCoordinator(Coordinator):
         }
 
     def run(self) -> None:
-        try:
-            self.play()
-        except Astray as astray:
-            self.tell_astray(astray.expected, astray.found)
-        except (ProtocolFault, AssertionError) as refused:
-            self.tell_astray("a step that the protocol allows", f"{type(refused).__name__}: {refused}")
+        told_where_astray(self.play, self.link)
         self.go_on()
         super().run()
-
-    def tell_astray(self, expected: str, found: str) -> None:
-        self.link.tell({"op": "astray", "expected": expected, "found": found})
 
     def play(self) -> None:
         """Take every turn of this process."""

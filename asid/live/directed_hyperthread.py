@@ -17,13 +17,12 @@ import msgspec
 from asid.core import hyperthread as core
 from asid.core.events import Action, Mode, Order, Seen
 from asid.core.hyperthread import Phase, What
-from asid.errors import ProtocolFault
 from asid.guest.base import Exit
 from asid.live.birth import Birth
 from asid.live.hyperthread import Hyperthread
 from asid.live.node import NEVER_NS
 from asid.live.page import PENDING, REQUEST
-from asid.live.turns import POLL_NS, SLEEP_NS, Astray, Turns
+from asid.live.turns import POLL_NS, SLEEP_NS, Astray, Turns, told_where_astray
 from asid.live.vcpu import HOST_BEGINS
 from asid.script import BORN, DELIVERS, DOES, ENDS, GETS, KILLED, LOST, READS, RETIRES, Step, named
 
@@ -69,12 +68,7 @@ class DirectedHyperthread(Hyperthread):
         if self.birth.ht >= self.script.siblings:
             self.finish()  # the script's core is narrower than any that there is: it has no such sibling
             return
-        try:
-            self.play()
-        except Astray as astray:
-            self.tell_astray(astray.expected, astray.found)
-        except (ProtocolFault, AssertionError) as refused:
-            self.tell_astray("a step that the protocol allows", f"{type(refused).__name__}: {refused}")
+        told_where_astray(self.play, self.link)
         self.asked_ns = self.node.now_ns()  # its patience begins here: who would ask anew misses the answer
         super().run()
 
@@ -83,9 +77,6 @@ class DirectedHyperthread(Hyperthread):
         super().send_outbox()
         if self.outbox:
             self.node.set_timer("outbox", POLL_NS, self.send_outbox)
-
-    def tell_astray(self, expected: str, found: str) -> None:
-        self.link.tell({"op": "astray", "expected": expected, "found": found})
 
     def play(self) -> None:
         """Take every turn of this process."""

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from asid.core.events import Mode
+from asid.errors import ProtocolFault
+from asid.live.link import Link
 from asid.live.node import Node, ring_doorbell
 from asid.live.page import DEPTH, FLAG, MODE, PENDING, TURN, CorePage, base_of
 from asid.script import Line, Script, Step
@@ -95,6 +97,17 @@ class Turns:
         step = self.step
         if step is not None and step.who >= 0:
             ring_doorbell(self._bells[step.who])
+
+
+def told_where_astray(play: Callable[[], None], link: Link) -> None:
+    """Play, and tell the daemon when a step cannot be taken as the script has it, or is forbidden by the protocol."""
+    try:
+        play()
+    except Astray as astray:
+        link.tell({"op": "astray", "expected": astray.expected, "found": astray.found})
+    except (ProtocolFault, AssertionError) as refused:
+        found = f"{type(refused).__name__}: {refused}"
+        link.tell({"op": "astray", "expected": "a step that the protocol allows", "found": found})
 
 
 def step_at(script: Script, page: memoryview[int]) -> Step | None:
