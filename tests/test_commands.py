@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,13 @@ def test_help_lists_every_verb_under_its_heading(run):
     for heading, verbs in VERBS:
         assert f"{heading}:" in result.out
         assert all(f"  {name} " in result.out for name, _ in verbs)
+
+
+def test_the_list_names_every_part_of_a_verb():
+    for name, what in (verb for _, verbs in VERBS for verb in verbs):
+        command = cli.get_command(click.Context(cli), name)
+        if isinstance(command, click.Group):
+            assert set(command.commands) <= set(re.findall(r"\w+", what)), name
 
 
 def test_version(run):

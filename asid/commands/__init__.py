@@ -46,8 +46,8 @@ VERBS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         (
             ("inject", "exit|nmi|mce|irq|stall|kill TARGET: make something happen to a hyperthread"),
             ("gate", "show|hold|release CORE"),
-            ("policy", "list|show|set"),
-            ("ht", "plug|unplug|attach|detach TARGET"),
+            ("policy", "list|show|set|test"),
+            ("ht", "ls, or plug|unplug|attach|detach TARGET"),
         ),
     ),
     (
@@ -61,7 +61,7 @@ VERBS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "Run and check",
         (
             ("run", "up, drive, down and verdict of one configuration"),
-            ("replay", "drive the live machine with a recorded trace"),
+            ("replay", "play a recorded trace, or a schedule of explore, by real processes"),
             ("compare", "the same load under several policies, interleaved repeats"),
             ("explore", "every interleaving within bounds; counterexamples as schedules"),
             ("audit", "check every guarantee again from the journal of a run"),
