@@ -27,7 +27,7 @@ NAMES: Final = ("G1", "G2", "G3", "G4", "G5", "G9", "G10", "G11", "L1", "L2", "L
 FAULTS: Final[dict[str, dict[str, Any]]] = {
     "nmi": {"budget": Budget(nmi=1)},
     "irq": {"budget": Budget(irq=1)},
-    "coordinator": {"budget": Budget(coordinator=1), "halts": False, "idle_exits": False, "idle_kick": None},
+    "coordinator": {"budget": Budget(coordinator=1), "halts": False},
 }
 APICS: Final[dict[str, dict[str, Any]]] = {
     "x2apic": {"apic": Apic.X2APIC},

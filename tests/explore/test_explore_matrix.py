@@ -55,6 +55,13 @@ def test_a_model_is_searched_once_however_many_rows_ask_for_it():
     assert set(searched) == set(asked)
 
 
+def test_every_search_of_a_policy_idles_as_the_policy_does():
+    for row in matrix.policies():
+        idle_kick = POLICIES[row.policy].idle_kick
+        for word, model in row.searches.items():
+            assert (model.idle_kick, model.idle_exits) == (idle_kick, idle_kick is not None), (row.policy, word)
+
+
 def test_who_breaks_what_it_promised_is_told_from_who_never_promised_it():
     none = next(row for row in matrix.policies() if row.policy == "none")
     asi = next(row for row in matrix.policies() if row.policy == "asi")
