@@ -1,7 +1,7 @@
 """Policies by name: those of asid, those of installed packages (entry points), and `MODULE:CLASS` of one's own.
 
 A policy that is not asid's own is let near the live machine only after `asid policy test` has passed it, as it is now:
-the test leaves a stamp with a digest of its source, and a start asks for it.
+the test leaves a stamp with digests of its source and of all that it decides, and a start asks for it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from asid import __version__
+from asid.core.decisions import decided
 from asid.core.events import Kick
 from asid.core.policies.base import Policy
 from asid.core.policy import KICKS, POLICIES, kick_of, make_policy
@@ -126,10 +127,11 @@ def _stamp(name: str) -> Path:
 
 
 def _stamped(policy: type[Policy]) -> dict[str, str]:
-    """Return what is remembered: every source file of the class that is not asid's own, and asid's version."""
+    """Return what is remembered: every source file of the class that is not asid's own, all that it decides, and
+    asid's version. What it decides may come from elsewhere: another module, a file, the environment."""
     import inspect
 
-    files = {}
+    files = {"decisions": hashlib.sha256("\n".join(decided(policy)).encode()).hexdigest()}
     for base in policy.__mro__:
         module = sys.modules.get(base.__module__)
         if base in POLICIES.values() or base is Policy or module is None or base.__module__ == "builtins":

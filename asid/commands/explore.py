@@ -135,6 +135,7 @@ def _own(given: dict[str, Any]) -> Model | None:
     """Return the model that the options describe, None without them."""
     from asid import policies
     from asid.core.apic import BY_NAME
+    from asid.core.decisions import decided
     from asid.core.events import Kick
     from asid.explore.models import of_policy
     from asid.explore.parts import Budget, Model
@@ -164,7 +165,9 @@ def _own(given: dict[str, Any]) -> Model | None:
     kick = given["kick"] or "ack"
     name = given["policy"] or ("none" if kick == "bare" else "")
     if name:
-        return of_policy(policies.make(name, "ack" if kick == "bare" else kick), vms, **words)
+        policy = policies.make(name, "ack" if kick == "bare" else kick)
+        decided(type(policy))  # of all hyperthreads the same, or there is no such model
+        return of_policy(policy, vms, **words)
     return Model(vms, Kick[kick.upper()], halts=given["halts"], **words)
 
 

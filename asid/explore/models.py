@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from asid.core.apic import Apic
 from asid.core.events import Kick
+from asid.core.exits import SVM, VMX
 from asid.core.gate import Rooms
 from asid.core.policies.base import Policy
 from asid.explore.parts import Budget, Model
@@ -82,11 +83,18 @@ VMS: Final[dict[str, tuple[int, ...]]] = {
 
 
 def of_policy(policy: Policy, vms: tuple[int, ...] = (1, 1), **more: Any) -> Model:
-    """Return the model of a core under a policy, with its buffers and its idling. more: other fields of it."""
+    """Return the model of a core under a policy, with its buffers and its idling. more: other fields of it.
+
+    What a live hyperthread and a live gate are told is asked for here, too, and what is done at an exit: a policy may
+    say it by a method of its own.
+    """
+    told, gate = policy.hyperthread_spec(0, tuple(range(1, len(vms)))), policy.gate_spec()
     model = Model(
-        vms, policy.kick, policy.rooms, halts=True, guarded=policy.guarded, host_alone=policy.host_alone,
-        idle_kick=policy.idle_kick, irq_kick=policy.irq_kick, idle_exits=policy.idle_kick is not None,
-        fast_exits=not policy.every_exit_full, taints=True, flush=policy.flush, irqs_off=policy.irqs_off,
+        vms, told.kick, gate.rooms, halts=True, overtakes_max=gate.overtakes_max, guarded=told.guarded,
+        host_alone=gate.host_alone, idle_kick=told.idle_kick, irq_kick=told.irq_kick,
+        idle_exits=told.idle_kick is not None,
+        fast_exits=not all(policy.needs_full(False, reason.name) for reason in (*VMX, *SVM)),
+        taints=True, flush=told.flush, irqs_off=told.irqs_off,
     )  # fmt: skip
     return replace(model, **more)
 

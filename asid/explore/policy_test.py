@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from asid.core.decisions import decided
 from asid.core.exits import SVM, VMX
 from asid.core.guarantees import GUARANTEES
 from asid.core.policies.base import Policy
+from asid.errors import PolicyRefused
 from asid.explore import story
 from asid.explore.checks import Checks
 from asid.explore.matrix import unpromised
@@ -55,7 +57,12 @@ def trials(policy: type[Policy], seeds: range) -> Iterator[Trial]:
 
 
 def decides(policy: type[Policy]) -> Trial:
-    """Ask it about every exit there is: twice the same answer, True or False, never False for one that needs HOST."""
+    """Ask it about every exit there is: twice the same answer, True or False, never False for one that needs HOST.
+    And about every hyperthread: the same answer for all, see `asid.core.decisions`."""
+    try:
+        decided(policy)
+    except PolicyRefused as refused:
+        return Trial("decisions", False, 0, f"{refused}. {refused.hint}")
     made, reasons = policy(policy.kicks[0]), (*VMX, *SVM)
     for reason in reasons:
         for full in (False, True):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 
 from asid import policies
 from asid.commands import invoke
+from asid.core import gate
 from asid.core.events import Kick
 from asid.core.policies.asi import Asi
 from asid.core.policies.base import Policy
+from asid.core.policies.kick_every_exit import KickEveryExit
+from asid.core.policies.nosmt import NoSmt
 from asid.core.policy import NAMES, POLICIES
-from asid.errors import ConfigError, PolicyRefused
+from asid.errors import EXIT_REFUSED, ConfigError, PolicyRefused
 from asid.explore.checks import Checks
 from asid.explore.matrix import unpromised
 from asid.explore.models import of_policy
@@ -46,6 +52,74 @@ class Careless(Asi):
     flush = False
 
 
+class Shared(Asi):
+    name, about = "shared", "tells its gate that HOST may be beside a guest"
+
+    def gate_spec(self):
+        return replace(super().gate_spec(), host_alone=False)
+
+
+class Forgetful(Asi):
+    name, about = "forgetful", "tells its hyperthreads to flush nothing"
+
+    def hyperthread_spec(self, ht, siblings, **rest):
+        return replace(super().hyperthread_spec(ht, siblings, **rest), flush=False)
+
+
+class Uneven(Asi):
+    """Tells hyperthread 3 to heed nobody."""
+
+    def hyperthread_spec(self, ht, siblings, **rest):
+        return replace(super().hyperthread_spec(ht, siblings, **rest), guarded=ht != 3)
+
+
+class Short(Asi):
+    """Tells hyperthreads of one sibling only."""
+
+    def hyperthread_spec(self, ht, siblings, **rest):
+        return super().hyperthread_spec(ht, siblings[:1], **rest)
+
+
+class Fickle(Asi):
+    """Tells every other gate that HOST may be beside a guest."""
+
+    asked: ClassVar[list[int]] = []
+
+    def gate_spec(self):
+        self.asked.append(1)
+        return replace(super().gate_spec(), host_alone=len(self.asked) % 2 == 1)
+
+
+class Scattered(Asi):
+    """Has gates that admit one by one although all are to meet."""
+
+    def gate_spec(self):
+        return replace(super().gate_spec(), together=False)
+
+
+class Lenient(Asi):
+    """Promises nothing."""
+
+    @classmethod
+    def unpromised(cls):
+        return frozenset({"G2", "G9"})
+
+
+class Hidden(Asi):
+    """Has the audit look for what another policy promises."""
+
+    @classmethod
+    def like(cls):
+        return "none"
+
+
+class Selective(KickEveryExit):
+    """Handles isolated what can be."""
+
+    def needs_full(self, full, reason=""):
+        return full
+
+
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """Write a module with a policy of the user's own, and return how to change it."""
@@ -58,8 +132,6 @@ def mine(tmp_path, monkeypatch):
         return "own_policy:Mine"
 
     yield write
-    import sys
-
     sys.modules.pop("own_policy", None)
 
 
@@ -85,12 +157,50 @@ def test_an_exit_that_needs_the_host_must_not_be_handled_without():
     assert "then False" in decides(Moody).says
 
 
-@pytest.mark.parametrize(("policy", "guarantee"), [(Deaf, "G2"), (Careless, "G9")])
+@pytest.mark.parametrize(("policy", "guarantee"), [(Deaf, "G2"), (Careless, "G9"), (Shared, "G5"), (Forgetful, "G9")])
 def test_one_that_breaks_what_it_promises_is_told_how(policy, guarantee):
     made = policy(Kick.ACK)
     trial = explored(made, "an NMI", of_policy(made, budget=Budget(nmi=1)))
     assert not trial.passed
     assert trial.story.startswith(f"{guarantee} is broken after")
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        (Uneven, "Uneven.hyperthread_spec(): what is tried of it would not be what runs (h3 of 4: guarded False): must "
+         "be guarded True, as for every hyperthread. Say what differs by attributes"),
+        (Short, "(h0 of 4: siblings (1,)): must be siblings (1, 2, 3)"),
+        (Fickle, "must be a gate.Spec, the same at each asking"),
+        (Scattered, "(together False with kick rendezvous)"),
+        (Lenient, "Lenient.unpromised(): "),
+        (Hidden, "Hidden.like(): "),
+    ],
+)  # fmt: skip
+def test_one_that_would_not_run_as_it_is_explored_is_no_policy(policy, says):
+    trial = decides(policy)
+    assert not trial.passed and says in trial.says
+
+
+def test_what_is_explored_is_what_runs():
+    """The model has the fast exits, the rooms and the patience that the policy's methods say, not its attributes."""
+
+    class Patient(NoSmt):
+        def gate_spec(self):
+            return gate.Spec(gate.Rooms.VM, overtakes_max=3)
+
+    assert not of_policy(KickEveryExit(Kick.ACK)).fast_exits and of_policy(Selective(Kick.ACK)).fast_exits
+    world = World(of_policy(Patient(Kick.BARE)))
+    assert world.gate_spec == Patient(Kick.BARE).gate_spec()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_worlds_of_every_policy_have_the_specs_of_the_live_machine(name):
+    for kick in POLICIES[name].kicks:
+        policy = POLICIES[name](kick)
+        world = World(of_policy(policy, (1, 1, 2, 2)))
+        assert world.gate_spec == policy.gate_spec()
+        assert world.specs == tuple(policy.hyperthread_spec(spec.ht, spec.siblings) for spec in world.specs)
 
 
 def test_what_a_policy_of_asid_does_not_promise_is_not_asked_of_it():
@@ -133,6 +243,23 @@ def test_a_policy_of_ones_own_is_loaded_tested_and_then_let_in(mine, capsys):
     mine("flush = False")
     with pytest.raises(PolicyRefused, match="has not been tested"):
         policies.require_tested(name)
+
+
+def test_what_it_decides_is_tested_wherever_that_comes_from(mine, monkeypatch):
+    monkeypatch.setenv("OF_MINE", "yes")
+    name = mine("flush = __import__('os').environ['OF_MINE'] == 'yes'")
+    policies.mark_tested(name)
+    policies.require_tested(name)
+    monkeypatch.setenv("OF_MINE", "no")
+    sys.modules.pop("own_policy")
+    with pytest.raises(PolicyRefused, match="has not been tested"):
+        policies.require_tested(name)
+
+
+def test_a_model_of_ones_own_is_not_of_such_a_policy(mine, capsys):
+    name = mine("def gate_spec(self): return None")
+    assert invoke(["explore", "--policy", name]) == EXIT_REFUSED
+    assert "Mine.gate_spec(): what is tried of it would not be what runs" in capsys.readouterr().err
 
 
 @pytest.mark.slow

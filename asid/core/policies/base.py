@@ -1,8 +1,8 @@
 """What a policy is. Every one is a class of its own module, with no state but the kick that it was given.
 
 A policy decides nothing at run time but where an exit is handled: the step functions read the rest from the `Spec`
-that it makes for a hyperthread and for the gate. To write one: subclass `Policy`, say what differs, and let
-`asid policy test` look at it before it runs live.
+that it makes for a hyperthread and for the gate, the same for all of them. To write one: subclass `Policy`, say what
+differs, and let `asid policy test` look at it before it runs live. What it promises follows from that.
 """
 
 from __future__ import annotations
