@@ -16,6 +16,7 @@ from asid.core.events import Kick
 from asid.core.policies.asi import Asi
 from asid.core.policies.base import Policy
 from asid.core.policies.kick_every_exit import KickEveryExit
+from asid.core.policies.kick_except_idle import KickExceptIdle
 from asid.core.policies.nosmt import NoSmt
 from asid.core.policy import NAMES, POLICIES
 from asid.errors import EXIT_REFUSED, ConfigError, PolicyRefused
@@ -295,6 +296,14 @@ def test_a_module_that_nobody_tested_is_not_imported(mine):
     name = mine("raise SystemExit")
     with pytest.raises(PolicyRefused):
         policies.require_tested(name)
+
+
+def test_what_excuses_an_exit_for_idling_excuses_no_other():
+    class Unflushed(KickExceptIdle):
+        flush = False
+
+    first = next(trial for trial in trials(Unflushed, range(1, 2)) if not trial.passed)
+    assert first.what == "ack, one VM, nobody idles" and first.story.startswith("G9 is broken after")
 
 
 def test_trials_end_with_the_walks_of_each_kick():
