@@ -40,7 +40,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--duration", type=int, default=0, help="ns; 0: until stopped")
     parser.add_argument("--until-exhausted", action="store_true", help="stop when every recording has ended")
     parser.add_argument("--leash", type=int, default=-1, metavar="FD", help="see asid.live.leash")
-    parser.add_argument("--checked", action="store_true", help="whoever started it has looked at the guests' files")
+    parser.add_argument("--checked", action="store_true", help="whoever started it has looked at policy and guests")
     parser.add_argument("--script", type=Path, help="what its cores play, see asid.script")
     parser.add_argument("--no-verdict", action="store_true", help="whoever started it will judge the run")
     return parser.parse_args(arguments)
@@ -77,8 +77,10 @@ def serve(options: argparse.Namespace, on_ready: Ready = _ignore, on_end: Ended 
     loaded = load_for(options)
     if not options.checked:
         from asid.guest.check import check_guests
+        from asid.policies import require_tested
 
         check_guests(loaded)
+        require_tested(loaded.config.policy.name)
     check_file_size()
     daemon = made_for(loaded, options)
     import setproctitle

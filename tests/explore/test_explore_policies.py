@@ -292,6 +292,11 @@ def test_what_is_no_policy_is_refused(mine, name, says):
         policies.find(name)
 
 
+def test_no_machine_starts_in_the_foreground_with_one_that_nobody_tested(mine, capsys):
+    assert invoke(["up", "--policy", mine(), "--instance", "untested"]) == EXIT_REFUSED
+    assert "has not been tested" in capsys.readouterr().err
+
+
 def test_a_module_that_nobody_tested_is_not_imported(mine):
     name = mine("raise SystemExit")
     with pytest.raises(PolicyRefused):
