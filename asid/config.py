@@ -58,6 +58,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             description="Who waits at a leave: ack = the leaver, until all siblings are out; send = nobody;"
             " rendezvous = all, before and after; stun = the siblings, until the buffers are flushed."
+            " Of policies that have a choice."
         ),
     ] = "ack"
     kick_deadline: Annotated[

@@ -313,14 +313,14 @@ class GateRet(Ret, frozen=True):
 
 class PolicySetArgs(Args, frozen=True):
     """Policy for the whole machine: all gates are held, and once nobody has a lease everybody is told; then they open.
-    An empty kick is the one in force."""
+    An empty kick is the one that was chosen last, or the policy's own. One that the policy has not is refused."""
 
     name: Name
-    kick: Literal["", "ack", "send", "rendezvous", "stun"] = ""
+    kick: Literal["", "ack", "send", "rendezvous", "stun", "bare"] = ""
 
 
 class PolicySetRet(Ret, frozen=True):
-    """What was in force before and what is now."""
+    """What was in force before and what is now. kick: `bare` when nobody is kicked."""
 
     old: str
     new: str

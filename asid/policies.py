@@ -23,6 +23,7 @@ from asid.core.policy import KICKS, POLICIES, kick_of, make_policy
 from asid.errors import ConfigError, PolicyRefused
 
 GROUP: Final = "asid.policies"
+BARE: Final = Kick.BARE.name.lower()
 
 
 def installed() -> dict[str, str]:
@@ -87,9 +88,27 @@ def make(name: str, kick: str) -> Policy:
     return found(kick_of(found, KICKS[kick]))
 
 
-def like_of(name: str) -> dict[str, str]:
-    """Return what a record says of a policy that is not asid's own: whose promises it makes, for the audit."""
-    return {} if name in POLICIES else {"like": find(name).like()}
+def kick_in_force(name: str, kick: str) -> str:
+    """Return the word for the kick that a policy has when this one is chosen; `bare` where nobody is kicked."""
+    return make(name, kick).kick.name.lower()
+
+
+def require_kick(name: str, kick: str, where: str = "policy.kick") -> None:
+    """Raise ConfigError for a kick that somebody wants of a policy that has it not. kick: a word, empty for any."""
+    kicks = {each.name.lower() for each in find(name).kicks}
+    if kick and kick not in kicks:
+        raise ConfigError(
+            f"policy {name!r} has no kick {kick}", where=where,
+            state="nobody is kicked under it" if BARE in kicks else "",
+            allowed=f"one of {', '.join(word for word in (*KICKS, BARE) if word in kicks)}", hint="Leave the kick out.",
+        )  # fmt: skip
+
+
+def said_of(name: str, kick: str) -> dict[str, str]:
+    """Return what a record says of a policy when this kick is chosen: the one in force, and of a policy that is not
+    asid's own whose promises it makes, for the audit."""
+    like = {} if name in POLICIES else {"like": find(name).like()}
+    return {"kick": kick_in_force(name, kick), **like}
 
 
 # --- tested, as it is now ---------------------------------------------------------------------------------

@@ -290,12 +290,13 @@ def check_config(config: str | Path | Mapping[str, Any], policy: str, kick: str,
     """Raise what is wrong with a configuration here, where its words reach the user, and not in the daemon's log."""
     from asid.config import load
     from asid.guest.check import check_guests
-    from asid.policies import require_tested
+    from asid.policies import require_kick, require_tested
 
     given = (("policy.name", policy), ("policy.kick", kick), ("seed", "" if seed is None else seed))
     loaded = load(config, {key: value for key, value in given if value != ""})
     check_guests(loaded)
     require_tested(loaded.config.policy.name)
+    require_kick(loaded.config.policy.name, kick)
 
 
 def _config_file(config: str | Path | Mapping[str, Any], paths: instances_.InstancePaths) -> Path:

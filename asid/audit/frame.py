@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from asid.audit.regime import KNOWN, VIA_OF_KICK
+from asid.audit.regime import BARE, KNOWN, VIA_OF_KICK
 from asid.core.record import RECORD_TYPES, Record
 
 NUMBERS_END = 1 << 63
@@ -84,4 +84,5 @@ class Frame:
 def _unknown(policy: str, kick: str) -> str | None:
     if policy not in KNOWN:
         return f"policy {policy!r:.40} is none that is known"
-    return None if kick in VIA_OF_KICK else f"kick {kick!r:.40} is none that is known"
+    known = kick in VIA_OF_KICK or (kick == "bare" and policy in BARE)
+    return None if known else f"kick {kick!r:.40} is none that is known"

@@ -39,7 +39,7 @@ DEADLINE_S = 3600
 @click.option(
     "--kick",
     type=click.Choice(["ack", "send", "rendezvous", "stun", "bare"]),
-    help="... how a leave treats its siblings. [ack]",
+    help="... how a leave treats its siblings. [ack, or the policy's own]",
 )
 @click.option(
     "--policy", metavar="NAME", help="... the policy, its flushes and its idling; bare is none. [exits of asi]"
@@ -165,6 +165,7 @@ def _own(given: dict[str, Any]) -> Model | None:
     kick = given["kick"] or "ack"
     name = given["policy"] or ("none" if kick == "bare" else "")
     if name:
+        policies.require_kick(name, given["kick"] or "", "--kick")
         policy = policies.make(name, "ack" if kick == "bare" else kick)
         decided(type(policy))  # of all hyperthreads the same, or there is no such model
         return of_policy(policy, vms, **words)

@@ -42,7 +42,7 @@ def show(session: Session) -> None:
 
 @command.command(name="set", epilog="asid policy set none")
 @click.argument("name")
-@click.option("--kick", type=click.Choice(["ack", "send", "rendezvous", "stun"]), default=None)
+@click.option("--kick", type=click.Choice(["ack", "send", "rendezvous", "stun", "bare"]), default=None)
 @instance_option
 @click.pass_obj
 def set_(session: Session, name: str, kick: str | None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from asid.commands.session import Session
 from asid.errors import ConfigError, InputError
@@ -49,6 +50,7 @@ def command(session: Session, /, file: str, engine: str, **options: Any) -> None
     """
     from asid.commands.run import Progress, show_outcome
     from asid.drive import drive
+    from asid.policies import require_kick
     from asid.trace.sniff import foreign, sniff
     from asid.units import parse_duration_ns
 
@@ -58,6 +60,8 @@ def command(session: Session, /, file: str, engine: str, **options: Any) -> None
         return
     if engine != "live":
         raise ConfigError(f"--engine {engine}", where=path.name, state="a recording", allowed="live, or a schedule")
+    if click.get_current_context().get_parameter_source("kick") is ParameterSource.COMMANDLINE:
+        require_kick(options["policy"], options["kick"], "--kick")
     kind = sniff(path)
     if kind == "trace":
         config, words = _of_trace(path, options)

@@ -20,9 +20,10 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
         "daemon",
         "name:str policy:str kick:str seed:int cores:int smt:int engine:str vcpus?:int like?:str mce_timeout_ns?:int"
         " flushes?:bool",
-        "the first record of a run; vcpus: how many of its hyperthreads have a vCPU to run; like: of a "
-        "policy of the user, the one whose promises it makes; mce_timeout_ns: how long a #MC handler waits for others; "
-        "flushes: false when it plays schedules of a machine that leaves its buffers alone, whatever the policy",
+        "the first record of a run; kick: the one in force, `bare` where nobody is kicked; vcpus: how many of its "
+        "hyperthreads have a vCPU to run; like: of a policy of the user, the one whose promises it makes; "
+        "mce_timeout_ns: how long a #MC handler waits for others; flushes: false when it plays schedules of a machine "
+        "that leaves its buffers alone, whatever the policy",
     ),
     ("run.end", "daemon", "reason:str", "the last record of a run that ended in order"),
     ("spawn", "daemon", "what:ht|coordinator pid:int inc:int", "a process was started; it begins PARKED"),

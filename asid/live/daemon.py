@@ -130,8 +130,8 @@ class Daemon(Parent):
         self.merge.note(
             "run.begin",
             {
-                "name": self.config.name, "policy": policy.name, "kick": policy.kick, "seed": self.config.seed,
-                "cores": machine.cores, "smt": machine.smt, "engine": "live", **policies.like_of(policy.name),
+                "name": self.config.name, "policy": policy.name, **policies.said_of(policy.name, policy.kick),
+                "seed": self.config.seed, "cores": machine.cores, "smt": machine.smt, "engine": "live",
                 "vcpus": sum(vm > 0 for vm, _ in self.vcpus.values()), "mce_timeout_ns": self.config.mce.timeout_ns,
                 **self.begun_as,
             },
@@ -311,7 +311,7 @@ class Daemon(Parent):
 
     def note_policy(self, old: str, new: str, kick: str) -> None:
         self.policy, self.kick, self.coming = new, kick, None
-        self.merge.note("policy", {"old": old, "new": new, "kick": kick, **policies.like_of(new)})
+        self.merge.note("policy", {"old": old, "new": new, **policies.said_of(new, kick)})
 
     def later(self, after_ns: int, what: Callable[[], None]) -> None:
         self._messages += 1

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from asid import optypes as t
 from asid import policies
 from asid.core.exits import TABLE_HANDLING, canonical
-from asid.errors import BadArgument, Conflict, NoSuchObject
+from asid.core.policy import KICKS
+from asid.errors import BadArgument, ConfigError, Conflict, NoSuchObject
 from asid.live.children import Place, absent
 from asid.live.injector import Batch
 from asid.live.procedures import BOUND_NS, NEVER_NS, Procedure, Procedures
@@ -89,17 +90,22 @@ class Operations(Procedures):
     def do_policy_set(self, args: t.PolicySetArgs, client: str, ticket: int) -> Procedure:
         """Change the policy: hold all gates, wait until nobody holds a lease, tell all, release."""
         policies.require_tested(args.name)
+        kick = args.kick if args.kick in KICKS else self.daemon.kick
         try:
-            policies.make(args.name, args.kick or self.daemon.kick)
+            policies.make(args.name, kick)
         except Exception as error:
             raise BadArgument(
                 str(error), where="policy.set", allowed=f"one of {', '.join(policies.names())}; a kick variant"
             ) from None
+        try:
+            policies.require_kick(args.name, args.kick)
+        except ConfigError as error:
+            raise BadArgument(error.what, where="policy.set: kick", allowed=error.allowed, hint=error.hint) from None
         while self._changing:  # the next one's gates must not open with this one's
             yield set()
         self._changing = True
         try:
-            return (yield from self._change_policy(args.name, args.kick or self.daemon.kick, client, ticket))
+            return (yield from self._change_policy(args.name, kick, client, ticket))
         finally:
             self._changing = False
 
@@ -122,7 +128,7 @@ class Operations(Procedures):
         daemon.note_policy(old, name, kick)
         self._bind(ticket, f"the policy is {name}; the gates open as soon as their coordinators answer")
         yield from self._release(cores, "policy", client)
-        return {"old": old, "new": name, "kick": kick}
+        return {"old": old, "new": name, "kick": policies.kick_in_force(name, kick)}
 
     def do_ht_unplug(self, args: t.HtUnplugArgs, client: str, ticket: int) -> Procedure:
         """Keep away all that do not stay away already: those that are about to be born again, too."""

@@ -51,7 +51,7 @@ class Queries:
             "state": d.health.condition(),
             "name": d.config.name,
             "policy": d.policy,
-            "kick": d.kick,
+            "kick": policies.kick_in_force(d.policy, d.kick),
             "seed": d.config.seed,
             "started_ns": d.started_ns,
             "run_dir": str(d.run.path),
@@ -156,7 +156,8 @@ class Queries:
         for name in policies.names():
             policy = policies.make(name, self.daemon.kick)
             rows.append({"name": name, "kick": policy.kick.name.lower(), "about": policy.about})
-        return {"policies": rows, "current": self.daemon.policy, "kick": self.daemon.kick}
+        current = self.daemon.policy
+        return {"policies": rows, "current": current, "kick": policies.kick_in_force(current, self.daemon.kick)}
 
     def query_config_get(self, args: t.Args) -> dict[str, Any]:
         found: dict[str, Any] = msgspec.to_builtins(self.daemon.config)

@@ -77,10 +77,11 @@ def serve(options: argparse.Namespace, on_ready: Ready = _ignore, on_end: Ended 
     loaded = load_for(options)
     if not options.checked:
         from asid.guest.check import check_guests
-        from asid.policies import require_tested
+        from asid.policies import require_kick, require_tested
 
         check_guests(loaded)
         require_tested(loaded.config.policy.name)
+        require_kick(loaded.config.policy.name, options.kick)
     check_file_size()
     daemon = made_for(loaded, options)
     import setproctitle

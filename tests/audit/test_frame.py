@@ -36,6 +36,13 @@ def test_the_run_that_is_spoilt_below_passes(tale):
     assert verdict.verdict == PASS, verdict.reasons
 
 
+@pytest.mark.parametrize(("policy", "verdict"), [("none", PASS), ("nosmt", PASS), ("asi", UNKNOWN)])
+def test_only_a_policy_that_kicks_nobody_has_the_kick_bare(policy, verdict):
+    tale = Tale(policy=policy, kick="bare")
+    tale.enter(10, 0)
+    assert tale.end(900).verdict == verdict
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
@@ -48,6 +55,7 @@ def test_the_run_that_is_spoilt_below_passes(tale):
         ({"policy": "zzz"}, "policy 'zzz'"),
         ({"policy": "nosmt"}, "'nosmt' was in force"),
         ({"kick": "zzz"}, "kick 'zzz'"),
+        ({"kick": "bare"}, "kick 'bare'"),
         ({"seed": -1}, "seed = -1 cannot be"),
     ],
 )

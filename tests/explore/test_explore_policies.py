@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -19,7 +20,7 @@ from asid.core.policies.kick_every_exit import KickEveryExit
 from asid.core.policies.kick_except_idle import KickExceptIdle
 from asid.core.policies.nosmt import NoSmt
 from asid.core.policy import NAMES, POLICIES
-from asid.errors import EXIT_REFUSED, ConfigError, PolicyRefused
+from asid.errors import EXIT_REFUSED, EXIT_USAGE, ConfigError, PolicyRefused
 from asid.explore.checks import Checks
 from asid.explore.matrix import unpromised
 from asid.explore.models import of_policy
@@ -28,6 +29,7 @@ from asid.explore.policy_test import decides, explored, trials, walked
 from asid.explore.walk import walk
 from asid.explore.world import World
 
+ROOT = Path(__file__).parents[2]
 OWN = """
 from asid.core.events import Kick
 from asid.core.policies.asi import Asi
@@ -235,7 +237,7 @@ def test_a_policy_of_ones_own_is_loaded_tested_and_then_let_in(mine, capsys):
     name = mine()
     found = policies.find(name)
     assert issubclass(found, Policy) and policies.make(name, "send").kick is Kick.ACK, "it has a kick of its own"
-    assert policies.like_of(name) == {"like": "asi"}
+    assert policies.said_of(name, "send") == {"kick": "ack", "like": "asi"}
     with pytest.raises(PolicyRefused, match="has not been tested") as refused:
         policies.require_tested(name)
     assert refused.value.hint == f"asid policy test {name}"
@@ -255,6 +257,30 @@ def test_what_it_decides_is_tested_wherever_that_comes_from(mine, monkeypatch):
     sys.modules.pop("own_policy")
     with pytest.raises(PolicyRefused, match="has not been tested"):
         policies.require_tested(name)
+
+
+def test_the_kick_that_is_said_is_the_one_in_force():
+    said = {name: policies.said_of(name, "send")["kick"] for name in ("none", "nosmt", "core-sched", "asi", "asi-stun")}
+    assert said == {"none": "bare", "nosmt": "bare", "core-sched": "bare", "asi": "send", "asi-stun": "stun"}
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["explore", "--policy", "core-sched", "--kick", "send"], "--kick: policy 'core-sched' has no kick send"),
+        (["explore", "--policy", "asi", "--kick", "bare"], "must be one of ack, send, rendezvous, stun"),
+        (["run", "--policy", "asi-stun", "--kick", "ack"], "policy 'asi-stun' has no kick ack: must be one of stun"),
+        (["up", "--policy", "none", "--kick", "ack", "--detach"], "(nobody is kicked under it): must be one of bare"),
+        (["up", "--policy", "none", "--kick", "ack"], "policy.kick: policy 'none' has no kick ack"),
+        (["replay", "PERF", "--duration", "1s", "--policy", "nosmt", "--kick", "ack"], "--kick: policy 'nosmt'"),
+    ],
+)
+def test_a_kick_that_the_policy_has_not_is_refused(args, says, capsys, tmp_path):
+    (tmp_path / "table.txt").write_text("")
+    args = [str(tmp_path / "table.txt") if arg == "PERF" else arg for arg in args]
+    config = [str(ROOT / "configs/smt2.toml")] if args[0] == "run" else []
+    assert invoke([*args[:1], *config, *args[1:]]) == EXIT_USAGE
+    assert says in capsys.readouterr().err
 
 
 def test_a_model_of_ones_own_is_not_of_such_a_policy(mine, capsys):

@@ -78,7 +78,8 @@ def test_a_counterexample_is_replayed_live(rig, tmp_path, capsys, policy, steps)
     assert invoke(["replay", str(file)]) == EXIT_FAIL
     said = capsys.readouterr()
     assert f"a schedule of {steps} steps: G2, h1 may run guest instructions beside h0 in HOST" in said.err
-    assert f"{steps} of {steps} steps" in said.out and f"policy {policy}, kick ack" in said.out
+    kick = make_policy(policy, "ack").kick.name.lower()
+    assert f"{steps} of {steps} steps" in said.out and f"policy {policy}, kick {kick}" in said.out
     assert "c0: h1 is in GUEST of vm1, its pending bit clear, beside h0 in HOST" in said.out
     assert "G2 is broken live as in the explorer" in said.out
     assert "c0h1 was in GUEST(vm1) beside c0h0 in HOST (bare)" in said.out

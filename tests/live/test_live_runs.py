@@ -41,7 +41,7 @@ def test_every_shipped_configuration_passes(rig, path: Path):
     ("smt", "policy", "kick"),
     [
         (2, "asi", "send"), (4, "asi", "send"), (4, "kick-every-exit", "ack"), (2, "kick-every-exit", "send"),
-        (4, "nosmt", "ack"),
+        (4, "nosmt", ""),
     ],
 )  # fmt: skip
 def test_every_guarded_policy_passes_under_load(rig, policy, kick, smt):
@@ -49,8 +49,8 @@ def test_every_guarded_policy_passes_under_load(rig, policy, kick, smt):
     counts = check_passes(run, "G1", "L2")
     assert counts["leave"] > 10
     kinds = {record.data["kind"] for record in run.records() if record.type == "leave"}
-    assert kinds == {"bare" if policy == "nosmt" else kick}
-    if kick == "send" and policy != "nosmt":
+    assert kinds == {kick or "bare"}
+    if kick == "send":
         assert counts["ipi"] >= counts["leave"]
         exposure = run.verdict.document["exposure"]
         assert exposure["count"] > 0, "a send kick waits for nobody, and what that costs is measured"

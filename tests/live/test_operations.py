@@ -36,10 +36,27 @@ def undone(machine, ticket=1):
 def test_a_policy_changes_with_one_record_before_any_gate_opens(machine):
     machine.begin("policy.set", NONE, 1)
     machine.settle()
-    assert machine.answers == {1: {"old": "asi", "new": "none", "kick": "ack"}}
+    assert machine.answers == {1: {"old": "asi", "new": "none", "kick": "bare"}}
     assert policies(machine) == ["none"]
     assert {actor.policy for actor in machine.by_place.values()} == {("none", "ack")}
     assert not any(actor.held for actor in machine.by_place.values())
+
+
+def test_a_kick_is_kept_for_a_policy_that_has_it(machine):
+    """`none` kicks nobody; what was chosen before is chosen again with the next policy."""
+    for ticket, (name, kick) in enumerate([("asi", "send"), ("none", ""), ("none", "bare"), ("asi", "")], 1):
+        machine.begin("policy.set", t.PolicySetArgs(name=name, kick=kick), ticket)
+        machine.settle()
+    assert [answer["kick"] for answer in machine.answers.values()] == ["send", "bare", "bare", "send"]
+
+
+@pytest.mark.parametrize(("name", "kick"), [("none", "send"), ("asi", "bare"), ("asi-stun", "ack")])
+def test_a_kick_that_the_policy_has_not_changes_nothing(machine, name, kick):
+    machine.begin("policy.set", t.PolicySetArgs(name=name, kick=kick), 1)
+    machine.settle()
+    error = machine.answers[1]
+    assert isinstance(error, BadArgument) and f"policy.set: kick: policy '{name}' has no kick {kick}" in str(error)
+    assert (machine.policy, machine.kick) == ("asi", "ack")
 
 
 def test_a_change_that_cannot_begin_is_undone_and_the_old_policy_goes_on(machine):
