@@ -61,6 +61,7 @@ def _of_policy(name: str, kicks: Sequence[str]) -> list[Variant]:
     if len(KICKS) > 1 and len({policy.kick for policy in made.values()}) == 1:  # its own, or none at all
         kick = "" if len(made) == len(KICKS) else next(iter(made))
         return [Variant(name, kick)]
+    made = {kick: policy for kick, policy in made.items() if policy.kick.name.lower() == kick}  # else it has its own
     chosen = [Variant(name, kick) for kick in kicks if kick in made]
     if not chosen:
         raise ConfigError(

@@ -6,7 +6,9 @@ from collections import Counter
 
 import pytest
 
-from asid.core.policy import KICKS, NAMES
+from asid.core.events import Kick
+from asid.core.policies.asi import Asi
+from asid.core.policy import KICKS, NAMES, kick_of
 from asid.errors import ConfigError
 from asid.report.variants import Variant, turns, variants
 
@@ -45,7 +47,7 @@ def test_what_a_policy_refuses_is_not_run(monkeypatch):
     def picky(name, kick):
         if kick not in allowed[name]:
             raise ConfigError(f"kick {kick!r}")
-        return real(name, "send" if kick == "stun" else kick)
+        return real(name, kick)
 
     monkeypatch.setattr(module, "KICKS", dict.fromkeys(("ack", "send", "stun")))
     monkeypatch.setattr(module, "make", picky)
@@ -54,6 +56,18 @@ def test_what_a_policy_refuses_is_not_run(monkeypatch):
     assert labels(["nosmt"]) == labels(["nosmt"], ["ack"]) == ["nosmt/stun"], "the only one that it takes"
     with pytest.raises(ConfigError, match=r"policy 'asi' .it does not go with the kick send"):
         variants(["asi"], ["send"])
+
+
+def test_a_policy_that_has_some_of_the_kicks_is_run_with_those(monkeypatch):
+    from asid.report import variants as module
+
+    class Choosy(Asi):
+        kicks = (Kick.ACK, Kick.STUN)
+
+    monkeypatch.setattr(module, "make", lambda name, kick: Choosy(kick_of(Choosy, KICKS[kick])))
+    assert labels(["choosy"]) == ["choosy/ack", "choosy/stun"]
+    with pytest.raises(ConfigError, match="must be one with a kick of ack,stun"):
+        variants(["choosy"], ["send"])
 
 
 def test_each_repeat_runs_every_variant_and_in_an_order_of_its_own():
