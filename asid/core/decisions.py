@@ -31,6 +31,9 @@ def decided(policy: type[Policy]) -> list[str]:
     for name in ("like", "unpromised"):
         if getattr(getattr(policy, name), "__func__", None) is not getattr(Policy, name).__func__:
             raise _refused(policy, f"{name}()", "its own", "that of Policy: what is promised follows from what it is")
+    if Kick.BARE in policy.kicks and len(policy.kicks) > 1:
+        kicks = ", ".join(kick.name.lower() for kick in policy.kicks)
+        raise _refused(policy, "kicks", kicks, "bare alone, or none: whose promises it makes follows from that")
     found = [policy.like()]
     for kick in policy.kicks:
         found += [repr(_gate_spec(policy, kick)), *(repr(spec) for spec in _hyperthread_specs(policy, kick))]

@@ -100,6 +100,11 @@ class Scattered(Asi):
         return replace(super().gate_spec(), together=False)
 
 
+class Undecided(Asi):
+    name = "undecided"
+    kicks = (Kick.BARE, Kick.ACK)
+
+
 class Lenient(Asi):
     """Promises nothing."""
 
@@ -176,6 +181,7 @@ def test_one_that_breaks_what_it_promises_is_told_how(policy, guarantee):
         (Short, "(h0 of 4: siblings (1,)): must be siblings (1, 2, 3)"),
         (Fickle, "must be a gate.Spec, the same at each asking"),
         (Scattered, "(together False with kick rendezvous)"),
+        (Undecided, "Undecided.kicks: what is tried of it would not be what runs (bare, ack): must be bare alone"),
         (Lenient, "Lenient.unpromised(): "),
         (Hidden, "Hidden.like(): "),
     ],
