@@ -121,6 +121,18 @@ class NoAnswer(AsidError):
     retry = "now"
 
 
+class MappingRefused(AsidError):
+    """A rule of page tables stands against a change; nothing was changed. errno: the kernel's name for it."""
+
+    exit_code = EXIT_REFUSED
+
+    def __init__(
+        self, errno: str, what: str, *, where: str, state: str = "", allowed: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(f"{errno}: {what}", where=where, state=state, allowed=allowed, hint=hint)
+        self.errno = errno
+
+
 class ProtocolFault(AsidError):
     """A move that the transition table rejects: its sender is broken. Ours, never the user's."""
 
