@@ -47,6 +47,8 @@ LAST_S = 5.0  # a process that has said its last word, or was killed
 LOG_TAIL_LINES = 12
 OWN_PREFIX = "p"  # instances nobody named; their directories go with them
 OWN_NAME = re.compile(rf"(?:{OWN_PREFIX}|bench-)(\d+)-[0-9a-f]{{4,6}}")  # with the process that named it
+TRACEBACK = "Traceback (most recent call last):"
+RAISED = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Fault)\b")  # its last line
 SAID = re.compile(r"asid: (?:hint: (?P<hint>.*)|(?P<kind>[A-Z]\w+): (?P<what>.*))")
 
 
@@ -371,8 +373,9 @@ def _failed_to_start(paths: instances_.InstancePaths, happened: str, code: int) 
     said = [found for line in lines if (found := SAID.fullmatch(line))]
     hint = next((found["hint"] for found in reversed(said) if found["hint"]), "asid doctor")
     what = next((found["what"] for found in reversed(said) if found["what"]), "")
-    if what and "Traceback (most recent call last):" not in lines:  # five parts already, in a sentence
-        return kind(what, hint=hint)
+    raised = [line for line in lines if RAISED.match(line)]
+    if what and (TRACEBACK not in lines or (raised and SAID.fullmatch(lines[-1]))):  # five parts, in a sentence
+        return kind(f"{what} ({raised[-1]})" if raised else what, hint=hint)
     state = "it said:\n" + "\n".join(lines) if lines else "it said nothing"
     return kind(f"the daemon {happened}", where=f"instance {paths.name}", state=state, hint=hint)
 

@@ -11,13 +11,13 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
-from asid.errors import AsidError, Busy, Conflict
+from asid.errors import AsidError, Busy, Conflict, HostUnsuitable
 from asid.live import fork_server
 from asid.live.birth import PRELOAD, SPAWN, Birth
 from asid.live.coordinator import coordinator_main
@@ -29,6 +29,7 @@ STATUS_WAIT_NS: Final = 200_000_000  # from a readable pidfd to the fork server'
 BIRTH_FDS: Final = 12  # descriptors that a birth may need at a time, with some to spare
 STATUS_UNKNOWN: Final = 255
 YOUNG_NS: Final = 2_000_000_000  # who dies younger was not well born
+START_DEATHS: Final = 3  # of one place in a row, before the machine was ready: then it will not be
 YOUNG_DEATHS_MAX: Final = 5  # in a row; then the hyperthread stays OFFLINE
 BACKOFF_NS: Final = 20_000_000  # doubles with each young death
 BACKOFF_NS_MAX: Final = 5_000_000_000
@@ -94,10 +95,33 @@ class Rebirth:
         return min(BACKOFF_NS << (self.young - 1), BACKOFF_NS_MAX) if self.young else 0
 
 
+def name_of(place: Place) -> str:
+    """Return what people call a hyperthread or a coordinator."""
+    core, ht = place
+    return f"c{core}h{ht}" if ht >= 0 else f"the coordinator of c{core}"
+
+
+def too_often(place: Place) -> str:
+    """Return what is said of a hyperthread that is given up."""
+    return f"{name_of(place)} died too often; it stays OFFLINE"
+
+
+def dying(rebirths: Mapping[Place, Rebirth]) -> list[str]:
+    """Return who died young START_DEATHS times or more in a row: what ails them is no accident."""
+    return [name_of(place) for place, rebirth in sorted(rebirths.items()) if rebirth.young >= START_DEATHS]
+
+
+def not_up(late: Sequence[str], dead: Sequence[str]) -> HostUnsuitable:
+    """Return the end of a start in which these were late. dead: those who died again and again."""
+    state, hint = "30 s", "asid doctor; fewer cores; look at load and memory."
+    if dead:
+        state, hint = f"{', '.join(dead)} died again and again", "asid policy test, if the policy is your own."
+    return HostUnsuitable(f"{', '.join(late)} did not come up", where="start", state=state, hint=hint)
+
+
 def absent(place: Place, where: str, stays_away: bool) -> AsidError:
     """Return the refusal of what needs a process that is not there: Conflict, or Busy when it is about to be born."""
-    core, ht = place
-    name = f"c{core}h{ht}" if ht >= 0 else f"the coordinator of c{core}"
+    name = name_of(place)
     if stays_away:
         return Conflict(
             f"{name} is OFFLINE", where=where, allowed="a hyperthread that runs", hint=f"asid ht plug {name} first."

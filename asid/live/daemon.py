@@ -21,9 +21,9 @@ from asid import __version__, policies
 from asid.config import Config, Loaded, resolved
 from asid.core.limits import DEATH_DEADLINE_NS
 from asid.core.record import Record
-from asid.errors import AsidError, HostUnsuitable
+from asid.errors import AsidError
 from asid.live import instance, room, sockets
-from asid.live.children import Children, Place
+from asid.live.children import Children, Place, dying, not_up
 from asid.live.control import Control, Identity, Reply
 from asid.live.health import Health
 from asid.live.injector import Batch, Injector, batch_of_config
@@ -150,11 +150,8 @@ class Daemon(Parent):
         while late := self._late():
             if self.signalled:
                 return  # to be stopped before it was ready
-            if time.monotonic_ns() > deadline_ns:
-                raise HostUnsuitable(
-                    f"{', '.join(late)} did not come up",
-                    where="start", state="30 s", hint="asid doctor; fewer cores; look at load and memory.",
-                )  # fmt: skip
+            if time.monotonic_ns() > deadline_ns or dying(self.rebirths):
+                raise not_up(late, dying(self.rebirths))
             self.node.turn(min(deadline_ns, self.now_ns() + TICK_NS))  # a record in a ring wakes nobody
             self.drain()
         self.state = "ready"

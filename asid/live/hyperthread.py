@@ -17,7 +17,7 @@ import zmq
 from asid import policies, wire
 from asid.core import apic, mce
 from asid.core import hyperthread as core
-from asid.core.events import Action, Do, Mode, Order, Said, Seen
+from asid.core.events import Action, Bid, Do, Mode, Order, Said, Seen
 from asid.core.guarantees import of_hyperthread
 from asid.core.hyperthread import HyperthreadState, Phase, What
 from asid.core.limits import INTERRUPT_DEPTH_MAX, MESSAGES_IN_FLIGHT_MAX, RETRY_NS
@@ -430,6 +430,8 @@ class Hyperthread:
         after = self.state
         if after.vm != before.vm:
             self.vcpu.attach(after.vm)
+        elif order.bid is Bid.DETACH and not after.vm:
+            self.vcpu.attach(0)  # born without one meanwhile: whoever wants it gone is to hear that it is
         self.chronicle.ordered(before, after, order, cause)
 
     def on_link(self, message: dict[str, Any]) -> None:

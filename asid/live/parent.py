@@ -15,7 +15,7 @@ import msgpack
 
 from asid.live import sockets
 from asid.live.birth import Birth, Fd
-from asid.live.children import BACKOFF_NS_MAX, YOUNG_DEATHS_MAX, YOUNG_NS, Child, Children, Place, Rebirth
+from asid.live.children import BACKOFF_NS_MAX, YOUNG_DEATHS_MAX, YOUNG_NS, Child, Children, Place, Rebirth, too_often
 from asid.live.node import Node, ring_doorbell
 from asid.live.page import BROADCAST, MCE, NMI, SEVERITY, CorePage, base_of
 from asid.live.ring import make_ring
@@ -147,11 +147,11 @@ class Parent:
         return self.pages[core][1].words
 
     def struck(self, places: tuple[Place, ...], scope: str) -> tuple[Place, ...]:
-        """Return whom a machine check reaches: these, or every living sibling of their cores too."""
+        """Return whom a machine check reaches: these, or whoever lives on their cores; these when nobody does."""
         if scope != "broadcast":
             return places
         cores = sorted({core for core, _ in places})
-        return tuple((c, h) for c in cores for h in range(self.config.machine.smt) if self.child((c, h)))
+        return tuple((c, h) for c in cores for h in range(self.config.machine.smt) if self.child((c, h))) or places
 
     def ring_bell(self, place: Place) -> None:
         ring_doorbell(self.bells[place])
@@ -293,8 +293,7 @@ class Parent:
         if coordinator is not None:  # else the one that comes back knows it as dead from its birth
             self.tell(coordinator, {"op": "dead", "ht": ht, "inc": child.birth.inc})
         if delay_ns is None and place not in self.unplugged:
-            self.problems.append(f"{child.birth.name} died too often; it stays OFFLINE")
-            self.merge.note("warn", {"text": self.problems[-1]}, core, ht)
+            self.merge.note("warn", {"text": too_often(place)}, core, ht)
 
     def _orphans(self, core: int) -> None:
         """The machine stops and a coordinator died: nobody will let its hyperthreads go in order any more."""

@@ -239,6 +239,30 @@ def test_a_policy_is_changed_while_interrupts_hit_whoever_waits_for_it(rig):
     check_passes(daemon.stop(), "G2", "G10", "L1")
 
 
+def test_a_vcpu_is_taken_from_one_that_is_about_to_be_born_again(rig):
+    """Its coordinator has forgotten the vCPU by then, and it comes up without: that is done, and not waited for."""
+    daemon = rig.start(machine(2))
+    client = daemon.client()
+    wait_each_progresses(client)
+    for _ in range(5):
+        assert client.inject("kill", "c0h1", wait=True)["handled"] == 1
+        client.detach("c0h1")
+        wait_ready(client)
+        client.attach("vm1/1", "c0h1")
+        wait_each_progresses(client)
+    check_passes(daemon.stop(), "L4")
+
+
+def test_a_machine_check_finds_nobody(rig):
+    daemon = rig.start(machine(2))
+    client = daemon.client()
+    client.unplug("c0")
+    for scope in ("local", "broadcast"):
+        with pytest.raises(Conflict):
+            client.inject_mce("c0", scope=scope)
+    daemon.stop()
+
+
 # --- injections -------------------------------------------------------------------------------------------
 
 
