@@ -23,6 +23,10 @@ from asid.core.policy import KICKS, POLICIES, kick_of, make_policy
 from asid.errors import ConfigError, PolicyRefused
 
 GROUP: Final = "asid.policies"
+# How a leave reaches HOST, in the words of ht.mode.
+VIA: Final = {
+    Kick.ACK: "grant", Kick.RENDEZVOUS: "grant", Kick.SEND: "send", Kick.STUN: "stun", Kick.BARE: "bare",
+}  # fmt: skip
 BARE: Final = Kick.BARE.name.lower()
 
 
@@ -106,9 +110,14 @@ def require_kick(name: str, kick: str, where: str = "policy.kick") -> None:
 
 def said_of(name: str, kick: str) -> dict[str, str]:
     """Return what a record says of a policy when this kick is chosen: the one in force, and of a policy that is not
-    asid's own whose promises it makes, for the audit."""
-    like = {} if name in POLICIES else {"like": find(name).like()}
-    return {"kick": kick_in_force(name, kick), **like}
+    asid's own, for the audit, whose promises it makes and in which ways its leaves reach HOST."""
+    made = make(name, kick)
+    said = {"kick": made.kick.name.lower()}
+    if name not in POLICIES:
+        spec = made.hyperthread_spec(0, (1,))
+        kicks = {spec.kick, *(each for each in (spec.idle_kick, spec.irq_kick) if each is not None)}
+        said |= {"like": made.like(), "ways": ",".join(sorted({VIA[each] for each in kicks}))}
+    return said
 
 
 # --- tested, as it is now ---------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Counts:
 def _regime(record: Record, word: str) -> Regime:
     """Return what is in force from a record on; `word` is where it names the policy."""
     data = record.data
-    return Regime(record.ts, record.seq, data[word], data["kick"], data.get("like", ""))
+    return Regime(record.ts, record.seq, data[word], data["kick"], data.get("like", ""), data.get("ways", ""))
 
 
 class History:

@@ -25,6 +25,7 @@ class Regime(NamedTuple):
     policy: str
     kick: str
     like: str = ""  # of a user's own policy: the one whose promises it makes
+    ways: str = ""  # ... and in which ways its voluntary leaves reach HOST, as in grant,send
 
     @property
     def rules(self) -> str:
@@ -49,6 +50,8 @@ class Regime(NamedTuple):
     @property
     def vias(self) -> tuple[str, ...]:
         """Every way in which a voluntary leave may reach HOST."""
+        if self.ways:
+            return tuple(self.ways.split(","))
         if self.rules in IDLES_BARE:
             return self.via, "bare"
         return (self.via, "grant") if self.rules == "nosmt" else (self.via,)  # an interrupt finds a parked sibling
@@ -64,7 +67,7 @@ class Regime(NamedTuple):
 
     def exposes(self, via: str) -> bool:
         """Say whether HOST reached this way may be beside a guest that has not looked at its pending bit yet."""
-        return via in INVOLUNTARY or (via in ASYNC and self.via in (via, ""))
+        return via in INVOLUNTARY or (via in ASYNC and (via in self.vias or not self.via))
 
     @property
     def keeps_vms_apart(self) -> bool:

@@ -18,12 +18,12 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     (
         "run.begin",
         "daemon",
-        "name:str policy:str kick:str seed:int cores:int smt:int engine:str vcpus?:int like?:str mce_timeout_ns?:int"
-        " flushes?:bool",
+        "name:str policy:str kick:str seed:int cores:int smt:int engine:str vcpus?:int like?:str ways?:str "
+        "mce_timeout_ns?:int flushes?:bool",
         "the first record of a run; kick: the one in force, `bare` where nobody is kicked; vcpus: how many of its "
-        "hyperthreads have a vCPU to run; like: of a policy of the user, the one whose promises it makes; "
-        "mce_timeout_ns: how long a #MC handler waits for others; flushes: false when it plays schedules of a machine "
-        "that leaves its buffers alone, whatever the policy",
+        "hyperthreads have a vCPU to run; like: of a policy of the user, the one whose promises it makes, and ways: "
+        "how its leaves reach HOST, as in grant,send; mce_timeout_ns: how long a #MC handler waits for others; "
+        "flushes: false when it plays schedules of a machine that leaves its buffers alone, whatever the policy",
     ),
     ("run.end", "daemon", "reason:str", "the last record of a run that ended in order"),
     ("spawn", "daemon", "what:ht|coordinator pid:int inc:int", "a process was started; it begins PARKED"),
@@ -49,7 +49,7 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     (
         "policy",
         "daemon",
-        "old:str new:str kick:str like?:str",
+        "old:str new:str kick:str like?:str ways?:str",
         "the policy changed: stamped while every gate is held and nobody has a lease, before any gate opens under it",
     ),
     ("mark", "daemon", "text:str", "a client's remark"),

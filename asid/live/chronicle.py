@@ -93,12 +93,14 @@ class Chronicle:
             self.notebook.note("leave", data, after.round, key)
 
     def _kick_of(self, state: HyperthreadState, spec: Spec) -> Kick:
-        """Return how this leave treats its siblings: what is to be seen of it, not what the policy says."""
-        if state.phase is Phase.HOSTING and spec.idle_kick is not None and not state.flag and state.session:
-            return spec.idle_kick
-        if spec.irq_kick is not None and not state.session:
-            return spec.irq_kick
-        return spec.kick
+        """Return how this leave treats its siblings: of what the policy has, what is to be seen of it.
+
+        One that sends raises its flag; one that asks has handed its lease back when it is granted.
+        """
+        seen = (Kick.SEND, Kick.STUN) if state.flag else (Kick.BARE,) if state.session else (Kick.ACK, Kick.RENDEZVOUS)
+        irq_kick = None if state.session else spec.irq_kick
+        kicks = [kick for kick in (irq_kick, spec.idle_kick, spec.kick) if kick is not None]
+        return next((kick for kick in kicks if kick in seen), kicks[0])
 
     def _leave_guest(self, vm: int) -> None:
         """Note the ISOLATED of a fast exit, late: something else than guest comes of it."""

@@ -439,3 +439,16 @@ def test_kick_except_idle_does_not_promise_what_is_beside_idling(via, allowed):
     finding = tale.end(200).finding("G2")
     assert finding.allowed == allowed
     assert (finding.broken > finding.allowed) is not bool(allowed)
+
+
+@pytest.mark.parametrize(("ways", "broken"), [("grant,send", False), ("grant", True)])
+def test_a_policy_of_ones_own_says_in_which_ways_its_leaves_reach_host(ways, broken):
+    """An interrupt of a parked hyperthread may be left by another kick than an exit."""
+    tale = Tale(policy="mine:Own")
+    begin = tale.records[0]
+    tale.records[0] = begin._replace(data={**begin.data, "like": "asi", "ways": ways})
+    tale.enter(10, 0)
+    tale.ipis(60, 1, "send")
+    tale.goes(60, 1, "HOST", via="send")
+    tale.goes(65, 1, "PARKED")
+    assert bool(texts(tale.end(100))) is broken

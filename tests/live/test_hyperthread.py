@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from one_hyperthread import OneHyperthread
 
 from asid.core import hyperthread as core
-from asid.core.events import Action, Bid, Do, Mode, Order, Said, Want
+from asid.core.events import Action, Bid, Do, Kick, Mode, Order, Said, Want
 from asid.core.hyperthread import Phase
 from asid.core.limits import MESSAGES_IN_FLIGHT_MAX
 from asid.core.record import Record, fault_of
@@ -439,6 +440,21 @@ def test_leaves_that_ask_nobody_say_so(make, policy, kick, via):
     assert [data["via"] for kind, data in records if kind == "ht.mode" and data["new"] == "HOST"] == [via]
     assert [data["to"] for kind, data in records if kind == "ipi"] == ([1, 2, 3] if via == "send" else [])
     assert one.words[one.own + FLAG] == (1 if via == "send" else 0)
+
+
+def test_of_several_kicks_each_leave_says_its_own(one):
+    """A policy may send for an interrupt that finds a parked hyperthread, and ask for every other leave."""
+    one.ht.spec = replace(one.ht.spec, irq_kick=Kick.SEND)
+    one.settle()
+    one.ht.step(core.FULL_IRQ)
+    one.settle()
+    works(one)
+    one.enter()
+    leaves(one)
+    assert [data["via"] for kind, data in one.records() if kind == "ht.mode" and data["new"] == "HOST"] == [
+        "send",
+        "grant",
+    ]
 
 
 @pytest.mark.parametrize("field", [FLAG, DEPTH])
