@@ -8,9 +8,9 @@ UNKNOWN  nothing broken that can be trusted, and the journal is not whole; or no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any, NamedTuple
 
 from asid.audit.checks import g1_admission, g4_kick, g5_rounds
@@ -36,6 +36,8 @@ UNKNOWN = "UNKNOWN"
 EXITS = {PASS: EXIT_OK, FAIL: EXIT_FAIL, UNKNOWN: EXIT_UNKNOWN}
 
 STORY_RECORDS = 14
+DEATHS_IN_A_ROW = 6  # and no birth after the last one: it was given up
+AWAY_NS = 1_000_000_000
 WINDOWS_SHOWN = 1000  # in JSON; the counts are always of all
 
 
@@ -157,6 +159,7 @@ def judge(history: History, damage: str | None = None) -> Verdict:
         reasons.append("nothing was exercised: no guarantee had anything to check")
     if idle := _no_guest_ran(history):
         reasons.append(idle)
+    reasons += _stayed_away(history)
     broken = any(finding.state == BROKEN for finding in findings)
     verdict = FAIL if broken and certain else UNKNOWN if reasons else PASS
     served = served_of(history, intervals)
@@ -197,6 +200,17 @@ def _doubts(history: History, damage: str | None) -> tuple[list[str], bool]:
     if not certain:
         reasons.append("with records missing, what looks broken may be an artefact")
     return reasons, certain
+
+
+def _stayed_away(history: History) -> Iterator[str]:
+    """Yield who died again and again until nobody bore it any more: what it would have done was never seen."""
+    for number, core in sorted(history.cores.items()):
+        for ht, deaths in sorted(core.deaths.items()):
+            in_a_row = len(list(takewhile(lambda death: death.status != 0, reversed(deaths))))
+            last = deaths[-1]
+            back = any(spawn.inc > last.inc for spawn in core.spawns.get(ht, ()))
+            if ht >= 0 and in_a_row >= DEATHS_IN_A_ROW and not back and history.end_ts - last.ts > AWAY_NS:
+                yield f"{name_of(number, ht)} died {in_a_row} times in a row (status {last.status}) and stayed away"
 
 
 def _no_guest_ran(history: History) -> str:

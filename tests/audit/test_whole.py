@@ -280,3 +280,20 @@ def test_a_long_run_is_audited_in_linear_time(smt):
     verdict = tale.end(us)
     assert verdict.verdict == PASS, verdict.first
     assert len(verdict.windows) == (smt - 1) * verdict.figures["nmis"]
+
+
+@pytest.mark.parametrize(
+    ("deaths", "status", "back", "away"),
+    [(6, 1, False, True), (6, -9, False, True), (5, 1, False, False), (6, 0, False, False), (6, 1, True, False)],
+)
+def test_a_hyperthread_that_is_given_up_leaves_the_run_unknown(deaths, status, back, away):
+    """What it would have done was never seen; one that was unplugged ended in order."""
+    tale = Tale()
+    tale.enter(10, 0)
+    for inc in range(1, deaths + 1):
+        tale.say(100 * inc, "death", 0, 1, what="ht", pid=101, inc=inc, status=status)
+        if inc < deaths or back:
+            tale.say(100 * inc + 50, "spawn", 0, 1, what="ht", pid=101, inc=inc + 1)
+    verdict = tale.end(5_000_000)
+    said = f"c0h1 died {deaths} times in a row (status {status}) and stayed away"
+    assert (said in verdict.reasons) is away
