@@ -400,7 +400,8 @@ def on_timeout(spec: Spec, s: HyperthreadState) -> HyperthreadState:
     if s.phase is PHASE_ASKING:
         return s._replace(req=s.req + 1, void=False, todo=(send(SAID_ASK),))
     if s.phase is PHASE_LEAVING:
-        return s._replace(req=s.req + 1, void=False, todo=(send(SAID_LEAVE),))
+        # One without a vCPU may not have been heard of at all: its READY was lost, and only that lets a new life in.
+        return s._replace(req=s.req + 1, void=False, todo=(send(SAID_LEAVE if s.vm else SAID_READY),))
     return s._replace(todo=(send(SAID_READY),))
 
 

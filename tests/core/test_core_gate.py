@@ -232,6 +232,27 @@ def test_a_repeated_leave_of_one_in_host_is_what_it_says(two_vms):
     assert not core.down[1]
 
 
+@pytest.mark.parametrize("heard", [False, True], ids=["the READY was lost", "the READY was heard"])
+def test_an_interrupt_of_one_that_may_not_have_been_heard_of_gets_its_leave(make_core, heard):
+    """L1: what it says next is of a life that the gate does not know, so it says again that it is there."""
+    core = make_core((0,))
+    core.go(0)
+    if heard:
+        core.hear(0, Said.READY)
+    core.up[0].clear()
+    core.does(0, hyperthread.FULL_IRQ)
+    core.hear(0, Said.LEAVE)
+    assert len(core.down[0]) == heard
+    core.down[0].clear()  # and the grant, if there was one, gets lost as well
+    core.does(0, hyperthread.TIMEOUT)
+    core.hear(0, Said.READY)
+    core.takes(0, Bid.GRANT)
+    assert core.mode(0) is Mode.HOST
+    core.does(0, hyperthread.WORKED)
+    core.hear(0, Said.DONE)
+    assert core.belief(0) is Belief.PARKED
+
+
 @pytest.mark.parametrize(("inc", "coord"), [(2, 1), (0, 1), (1, 0), (1, 2)])
 def test_a_report_of_another_life_changes_nothing(core, inc, coord):
     """I11, row 59."""
