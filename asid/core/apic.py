@@ -55,14 +55,16 @@ def kicks(apic: Apic, siblings: tuple[int, ...]) -> tuple[Action, ...]:
 
 
 def left_as_found(apic: Apic, icr2: int, sent: tuple[Action, ...]) -> tuple[Action, ...]:
-    """Return a handler's IPIs so that the sequence it may have interrupted does not notice: ICR2 is put back (I14).
+    """Return a handler's IPIs so that the sequence it may have interrupted does not notice (I14): the bus is idle when
+    it goes on, for its own write would replace what is there, and on xAPIC ICR2 is put back.
 
-    icr2: the register as the handler found it. Shorthands do not touch ICR2, and x2APIC has none.
+    icr2: the register as the handler found it. A kick by shorthand does not read it, and x2APIC has none.
     """
-    if apic is not Apic.XAPIC or not sent:
+    if apic is Apic.X2APIC or not sent:
         return sent
     idle = () if sent[-1] == ICR_IDLE else (ICR_IDLE,)
-    return (*sent, *idle, Action(Do.ICR2, icr2))
+    back = (Action(Do.ICR2, icr2),) if apic is Apic.XAPIC else ()
+    return (*sent, *idle, *back)
 
 
 class Registers(NamedTuple):

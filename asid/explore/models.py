@@ -220,6 +220,8 @@ DEFAULT: Final = {
     "n2v1-isolated-nmi": (7_140, 19_948, 65),
     "n2v1-isolated-nmi-send": (22_469, 74_384, 54),
     "n2v1-xapic-isolated-nmi": (17_408, 45_580, 70),
+    "n2v1-shorthand-isolated-nmi": (16_005, 41_956, 69),
+    "n2v1-shorthand-isolated-nmi-send": (74_257, 227_814, 67),
     "n2v1-shorthand-isolated-nmi-send-unfixed": (67_299, 218_514, 65),
     "n2v1-xapic-isolated-nmi-send": (110_347, 340_358, 82),
     "n2v2-xapic-isolated-nmi-send": (24_680, 62_752, 77),

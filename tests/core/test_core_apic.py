@@ -38,6 +38,12 @@ def test_a_handler_puts_back_what_it_found_in_icr2():
     assert apic.left_as_found(Apic.XAPIC, 1, kicks) == (*kicks, to(1)), "the bus is idle already"
     for kind in (Apic.X2APIC, Apic.SHORTHAND):
         assert apic.left_as_found(kind, 1, apic.kicks(kind, (1, 2))) == apic.kicks(kind, (1, 2)), "ICR2 is not used"
+    assert apic.left_as_found(Apic.XAPIC, 1, ()) == ()
+
+
+@pytest.mark.parametrize("kind", [Apic.XAPIC, Apic.SHORTHAND])
+def test_a_handler_that_goes_back_leaves_no_ipi_of_its_own_on_the_bus(kind):
+    assert ICR_IDLE in apic.left_as_found(kind, 1, apic.ipi(kind, 0))[3:]
 
 
 def test_a_command_goes_where_icr2_points_when_it_is_written():
@@ -48,13 +54,13 @@ def test_a_command_goes_where_icr2_points_when_it_is_written():
     assert apic.written(Registers(icr2=2), ALL_BUT_SELF, 0, (1, 2)) == Registers(icr2=2, bus=0b110)
 
 
-def torn(*, icr_fix: bool) -> list[int]:
-    """An NMI that runs isolated hits a `send` leave between ICR2 and ICR; return whom the IPIs reached, in order."""
-    spec = hyperthread.Spec(0, (1,), Kick.SEND, nmi_isolated=True, apic=Apic.XAPIC, icr_fix=icr_fix)
+def interrupted(kind: Apic, before: Action, *, icr_fix: bool) -> list[int]:
+    """An NMI that runs isolated hits a `send` leave before an action of its kick; return whom the IPIs reached."""
+    spec = hyperthread.Spec(0, (1,), Kick.SEND, nmi_isolated=True, apic=kind, icr_fix=icr_fix)
     s = hyperthread.step(spec, IN_GUEST, hyperthread.FULL_EXIT)
     registers, reached, hit = Registers(), [], False
     while (action := hyperthread.next_action(s)) is not None:
-        if action == BY_ICR2 and not hit:
+        if action == before and not hit:
             hit = True
             s = hyperthread.step(spec, s, hyperthread.NMI)
             continue
@@ -69,5 +75,10 @@ def torn(*, icr_fix: bool) -> list[int]:
 
 
 def test_an_nmi_between_the_two_writes_misdirects_the_kick_unless_it_restores_icr2():
-    assert torn(icr_fix=False) == [0], "the kick went to itself, over its own IPI on the bus; the sibling has none"
-    assert torn(icr_fix=True) == [0, 1]
+    lost = interrupted(Apic.XAPIC, BY_ICR2, icr_fix=False)
+    assert lost == [0], "the kick went to itself, over its own IPI on the bus; the sibling has none"
+    assert interrupted(Apic.XAPIC, BY_ICR2, icr_fix=True) == [0, 1]
+
+
+def test_a_shorthand_kick_does_not_replace_the_ipi_of_the_handler_that_interrupted_it():
+    assert interrupted(Apic.SHORTHAND, ALL_BUT_SELF, icr_fix=True) == [0, 1]

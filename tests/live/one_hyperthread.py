@@ -66,6 +66,7 @@ class OneHyperthread:
         policy: str = "asi",
         kick: str = "ack",
         apic: str = "x2apic",
+        nmi: str = "full",
         inc: int = 1,
         request: int = 0,
     ) -> None:
@@ -78,11 +79,11 @@ class OneHyperthread:
         real, made = sockets.new_context, []
         sockets.new_context = lambda: made.append(real()) or made[-1]  # type: ignore[assignment,func-returns-value]
         self._link = sockets.daemon_link_router(self._context, root / "l.sock")
+        config = load_config({**CONFIG, "apic": {"mode": apic}, "policy": {"nmi": nmi}})
         self.birth = Birth(
             core=0, ht=0, siblings=4, inc=inc, coord=1, page=Fd(self.page_fd), ring=Fd(self.ring_fd),
             doorbells=tuple(map(Fd, self.bells)), gate_path=str(root / "g.sock"), link_path=str(root / "l.sock"),
-            config=load_config({**CONFIG, "apic": {"mode": apic}}), base_dir=str(root), policy=policy, kick=kick,
-            vcpu=(1, 0),
+            config=config, base_dir=str(root), policy=policy, kick=kick, vcpu=(1, 0),
         )  # fmt: skip
         try:
             self.ht = Hyperthread(self.birth)

@@ -19,7 +19,7 @@ from asid.core.record import Record, fault_of
 from asid.guest.base import Exit
 from asid.live import hyperthread as hyperthread_
 from asid.live.node import Node
-from asid.live.page import CLEAN, DEPTH, FLAG, INSNS, KICK_NUMBER, MCE, MODE, NMI, PENDING, TAINT, WATCHED, base_of
+from asid.live.page import CLEAN, DEPTH, FLAG, ICR, INSNS, KICK_NUMBER, MCE, MODE, NMI, PENDING, TAINT, WATCHED, base_of
 
 FAST = Exit(0, "MSR_WRITE", "vmx", 0, False)
 LONG_NS = 20_000_000
@@ -699,6 +699,18 @@ def test_an_ipi_is_told_as_of_who_wrote_it_not_as_of_who_waited_for_the_bus(make
     one.settle()
     ipis = [(data["why"], data["to"]) for kind, data in one.records() if kind == "ipi"]
     assert ipis == [(why, to) for why in ("send", "nmi") for to in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("apic", ["x2apic", "xapic", "shorthand"])
+def test_what_a_mapped_handler_puts_off_reaches_its_own_hyperthread(make, apic):
+    """The bus delivers when its sender waits for it, so the handler has to: no kick may follow for a long time."""
+    one = make(apic=apic, nmi="isolated")
+    one.enter()
+    one.records()
+    one.interrupt()
+    one.settle()
+    assert [data["to"] for kind, data in one.records() if kind == "ipi"] == [0]
+    assert one.words[one.own + ICR] == 0, "the bus is as it was found"
 
 
 def one_order(one: OneHyperthread) -> Order:
