@@ -28,6 +28,7 @@ from asid.live import sockets
 from asid.live.ahead import Ahead, likely_of_hyperthread
 from asid.live.birth import Birth
 from asid.live.chronicle import Chronicle
+from asid.live.fast import sees_all
 from asid.live.irqs import Irqs
 from asid.live.link import Link
 from asid.live.node import Frames, Node, ParentGone, hush_doorbell, prepare_child, ring_doorbell
@@ -132,6 +133,7 @@ class Hyperthread:
             self.birth.ht, self.siblings, apic=apic.BY_NAME[config.apic.mode], icr_fix=config.apic.icr_fix,
             nmi_isolated=config.policy.nmi == "isolated", mcip=config.mce.nested == "shutdown",
         )  # fmt: skip
+        self.hot_loop = sees_all(self.spec)
 
     # --- the loop -----------------------------------------------------------------------------------------
 

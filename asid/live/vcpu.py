@@ -160,13 +160,13 @@ class Vcpu:
     # --- exits --------------------------------------------------------------------------------------------
 
     def exits(self, event: Exit) -> None:
-        """One VM exit. A fast one that needs no time is done here, unless somebody watches; the rest in steps."""
+        """One VM exit. A fast one that needs no time may be done here (see `loops`); the rest in steps."""
         ht, polled = self.ht, self.polls(event)
         if ht.policy.needs_full(event.full and not polled, event.reason):
             ht.chronicle.wants_host(event.reason)
             self.until_ns = HOST_BEGINS
             ht.step(core.IDLE_EXIT if event.wake_ns else core.FULL_EXIT)
-        elif event.service_ns or polled or self.words[WATCHED]:
+        elif event.service_ns or polled or not self.loops():
             ht.step(core.FAST_EXIT)
         else:
             self.fast(event, 1)
@@ -178,6 +178,10 @@ class Vcpu:
         How long a halt will be is known here. KVM goes by those before, and stops polling where halts are long.
         """
         return 0 < event.wake_ns <= self.poll_ns
+
+    def loops(self) -> bool:
+        """Whether fast exits may go round the hot loop: nobody watches, and it looks at all that the policy does."""
+        return self.ht.hot_loop and not self.words[WATCHED]
 
     def fast(self, event: Exit, n: int) -> int:
         """Up to n fast exits in the hot loop; return how many."""
@@ -270,7 +274,7 @@ class Vcpu:
             return
         if ht.notebook.full:
             ht.notebook.flush()
-        if ht.policy.needs_full(event.full, event.reason) or event.service_ns or self.words[WATCHED]:
+        if ht.policy.needs_full(event.full, event.reason) or event.service_ns or not self.loops():
             if self.retire():
                 self.aside = (self.exit, self.until_ns)
                 self.exit = event

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import pytest
 
 from asid.core import hyperthread as core
-from asid.core.events import Do, Mode, Seen
+from asid.core.events import Do, Kick, Mode, Seen
 from asid.core.hyperthread import HyperthreadState, Phase, What
-from asid.live.fast import Left, run_fast
+from asid.core.policy import POLICIES
+from asid.live.fast import Left, run_fast, sees_all
 from asid.live.page import (
     CORE_LINES,
     DEPTH,
@@ -211,6 +212,20 @@ def test_interrupts_that_were_taken_do_not_end_the_loop():
         page, base_of(0), (1,), page.fence, vm=VM, answered=ANSWERED, interrupts=(4, 5), n=EXITS  # type: ignore[arg-type]
     )  # fmt: skip
     assert (done, left) == (EXITS, Left.DONE)
+
+
+@pytest.mark.parametrize("name", ["none", "asi", "asi-irqoff", "asi-stun"])
+def test_the_loop_is_for_every_policy_whose_exits_are_fast(name):
+    for kick in POLICIES[name].kicks:
+        assert sees_all(POLICIES[name](kick).hyperthread_spec(0, (1,)))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"guarded": False}, {"kick": Kick.BARE}, {"idle_kick": Kick.BARE}, {"irq_kick": Kick.BARE}], ids=str
+)
+def test_where_a_sibling_may_taint_the_buffers_unseen_the_loop_is_only_for_who_never_flushes(changes):
+    assert not sees_all(core.Spec(0, (1,), flush=True, **changes))
+    assert sees_all(core.Spec(0, (1,), **changes))
 
 
 def test_whoever_sets_the_bit_and_then_counts_has_counted_what_is_in_flight():

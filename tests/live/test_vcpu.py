@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 from one_hyperthread import OneHyperthread
 
-from asid.core.events import Bid
+from asid.core.events import Bid, Kick
 from asid.core.hyperthread import Phase
+from asid.core.policies.asi import Asi
 from asid.guest.base import Exit
 from asid.live.node import Node
-from asid.live.page import WATCHED
+from asid.live.page import TAINT, WATCHED, base_of
 
 FAST = Exit(0, "CPUID", "vmx", 0, False, 0)
 SLOW = Exit(0, "EPT_VIOLATION", "vmx", 0, True, 0)
@@ -135,3 +136,30 @@ def test_what_was_injected_before_an_attach_that_is_taken_back_runs_later(one):
         one.ht.vcpu.in_guest()
         one.settle()
     assert answers(one) == {7: 0}
+
+
+class Unheeded(Asi):
+    """Fast exits, flushes, and leaves for idling that tell nobody."""
+
+    name = "unheeded"
+    about = "of this test"
+    idle_kick = Kick.BARE
+
+
+@pytest.mark.parametrize("injected", [False, True], ids=["of the source", "injected"])
+@pytest.mark.parametrize(("policy", "flushes"), [("asi", 0), ("test_vcpu:Unheeded", 1)])
+def test_an_entry_after_a_fast_exit_flushes_what_a_sibling_left_without_a_word(one, policy, flushes, injected):
+    """Under `asi` nobody is in HOST without a word, and fast exits look at no more than they must."""
+    one.ht.set_policy(policy, "ack")
+    one.enter()
+    one.records()
+    one.words[base_of(1) + TAINT] += 2
+    if injected:
+        one.ht.vcpu.inject(7, FAST, 1)
+    else:
+        one.ht.vcpu.exit = FAST
+    one.ht.vcpu.in_guest()
+    one.settle()
+    one.ht.vcpu.in_guest()
+    assert one.ht.state.phase is Phase.GUEST
+    assert [kind for kind, _ in one.records()].count("flush") == flushes
