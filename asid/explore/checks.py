@@ -205,6 +205,17 @@ def together_possible(m: Model) -> bool:
     return m.siblings > 1 and one_room and all(m.vms) and m.rooms is not m.rooms.HYPERTHREAD
 
 
+def leaves(m: Model) -> bool:
+    """Say whether anybody may leave for HOST: a guest, or a parked hyperthread that an interrupt hits."""
+    return any(m.vms) or bool(m.budget.irq)
+
+
+def kicks_cross_asks(m: Model) -> bool:
+    """Say whether somebody may be kicked before it knows of its lease: another wants what the lease keeps from it."""
+    rivals = sum(vm > 0 for vm in m.vms) > 1 or (any(m.vms) and m.siblings > 1 and m.budget.irq > 0)
+    return rivals and m.rooms is not m.rooms.ALL and m.budget.timer > 0 and m.kick is Kick.ACK
+
+
 def nobody_waits(m: Model) -> bool:
     """Say whether a sibling may be in HOST that did not wait for the others: by its kick, or by NMI or #MC."""
     return m.kick in ASYNC or (m.guarded and not m.nmi_isolated and bool(m.budget.nmi or m.budget.mce))
@@ -249,7 +260,7 @@ SOMETIMES: Final[dict[str, tuple[Applies, Happens]]] = {
         some(lambda s: len(s.frames) == 2),
     ),
     "a kick finds an ask under way": (
-        lambda m: m.siblings > 1 and any(m.vms) and bool(m.budget.timer) and m.kick is Kick.ACK,
+        kicks_cross_asks,
         some(lambda s: s.void),
     ),
     "a hyperthread dies": (
@@ -257,14 +268,14 @@ SOMETIMES: Final[dict[str, tuple[Applies, Happens]]] = {
         lambda seen: any(s is None for s, _ in seen),
     ),
     "a reborn hyperthread is in guest": (
-        lambda m: bool(m.budget.kill and m.budget.restart),
+        lambda m: bool(m.budget.kill and m.budget.restart and any(m.vms)),
         some(lambda s: s.inc > 1 and s.mode is Mode.GUEST),
     ),
     "a lease of the next coordinator": (
-        lambda m: bool(m.budget.coordinator),
+        lambda m: bool(m.budget.coordinator and any(m.vms)),
         some(lambda s: s.coord > 1 and s.session),
     ),
-    "a vCPU sleeps": (lambda m: m.halts, some(lambda s: s.phase is Phase.HALTED)),
+    "a vCPU sleeps": (lambda m: m.halts and any(m.vms), some(lambda s: s.phase is Phase.HALTED)),
     "a hyperthread has no vCPU": (lambda m: bool(m.budget.hotplug), some(lambda s: s.vm == 0)),
     "a sibling waits for its party": (
         lambda m: together_possible(m) and m.kick is Kick.RENDEZVOUS,
@@ -276,7 +287,11 @@ SOMETIMES: Final[dict[str, tuple[Applies, Happens]]] = {
     ),
     "an NMI or #MC finds a leave's IPI on the bus": (
         lambda m: (
-            m.siblings > 1 and m.apic is not Apic.X2APIC and m.kick in ASYNC and bool(m.budget.nmi or m.budget.mce)
+            m.siblings > 1
+            and m.apic is not Apic.X2APIC
+            and leaves(m)
+            and m.kick in ASYNC
+            and bool(m.budget.nmi or m.budget.mce)
         ),
         some(lambda s: s.bus and s.frames and s.flag and not s.depth and s.mode is not Mode.HOST),
     ),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asid.core import gate, hyperthread
+from asid.core.apic import Apic
 from asid.core.events import Kick, Mode
 from asid.core.guarantees import GUARANTEES
 from asid.core.hyperthread import Phase
@@ -110,6 +111,22 @@ def test_what_never_happens_fails_the_search(monkeypatch):
     assert result.violation is None
     assert not result.sometimes["pigs fly"]
     assert not result.passed
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Model((1, 0), budget=Budget(timer=1)),
+        Model((0, 0), halts=True, budget=Budget(nmi=1)),
+        Model((0, 0), budget=Budget(coordinator=1)),
+        Model((0, 0), budget=Budget(kill=1, restart=1)),
+        Model((0, 0), Kick.SEND, apic=Apic.XAPIC, budget=Budget(nmi=1)),
+    ],
+    ids=["nobody wants another's lease", "no vCPU to sleep", "no lease", "no guest", "no leave"],
+)
+def test_nothing_is_asked_for_where_it_cannot_happen(model):
+    result = search(model)
+    assert result.passed, result.sometimes
 
 
 def test_queues_without_end_are_a_violation(monkeypatch):
