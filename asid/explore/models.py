@@ -226,6 +226,7 @@ DEFAULT: Final = {
     "n2v1-xapic-isolated-nmi-send": (110_347, 340_358, 82),
     "n2v2-xapic-isolated-nmi-send": (24_680, 62_752, 77),
     "n1-broadcast": (312, 485, 27),
+    "n1-broadcast-stop": (495, 742, 27),
     "n3i3-broadcast": (6_968, 26_300, 40),
     "n3i3-broadcast-stop": (83_582, 299_897, 40),
     "n2v2-broadcast": (98_970, 245_659, 85),

@@ -71,12 +71,12 @@ def waits(kick: Kick) -> tuple[tuple[str, str, Callable[[HyperthreadState], bool
 
 
 def members(graph: Graph, ht: int, test: Callable[[HyperthreadState], bool]) -> bytearray:
-    """Return 1 for each world in which hyperthread `ht` lives and passes the test."""
+    """Return 1 for each world in which hyperthread `ht` lives, was not stopped, and passes the test."""
     w = graph.world
     at = w.at[ht]
 
     def passes(s: Sibling) -> bool:
-        return not isinstance(s.process, Dead) and test(s.process)
+        return not isinstance(s.process, Dead) and not s.stopped and test(s.process)
 
     table = bytes(map(passes, w.siblings.things))
     return bytearray(table[world >> at & MASK] for world in graph.worlds)
@@ -123,7 +123,9 @@ def nobody_works(graph: Graph) -> bytearray:
     w = graph.world
 
     def kind(s: Sibling) -> int:
-        if isinstance(s.process, Dead) or not s.process.vm or s.process.phase in (Phase.HALTED, Phase.STOPPED):
+        if isinstance(s.process, Dead) or s.stopped or not s.process.vm:
+            return 0
+        if s.process.phase in (Phase.HALTED, Phase.STOPPED):
             return 0
         works = s.process.mode is Mode.HOST or (s.process.mode is Mode.GUEST and not s.words.pending)
         return 2 if works else 1
@@ -286,12 +288,15 @@ def shut_out(graph: Graph) -> Iterator[Lasso]:
 
 
 def runs_or_is_excused(graph: Graph, ht: int) -> bytearray:
-    """Return 1 for each world in which a hyperthread is in guest, or is not to run: dead, stopped, without a vCPU."""
+    """Return 1 for each world in which a hyperthread is in guest, or is not to run: dead, at an end, stopped from
+    outside, without a vCPU."""
     w = graph.world
     at, desk_at = w.at[ht], w.desk_at
 
     def good(s: Sibling) -> bool:
-        return isinstance(s.process, Dead) or s.process.phase is Phase.STOPPED or s.process.mode is Mode.GUEST
+        if isinstance(s.process, Dead) or s.stopped:
+            return True
+        return s.process.phase is Phase.STOPPED or s.process.mode is Mode.GUEST
 
     sibling = bytes(map(good, w.siblings.things))
     idle = bytes(not isinstance(d.gate, Down) and not d.gate.members[ht].attached for d in w.desks.things)

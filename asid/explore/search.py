@@ -199,7 +199,7 @@ def waits_for_ever(w: World, world: int) -> str | None:
     assert not isinstance(g, Down), "a coordinator always comes back"
     for ht, s in enumerate(hts):
         h = s.process
-        if isinstance(h, Dead):
+        if isinstance(h, Dead) or s.stopped:  # who is missed of the stopped is fenced; on its own nobody misses it
             continue
         if h.frames:
             return f"h{ht} waits for ever inside a handler: nobody has anything left to do"

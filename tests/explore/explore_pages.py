@@ -125,7 +125,8 @@ Limits of the model:
 * of the local APIC: ICR2, the ICR's busy bit, and an IPI that is on the bus for any time; IRR is the pending bit;
 * what the buffers hold is one bit a hyperthread, set by work in HOST and by another VM's lease, cleared by a flush;
 * a #MC of all siblings reaches them at once and is taken by each at any later step; its rendezvous is complete for four
-  siblings without vCPUs and for two with, and a process that stops does so before its part in it is done;
+  siblings without vCPUs and for two with, and a process that stops does so before its part in it is done; what it waits
+  for itself is no deadlock, for it waits for being fenced by whoever misses it;
 * page faults in the isolated address space are not modelled;
 * requests, kicks and rounds are counted from a base: differences of more than four count as equally stale;
 * progress says "in the end", not "within a time".

@@ -16,7 +16,7 @@ from asid.core.guarantees import GUARANTEES
 from asid.core.hyperthread import Phase
 from asid.core.policy import make_policy
 from asid.errors import ProtocolFault
-from asid.explore import numbers, progress, schedule, siblings
+from asid.explore import meetings, numbers, progress, schedule, siblings
 from asid.explore.checks import SOMETIMES, Checks, leak_of, sight
 from asid.explore.models import build, of_policy
 from asid.explore.parts import Budget, Dead, Model, Sibling, Who, Words, actor
@@ -148,6 +148,19 @@ def test_a_world_without_a_next_step_is_a_deadlock_unless_it_may_rest(monkeypatc
     result = search(PLAIN)
     assert result.violation.guarantee == "L3"
     assert "waits for ever, asking" in result.violation.sentence
+
+
+def test_a_stopped_process_waits_for_nothing_by_itself():
+    """On a core of its own nobody misses it, so nobody has it fenced; the machine stands, and that is no deadlock."""
+    result = search(Model((1,), budget=Budget(broadcast=1, stop=1)))
+    assert any(s.stopped for s in result.world.siblings.things)
+    assert result.passed, result.violation
+
+
+def test_who_waits_for_a_stopped_process_without_end_is_found(monkeypatch):
+    monkeypatch.setattr(meetings, "awaits", lambda *_: iter(()))  # no time-out
+    result = search(Model((0, 0), budget=Budget(broadcast=1, stop=1)))
+    assert (result.violation.guarantee, "inside a handler" in result.violation.sentence) == ("L3", True)
 
 
 def test_a_step_that_changes_nothing_is_no_step(monkeypatch):
