@@ -128,6 +128,7 @@ BID_RESYNC: Final = Bid.RESYNC
 BID_STOP: Final = Bid.STOP
 DO_ICR2: Final = Do.ICR2
 DO_ARRIVE: Final = Do.ARRIVE
+DO_FAIL: Final = Do.FAIL
 DO_LOOK: Final = Do.LOOK
 DO_SET_DEPTH: Final = Do.SET_DEPTH
 DO_SET_FLAG: Final = Do.SET_FLAG
@@ -258,6 +259,8 @@ def on_performed(spec: Spec, s: HyperthreadState, seen: Seen | None) -> Hyperthr
     if act.do is DO_ICR2:
         assert isinstance(value, int)
         return s._replace(icr2=value)
+    if act.do is DO_FAIL and s.todo == TO_GUEST:
+        return s._replace(todo=(LOOK,))  # it had its look before, and no kick of its own reaches it
     return s
 
 

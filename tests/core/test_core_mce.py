@@ -218,6 +218,16 @@ def test_a_failed_core_takes_no_guest_under_any_policy(guarded):
     assert after.phase is Phase.HELD
 
 
+@pytest.mark.parametrize("flush", [True, False])
+@pytest.mark.parametrize("check", [Check(severity=Severity.FATAL), BROADCAST], ids=["local", "of a sibling"])
+def test_an_entry_that_has_had_its_look_looks_again_behind_a_fatal_one(check, flush):
+    """Its own kicks reach its siblings only; without flushes nothing else makes it look."""
+    spec = hyperthread.Spec(0, (1,), flush=flush)
+    entering = HELD._replace(phase=Phase.ENTERING, mode=Mode.ENTER, todo=hyperthread.TO_GUEST)
+    after, _ = play(hit(check, spec, entering), spec=spec, ends={Do.AWAIT_TURN: Met(severity=Severity.FATAL)})
+    assert (after.mode, after.todo) == (Mode.ENTER, (hyperthread.LOOK,))
+
+
 def test_a_machine_check_inside_a_machine_check_is_held_or_ends_the_process():
     inside = hit(mce.LOCAL)
     assert not hyperthread.may_interrupt(SPEC, inside, What.MCE)
