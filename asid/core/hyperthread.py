@@ -542,6 +542,9 @@ def on_interrupt(spec: Spec, s: HyperthreadState, what: What, check: mce.Check =
         if spec.flush and (s.todo == TO_GUEST or s.todo == (LOOK_ONCE,)):
             # Between the flush, the look and the entry: what the handler loads must not go along into guest.
             s = s._replace(todo=(LOOK,))
+    if check.broadcast and s.absent:
+        # Whom this one did not reach has died since, and its word will never be of this one.
+        s = s._replace(absent=s.absent & check.party)
     todo = handler(spec, s, saved)
     if check is not mce.LOCAL:
         at = todo.index(WORK)

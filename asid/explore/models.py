@@ -66,6 +66,7 @@ BUDGETS: Final[dict[str, Budget]] = {
     "broadcast-death": Budget(broadcast=1, kill=1),
     "broadcast-kill": Budget(broadcast=1, kill=1, restart=1),
     "broadcast-stop": Budget(broadcast=1, stop=1),
+    "broadcast2-stop": Budget(broadcast=2, stop=1),
     "broadcast-timers": Budget(broadcast=1, timer=1, restart=1),
 }
 # Which VM each sibling runs, by the first word of a model's name.
@@ -290,6 +291,7 @@ LARGE: Final = {
     "n3i2-broadcast": (155_832, 588_428, 55),
     "n4i4-broadcast": (188_064, 948_944, 57),
     "n3i3-nmi-broadcast": (198_496, 808_320, 45),
+    "n2i1-broadcast2-stop": (227_930, 600_628, 70),
     "n2i1-broadcast-kill": (312_766, 1_056_832, 116),
     "n2v1-broadcast-send": (319_143, 878_785, 69),
     "n2v1-broadcast-death": (452_633, 1_531_847, 108),

@@ -178,6 +178,18 @@ def test_whoever_missed_a_sibling_stays_out_of_guest_until_a_look_is_clear():
         assert (s.phase is Phase.HELD) is holders
 
 
+def test_whom_the_next_broadcast_did_not_reach_is_missed_no_more():
+    """It is dead: its word was closed for the broadcast in which it was missed, and is of no later one ever again."""
+    s, _ = play(hit(BROADCAST), ends={Do.AWAIT_ALL: Met(missing=0b0110)})
+    words = [CallIn(8, 1, True), mce.closed(7), CallIn(8, 2, True), CallIn(8, 3, True)]
+    assert mce.unfinished(0, s.absent, words) == 0b0010
+    after, _ = play(hit(Check(8, 0b1101), s=s))
+    assert after.absent == 0b0100, "the other one was reached again, and is asked for like anybody"
+    assert mce.unfinished(0, after.absent, words) == 0
+    again, _ = play(hit(mce.LOCAL, s=s))
+    assert again.absent == s.absent
+
+
 def test_a_handler_without_a_way_back_ends_with_its_last_wait():
     """Under `none` an interrupted HOST is neither left nor restored: the rendezvous is all there is."""
     spec = hyperthread.Spec(0, (1,), guarded=False)
