@@ -11,16 +11,19 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
 from asid import __version__
+from asid.asking import asked
 from asid.core.decisions import decided
 from asid.core.events import Kick
+from asid.core.gate import Rooms
 from asid.core.policies.base import Policy
 from asid.core.policy import KICKS, POLICIES, kick_of, make_policy
-from asid.errors import ConfigError, PolicyRefused
+from asid.errors import BadArgument, ConfigError, HostUnsuitable, PolicyRefused
 
 GROUP: Final = "asid.policies"
 # How a leave reaches HOST, in the words of ht.mode.
@@ -28,6 +31,7 @@ VIA: Final = {
     Kick.ACK: "grant", Kick.RENDEZVOUS: "grant", Kick.SEND: "send", Kick.STUN: "stun", Kick.BARE: "bare",
 }  # fmt: skip
 BARE: Final = Kick.BARE.name.lower()
+FLAGS: Final = ("guarded", "host_alone", "flush", "irqs_off", "every_exit_full")
 
 
 def installed() -> dict[str, str]:
@@ -42,19 +46,34 @@ def names() -> tuple[str, ...]:
     return (*POLICIES, *sorted(installed()))
 
 
+def require_known(name: str) -> None:
+    """Raise ConfigError for a name that is neither a policy's nor of the form MODULE:CLASS. Nothing is imported."""
+    if name in POLICIES or all(name.partition(":")) or name in installed():
+        return
+    near = get_close_matches(name, names(), 1) or ["asi"]
+    raise ConfigError(
+        f"policy {name!r}", where="policy.name", allowed=f"one of {', '.join(names())}, or MODULE:CLASS",
+        hint=f"Did you mean {near[0]}?",
+    )  # fmt: skip
+
+
 def find(name: str) -> type[Policy]:
-    """Return the policy of that name: asid's own, an installed one, or `MODULE:CLASS`. Raise ConfigError."""
+    """Return the policy of that name: asid's own, an installed one, or `MODULE:CLASS`.
+
+    Raise ConfigError for what is none or cannot be loaded, PolicyRefused for one whose attributes have not the form
+    of `Policy`.
+    """
     own = POLICIES.get(name)
     if own is not None:
         return own
-    where = name if ":" in name else installed().get(name, "")
-    if not where:
-        near = get_close_matches(name, names(), 1) or ["asi"]
-        raise ConfigError(
-            f"policy {name!r}", where="policy.name", allowed=f"one of {', '.join(names())}, or MODULE:CLASS",
-            hint=f"Did you mean {near[0]}?",
+    require_known(name)
+    found = _loaded(name, name if ":" in name else installed()[name])
+    for attribute, state, allowed in _misshapen(found):
+        raise PolicyRefused(
+            f"policy {name!r} has not the form of one", where=f"{name}: {attribute}", state=state, allowed=allowed,
+            hint="See asid/core/policies/base.py.",
         )  # fmt: skip
-    return _loaded(name, where)
+    return found
 
 
 def _loaded(name: str, where: str) -> type[Policy]:
@@ -64,7 +83,7 @@ def _loaded(name: str, where: str) -> type[Policy]:
     try:
         module = importlib.import_module(module_name)
         found = getattr(module, attribute)
-    except Exception as error:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported, or end there
         raise ConfigError(
             f"policy {name!r} cannot be loaded: {type(error).__name__}: {error}", where=where,
             allowed="a module that can be imported, and a class in it", hint=f"Try python -c 'import {module_name}'.",
@@ -76,20 +95,41 @@ def _loaded(name: str, where: str) -> type[Policy]:
             allowed="a subclass of asid.core.policies.base.Policy with name and about",
             hint="asid/core/policies/kick_except_idle.py is a short one.",
         )  # fmt: skip
-    if not found.kicks or not all(isinstance(kick, Kick) for kick in found.kicks):
-        raise ConfigError(
-            f"policy {name!r} has no kick", where=f"{where}: kicks", state=repr(found.kicks)[:80],
-            allowed="one or more of asid.core.events.Kick",
-        )  # fmt: skip
     return found
 
 
+def _misshapen(policy: type[Policy]) -> Iterator[tuple[str, str, str]]:
+    """Yield (attribute, what it is, what was allowed) of each class attribute that has not the form it must have."""
+
+    def wrong(attribute: str, allowed: str) -> tuple[str, str, str]:
+        return attribute, repr(getattr(policy, attribute))[:80], allowed
+
+    for attribute in ("name", "about"):
+        if not isinstance(getattr(policy, attribute), str):
+            yield wrong(attribute, "text")
+    kicks: object = policy.kicks
+    if not isinstance(kicks, tuple) or not kicks or not all(isinstance(kick, Kick) for kick in kicks):
+        yield wrong("kicks", "a tuple of one or more asid.core.events.Kick")
+    rooms: object = policy.rooms
+    if not isinstance(rooms, Rooms):
+        yield wrong("rooms", "an asid.core.gate.Rooms")
+    for attribute in FLAGS:
+        if not isinstance(getattr(policy, attribute), bool):
+            yield wrong(attribute, "True or False")
+    for attribute in ("idle_kick", "irq_kick"):
+        if not isinstance(getattr(policy, attribute), Kick | None):
+            yield wrong(attribute, "an asid.core.events.Kick, or None")
+
+
 def make(name: str, kick: str) -> Policy:
-    """Return the policy of that name with that kick variant, or with its own where it has one. Raise ConfigError."""
+    """Return the policy of that name with that kick variant, or with its own where it has one.
+
+    Raise ConfigError, or PolicyRefused for one that cannot be made."""
     if name in POLICIES or kick not in KICKS:
         return make_policy(name, kick)
     found = find(name)
-    return found(kick_of(found, KICKS[kick]))
+    with asked(name):
+        return found(kick_of(found, KICKS[kick]))
 
 
 def kick_in_force(name: str, kick: str) -> str:
@@ -124,14 +164,19 @@ def said_of(name: str, kick: str) -> dict[str, str]:
 
 
 def require_tested(name: str) -> None:
-    """Raise PolicyRefused for a policy that is not asid's own and has not passed `asid policy test` as it is now."""
+    """Raise PolicyRefused for a policy that is not asid's own and has not passed `asid policy test` as it is now, and
+    BadArgument for one that does not exist."""
     if name in POLICIES:
         return
+    try:
+        require_known(name)
+    except ConfigError as error:
+        raise BadArgument(f"no {error.what}", where=error.where, allowed=error.allowed, hint=error.hint) from None
     try:
         stamp = json.loads(_stamp(name).read_text())
     except (OSError, ValueError):
         stamp = {}
-    if not stamp or stamp != _stamped(find(name)):  # what nobody has tested is not even imported
+    if not stamp or stamp != _stamped(name):  # what nobody has tested is not even imported
         raise PolicyRefused(
             f"policy {name!r} has not been tested", where="policy.name",
             state="it was tested as it was before, or by another asid" if stamp else "no test of it is known here",
@@ -140,12 +185,19 @@ def require_tested(name: str) -> None:
 
 
 def mark_tested(name: str) -> None:
-    """Remember that a policy has passed, as it is now."""
-    path = _stamp(name)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(_stamped(find(name)), indent=1) + "\n")
-    os.replace(new, path)
+    """Remember that a policy has passed, as it is now. Raise HostUnsuitable when that cannot be written down."""
+    path, stamped = _stamp(name), _stamped(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(stamped, indent=1) + "\n")
+        os.replace(new, path)
+    except OSError as error:
+        raise HostUnsuitable(
+            f"that policy {name!r} has passed cannot be written down", where=str(path.parent),
+            state=error.strerror or str(error), allowed="a directory with room that you may write",
+            hint="Set XDG_STATE_HOME to one, and test it again.",
+        ) from error  # fmt: skip
 
 
 def _stamp(name: str) -> Path:
@@ -154,12 +206,14 @@ def _stamp(name: str) -> Path:
     return state / "asid" / "policies" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
 
 
-def _stamped(policy: type[Policy]) -> dict[str, str]:
+def _stamped(name: str) -> dict[str, str]:
     """Return what is remembered: every source file of the class that is not asid's own, all that it decides, and
     asid's version. What it decides may come from elsewhere: another module, a file, the environment."""
     import inspect
 
-    files = {"decisions": hashlib.sha256("\n".join(decided(policy)).encode()).hexdigest()}
+    policy = find(name)
+    with asked(name):
+        files = {"decisions": hashlib.sha256("\n".join(decided(policy)).encode()).hexdigest()}
     for base in policy.__mro__:
         module = sys.modules.get(base.__module__)
         if base in POLICIES.values() or base is Policy or module is None or base.__module__ == "builtins":

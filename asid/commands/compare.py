@@ -41,6 +41,7 @@ def command(
     """
     from asid.commands import Terminated
     from asid.config import load_config
+    from asid.policies import require_tested
     from asid.report.repeats import exit_code_of
     from asid.report.variants import turns, variants
     from asid.running import check_config
@@ -49,6 +50,8 @@ def command(
     duration_ns = parse_duration_ns(duration, "--duration")
     if duration_ns <= 0:
         raise ConfigError(f"--duration {duration}", allowed="longer than 0", hint="Try 2s.")
+    for name in _names(policies):  # before it is imported
+        require_tested(name)
     chosen = variants(_names(policies), _names(kicks))
     for variant in chosen:  # what cannot run is refused before anything does
         check_config(config, variant.policy, variant.kick, seed)

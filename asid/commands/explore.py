@@ -134,6 +134,7 @@ def _chosen(given: dict[str, Any]) -> list[tuple[str, Model]]:
 def _own(given: dict[str, Any]) -> Model | None:
     """Return the model that the options describe, None without them."""
     from asid import policies
+    from asid.asking import asked
     from asid.core.apic import BY_NAME
     from asid.core.decisions import decided
     from asid.core.events import Kick
@@ -167,8 +168,9 @@ def _own(given: dict[str, Any]) -> Model | None:
     if name:
         policies.require_kick(name, given["kick"] or "", "--kick")
         policy = policies.make(name, "ack" if kick == "bare" else kick)
-        decided(type(policy))  # of all hyperthreads the same, or there is no such model
-        return of_policy(policy, vms, **words)
+        with asked(name):
+            decided(type(policy))  # of all hyperthreads the same, or there is no such model
+            return of_policy(policy, vms, **words)
     return Model(vms, Kick[kick.upper()], halts=given["halts"], **words)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from asid.commands.session import Session, columns, instance_option
-from asid.errors import EXIT_FAIL
+from asid.errors import EXIT_FAIL, PolicyRefused
 
 
 @click.group(
@@ -64,22 +64,33 @@ def test(session: Session, /, policy: str, seeds: int) -> None:
     and again after every change of its source. Exit code: 0 passed, 1 not.
     """
     from asid import policies
-    from asid.explore.policy_test import trials
+    from asid.core.policies.base import Policy
+    from asid.explore.policy_test import Trial, refused_trial, trials
 
-    found = policies.find(policy)
-    done = []
-    for trial in trials(found, range(1, seeds + 1)):
+    done: list[Trial] = []
+
+    def tell(trial: Trial) -> None:
         session.note(f"{'ok' if trial.passed else 'FAIL'}  {trial.what}: {trial.says}")
         done.append(trial)
-        if not trial.passed:
-            break
+
+    like = ""
+    try:
+        found = policies.find(policy)
+    except PolicyRefused as refused:
+        tell(refused_trial(refused))
+    else:
+        like = Policy.like.__func__(found)  # type: ignore[attr-defined]  # not what it says of itself
+        for trial in trials(found, range(1, seeds + 1), policy):
+            tell(trial)
+            if not trial.passed:
+                break
     passed = all(trial.passed for trial in done)
     if passed:
         policies.mark_tested(policy)
     rows = [(t.what, "PASS" if t.passed else "FAIL", f"{t.states:,}" if t.states else "-", t.says) for t in done]
     stories = "".join(f"\n\n{t.story}" for t in done if t.story)
-    words = f"\n{policy} makes the promises of {found.like()}" + (", and keeps them." if passed else ".")
-    document = {"ok": passed, "policy": policy, "like": found.like(), "trials": [t._asdict() for t in done]}
+    words = f"\n{policy} makes the promises of {like}" + (", and keeps them." if passed else ".") if like else ""
+    document = {"ok": passed, "policy": policy, "like": like, "trials": [t._asdict() for t in done]}
     session.show(document, columns(("TRIAL", "VERDICT", "WORLDS", ""), rows, right=(2,)) + words + stories)
     if not passed:
         session.finish(EXIT_FAIL)

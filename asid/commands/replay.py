@@ -50,7 +50,7 @@ def command(session: Session, /, file: str, engine: str, **options: Any) -> None
     """
     from asid.commands.run import Progress, show_outcome
     from asid.drive import drive
-    from asid.policies import require_kick
+    from asid.policies import require_kick, require_tested
     from asid.trace.sniff import foreign, sniff
     from asid.units import parse_duration_ns
 
@@ -61,6 +61,7 @@ def command(session: Session, /, file: str, engine: str, **options: Any) -> None
     if engine != "live":
         raise ConfigError(f"--engine {engine}", where=path.name, state="a recording", allowed="live, or a schedule")
     if click.get_current_context().get_parameter_source("kick") is ParameterSource.COMMANDLINE:
+        require_tested(options["policy"])
         require_kick(options["policy"], options["kick"], "--kick")
     kind = sniff(path)
     if kind == "trace":

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from asid.asking import asked
 from asid.core.decisions import decided
 from asid.core.exits import SVM, VMX
 from asid.core.guarantees import GUARANTEES
@@ -48,18 +49,41 @@ class Trial(NamedTuple):
     story: str = ""
 
 
-def trials(policy: type[Policy], seeds: range) -> Iterator[Trial]:
-    """Yield what is found, cheapest first: decisions, then for each kick the search of two siblings and the walks."""
-    yield decides(policy)
+def trials(policy: type[Policy], seeds: range, name: str = "") -> Iterator[Trial]:
+    """Yield what is found, cheapest first: decisions, then for each kick the search of two siblings and the walks.
+
+    name: what the policy is called in what is said of it, by default as its class. One that raises, or ends the
+    process, when it is asked does not pass.
+    """
+    called = name or policy.__qualname__
+    try:
+        yield from _trials(policy, seeds, called)
+    except PolicyRefused as refused:
+        yield refused_trial(refused)
+
+
+def refused_trial(refused: PolicyRefused) -> Trial:
+    """Return what is said of a policy that cannot be tried any further."""
+    return Trial("decisions", False, 0, f"{refused}. {refused.hint}")
+
+
+def _trials(policy: type[Policy], seeds: range, name: str) -> Iterator[Trial]:
+    with asked(name):
+        first = decides(policy)
+    yield first
+    if not first.passed:
+        return
     for kick in policy.kicks:
-        made = policy(kick)
-        for what, vms, budget in CORES:
-            model = of_policy(made, vms, budget=budget)
+        with asked(name):
+            made = policy(kick)
+            cores = [(what, of_policy(made, vms, budget=budget)) for what, vms, budget in CORES]
+            four = of_policy(made, (1, 1, 2, 2), budget=WALKED)
+        for what, model in cores:
             yield explored(made, f"{kick.name.lower()}, {what}", model)
             if policy.like() == KickExceptIdle.name:  # what excuses an exit for idling excuses no other
                 busy = replace(model, idle_exits=False)
                 yield explored(made, f"{kick.name.lower()}, {what}, nobody idles", busy, frozenset())
-        yield walked(made, f"{kick.name.lower()}, four siblings", seeds)
+        yield walked(made, f"{kick.name.lower()}, four siblings", seeds, four)
 
 
 def decides(policy: type[Policy]) -> Trial:
@@ -68,7 +92,7 @@ def decides(policy: type[Policy]) -> Trial:
     try:
         decided(policy)
     except PolicyRefused as refused:
-        return Trial("decisions", False, 0, f"{refused}. {refused.hint}")
+        return refused_trial(refused)
     made, reasons = policy(policy.kicks[0]), (*VMX, *SVM)
     for reason in reasons:
         for full in (False, True):
@@ -93,10 +117,10 @@ def explored(policy: Policy, what: str, model: Model, without: frozenset[str] | 
     return Trial(what, True, result.states, _held(not_made))
 
 
-def walked(policy: Policy, what: str, seeds: range) -> Trial:
+def walked(policy: Policy, what: str, seeds: range, model: Model | None = None) -> Trial:
     """Walk at random over four siblings of two VMs, with everything that may come from outside."""
     not_made = unpromised(type(policy))
-    world = World(of_policy(policy, (1, 1, 2, 2), budget=WALKED))
+    world = World(model or of_policy(policy, (1, 1, 2, 2), budget=WALKED))
     checks = Checks(world, frozenset(GUARANTEES) - not_made)
     for seed in seeds:
         broken: Violation | None = walk(world, seed, checks=checks)

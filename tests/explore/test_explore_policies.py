@@ -20,7 +20,7 @@ from asid.core.policies.kick_every_exit import KickEveryExit
 from asid.core.policies.kick_except_idle import KickExceptIdle
 from asid.core.policies.nosmt import NoSmt
 from asid.core.policy import NAMES, POLICIES
-from asid.errors import EXIT_REFUSED, EXIT_USAGE, ConfigError, PolicyRefused
+from asid.errors import EXIT_FAIL, EXIT_REFUSED, EXIT_USAGE, BadArgument, ConfigError, HostUnsuitable, PolicyRefused
 from asid.explore.checks import Checks
 from asid.explore.matrix import unpromised
 from asid.explore.models import of_policy
@@ -329,10 +329,63 @@ def test_no_machine_starts_in_the_foreground_with_one_that_nobody_tested(mine, c
     assert "has not been tested" in capsys.readouterr().err
 
 
-def test_a_module_that_nobody_tested_is_not_imported(mine):
-    name = mine("raise SystemExit")
-    with pytest.raises(PolicyRefused):
-        policies.require_tested(name)
+@pytest.mark.parametrize("verb", [["run"], ["compare", "--policies"], ["replay", "--kick", "ack", "--policy"]])
+def test_a_module_that_nobody_tested_is_not_imported(mine, capsys, tmp_path, verb):
+    name = mine("open('imported', 'x')")
+    table = str(ROOT / "tests/data/tables/perf_2012_two_tables.txt")
+    file = table if verb[0] == "replay" else str(ROOT / "configs/smt2.toml")
+    options = verb[1:] or ["--policy"]
+    assert invoke([verb[0], file, *options, name]) == EXIT_REFUSED
+    assert f"policy '{name}' has not been tested" in capsys.readouterr().err
+    assert not (tmp_path / "imported").exists() and "own_policy" not in sys.modules
+
+
+ENDS = "raise SystemExit(0)"
+TWO_ARGUMENTS = "def needs_full(self): return True"
+
+
+@pytest.mark.parametrize("command", [["policy", "test"], ["explore", "--policy"]])
+def test_a_module_that_ends_the_process_is_no_policy_and_no_pass(mine, capsys, command):
+    assert invoke([*command, mine(ENDS), "--json"]) == EXIT_USAGE
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["what"] == "policy 'own_policy:Mine' cannot be loaded: SystemExit: 0"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("def needs_full(self, full, reason=''): raise SystemExit(0)", "SystemExit: 0, own_policy.py:9 in needs_full"),
+        ("def needs_full(self, full, reason=''): raise RuntimeError('boom')", "RuntimeError: boom, own_policy.py:9"),
+        (TWO_ARGUMENTS, "takes 1 positional argument but 3 were given"),
+        ("def __init__(self, kick): raise ValueError('no')", "ValueError: no, own_policy.py:9 in __init__"),
+        ("kicks = 7", "Mine: kicks: policy 'own_policy:Mine' has not the form of one (7): must be a tuple of one or"),
+        ("rooms = 'VM'", "Mine: rooms: policy 'own_policy:Mine' has not the form of one ('VM'): must be an asid.core"),
+        ("flush = 0", "Mine: flush: policy 'own_policy:Mine' has not the form of one (0): must be True or False"),
+        ("idle_kick = 'ack'", "must be an asid.core.events.Kick, or None"),
+    ],
+)  # fmt: skip
+def test_one_that_cannot_be_asked_fails_its_test_and_is_refused_elsewhere(mine, capsys, more, says):
+    name = mine(more)
+    assert invoke(["policy", "test", name, "--json"]) == EXIT_FAIL
+    document = json.loads(capsys.readouterr().out)
+    assert not document["ok"] and len(document["trials"]) == 1 and says in document["trials"][0]["says"]
+    assert invoke(["explore", "--siblings", "2", "--policy", name]) == EXIT_REFUSED
+    err = capsys.readouterr().err
+    assert f"policy '{name}'" in err and says in err
+
+
+def test_what_is_not_there_to_be_tested_is_no_argument():
+    with pytest.raises(BadArgument, match="no policy 'assi': must be one of none") as refused:
+        policies.require_tested("assi")
+    assert refused.value.hint == "Did you mean asi?"
+
+
+def test_a_pass_that_cannot_be_written_down_is_said(mine, monkeypatch, tmp_path):
+    name = mine()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with pytest.raises(HostUnsuitable, match="has passed cannot be written down"):
+        policies.mark_tested(name)
 
 
 def test_what_excuses_an_exit_for_idling_excuses_no_other():

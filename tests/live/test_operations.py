@@ -73,6 +73,14 @@ def test_a_change_that_cannot_begin_is_undone_and_the_old_policy_goes_on(machine
     assert machine.answers[2]["new"] == "none"
 
 
+def test_a_policy_that_does_not_exist_is_a_bad_argument(machine):
+    machine.begin("policy.set", t.PolicySetArgs(name="assi", kick=""), 1)
+    machine.settle()
+    error = machine.answers[1]
+    assert isinstance(error, BadArgument) and "no policy 'assi'" in str(error) and error.hint == "Did you mean asi?"
+    assert machine.policy == "asi"
+
+
 @pytest.mark.parametrize("silent", [H1, GATE])
 def test_past_the_point_of_no_return_a_silent_process_is_killed_and_the_gates_wait(machine, silent):
     machine.changes_until_bound(NONE)
