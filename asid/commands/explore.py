@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asid.commands.session import Session, Usage, columns
-from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, InputError, gravest
+from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, gravest
 
 if TYPE_CHECKING:
     from asid.explore.models import Named
@@ -140,12 +140,13 @@ def _own(given: dict[str, Any]) -> Model | None:
     from asid.core.events import Kick
     from asid.explore.models import of_policy
     from asid.explore.parts import Budget, Model
+    from asid.explore.schedule import COUNT_MAX
 
     counts = {name: given[name] for name in Budget._fields if given.get(name)}
     if not counts and not any(given[word] for word in OWN):
         return None
-    if any(count < 0 for count in counts.values()):
-        raise Usage("a budget is a count", where="asid explore", allowed="0 or more")
+    if any(not 0 <= count <= COUNT_MAX for count in counts.values()):
+        raise Usage("a budget is a count", where="asid explore", allowed=f"0 to {COUNT_MAX}")
     siblings = int(given["siblings"] or 0)
     vms = (1,) * (siblings or 2)
     if given["vms"]:
@@ -313,13 +314,7 @@ def _list(session: Session) -> None:
 def _run_again(session: Session, file: Path) -> None:
     from asid.explore import schedule, story
 
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot be read: {error}", where=str(file), hint="asid explore --save FILE writes one"
-        ) from error
-    planned = schedule.parse(text, str(file))
+    planned = schedule.read(file)
     w, violation = schedule.replayed(planned)
     document: dict[str, Any] = {"file": str(file), "steps": len(planned.steps), "expected": planned.guarantee}
     if violation is None:

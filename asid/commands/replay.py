@@ -166,7 +166,7 @@ def _schedule(session: Session, path: Path, engine: str) -> None:
     from asid.explore.script import script_of, taken
     from asid.report.verdict import verdict_lines
 
-    planned = schedule.parse(_text(path), path.name)
+    planned = schedule.read(path)
     script = script_of(*taken(planned))
     of = f": {script.guarantee}, {script.sentence}" if script.guarantee else ""
     session.note(f"{path.name}: a schedule of {len(planned.steps)} steps{of}; taken by real processes, in its order")
@@ -206,12 +206,3 @@ def _played_lines(core: dict[str, Any], guarantee: str, broken: bool) -> list[st
     elif guarantee:
         lines.append(f"{guarantee} is broken in the explorer; the audit of this run does not find it. Not reproduced.")
     return lines
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot be read: {error}", where=str(path), hint="asid explore --save FILE writes one"
-        ) from error

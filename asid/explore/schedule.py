@@ -9,14 +9,19 @@ world they name one step. Numbers in details are counted from the explorer's bas
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple, get_type_hints
+
+import msgspec
+from msgspec import UNSET, Meta
 
 from asid.core.apic import Apic
 from asid.core.events import Action, Kick, Order, Report
 from asid.core.gate import Rooms
+from asid.core.guarantees import GUARANTEES
+from asid.core.limits import SIBLINGS_MAX
 from asid.errors import InputError, ProtocolFault
 from asid.explore import story
 from asid.explore.checks import Checks
@@ -25,6 +30,13 @@ from asid.explore.search import Violation, failed, waits_for_ever
 from asid.explore.world import FAIR, World
 
 VERSION: Final = 1
+BYTES_MAX: Final = 32 << 20  # of a file
+STEPS_MAX: Final = 100_000  # the deepest search that there is has some hundred
+COUNT_MAX: Final = 1_000_000  # of events from outside, and of overtakes
+VM_MAX: Final = 8
+TEXT_MAX: Final = 2_000  # characters
+# What else than a guarantee a search may find broken: see `checks`, `progress` and `search.failed`.
+BESIDES: Final = ("L1", "L2", "L3", "I10", "table", "assertion")
 # Fields of a model that hold a word; an empty one is None.
 ENUMS: Final[dict[str, Any]] = {
     "kick": Kick,
@@ -34,6 +46,7 @@ ENUMS: Final[dict[str, Any]] = {
     "arrivals": Arrivals,
     "apic": Apic,
 }
+NULLABLE: Final = ("idle_kick", "irq_kick")
 
 
 class Planned(NamedTuple):
@@ -96,34 +109,120 @@ def as_document(schedule: Schedule) -> dict[str, Any]:
     }
 
 
+Text = Annotated[str, Meta(max_length=TEXT_MAX)]
+Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
+_FORMS: Final[dict[str, Any]] = {
+    "vms": Annotated[
+        tuple[Annotated[int, Meta(ge=0, le=VM_MAX)], ...], Meta(min_length=1, max_length=SIBLINGS_MAX)
+    ],
+    "budget": msgspec.defstruct("BudgetForm", [(f, Count, 0) for f in Budget._fields], forbid_unknown_fields=True),
+    **dict.fromkeys(ENUMS, str),
+}  # fmt: skip
+_BY_TYPE: Final[dict[Any, Any]] = {bool: bool, int: Count}
+# Every field of a model, in the form that it has in a file; all but `vms` may be left out.
+ModelForm: Final = msgspec.defstruct(
+    "ModelForm",
+    [
+        (name, form) if name == "vms" else (name, form, UNSET)
+        for name, kind in get_type_hints(Model).items()
+        for form in [_FORMS.get(name) or _BY_TYPE[kind]]
+    ],
+    forbid_unknown_fields=True,
+)
+
+
+class StepForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    who: Text
+    kind: Text
+    detail: Text
+
+
+class ExpectForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    guarantee: str
+    sentence: Text
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What is read first of a file: whether it is one of this version."""
+
+    asid_schedule: int
+
+
+class ScheduleForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A schedule as it is in a file."""
+
+    asid_schedule: int
+    model: ModelForm  # type: ignore[valid-type]
+    expect: ExpectForm
+    cycle: Annotated[int, Meta(ge=-1, lt=STEPS_MAX)]
+    steps: Annotated[tuple[StepForm, ...], Meta(max_length=STEPS_MAX)]
+
+
 def model_of(document: Any) -> Model:
-    given = dict(document)
-    unknown = set(given) - {f.name for f in fields(Model)}
-    if unknown:
-        raise ValueError(f"model has no {sorted(unknown)[0]!r}")
-    given["vms"] = tuple(given["vms"])
-    given["budget"] = Budget(**given.get("budget", {}))
+    """Return the model of a document; the inverse of `model_as_document`. Raise ValueError for what is none."""
+    return _model(msgspec.convert(document, ModelForm))
+
+
+def _model(form: Any) -> Model:
+    given = {f.name: value for f in fields(Model) if (value := getattr(form, f.name)) is not UNSET}
+    if "budget" in given:
+        given["budget"] = Budget(**msgspec.structs.asdict(given["budget"]))
     for name, kind in ENUMS.items():
         if name in given:
-            given[name] = kind[str(given[name]).upper()] if given[name] else None
+            given[name] = _word(name, given[name], kind)
     return Model(**given)
 
 
-def parse(text: str, where: str = "schedule") -> Schedule:
+def _word(name: str, word: str, kind: Any) -> Any:
+    words = {member.name.lower(): member for member in kind}
+    if name in NULLABLE:
+        words[""] = None
+    if word not in words:
+        raise ValueError(f"{word[:40]!r} is none of {', '.join(map(repr, words))} - at `$.model.{name}`")
+    return words[word]
+
+
+def _checked(form: ScheduleForm) -> Schedule:
+    """Raise ValueError for what no form says."""
+    known = ("", *GUARANTEES, *BESIDES)
+    if form.expect.guarantee not in known:
+        name = form.expect.guarantee[:40]
+        raise ValueError(f"{name!r} is none of {', '.join(map(repr, known))} - at `$.expect.guarantee`")
+    if form.cycle >= len(form.steps):
+        raise ValueError(f"a cycle from step {form.cycle} on, of {len(form.steps)} - at `$.cycle`")
+    steps = tuple(Planned(step.who, step.kind, step.detail) for step in form.steps)
+    for text in (form.expect.sentence, *(word for step in steps for word in step)):
+        if not text.replace("\n", " ").isprintable():
+            raise ValueError(f"{text[:40]!r} cannot be printed")
+    return Schedule(_model(form.model), steps, form.expect.guarantee, form.expect.sentence, form.cycle)
+
+
+def read(path: Path) -> Schedule:
+    """Return the schedule in a file. Raise InputError when it is none."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(BYTES_MAX + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(
+            f"cannot be read: {error}", where=str(path), hint="asid explore --save FILE writes one"
+        ) from error
+    return parse(text, path.name)
+
+
+def parse(text: str | bytes, where: str = "schedule") -> Schedule:
     """Read a schedule. Raise InputError when it is none."""
     try:
-        document = json.loads(text)
-        if document["asid_schedule"] != VERSION:
-            raise ValueError(f"version {document['asid_schedule']}")
-        steps = tuple(Planned(str(s["who"]), str(s["kind"]), str(s["detail"])) for s in document["steps"])
-        expect = document["expect"]
-        return Schedule(model_of(document["model"]), steps, expect["guarantee"], expect["sentence"], document["cycle"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if len(text) > BYTES_MAX:
+            raise ValueError(f"more than {BYTES_MAX >> 20} MiB")
+        version = msgspec.json.decode(text, type=Head).asid_schedule
+        if version != VERSION:
+            raise ValueError(f"version {version}")
+        return _checked(msgspec.json.decode(text, type=ScheduleForm))
+    except (ValueError, RecursionError) as error:  # a fault of msgspec is a ValueError
         raise InputError(
-            f"not a schedule of version {VERSION}: {type(error).__name__} {error}",
-            where=where,
-            hint="asid explore --save FILE writes one",
-        ) from error
+            f"not a schedule of version {VERSION}: {str(error).replace(chr(96), '')}", where=where,
+            allowed="as asid explore writes it", hint="asid explore --save FILE writes one",
+        ) from error  # fmt: skip
 
 
 # --- run again --------------------------------------------------------------------------------------------

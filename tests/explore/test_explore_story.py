@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 from explore_planting import planted
@@ -134,3 +135,59 @@ def test_a_step_that_cannot_be_taken_is_named_with_what_could_be():
     with pytest.raises(InputError, match="step 1: cannot be taken: h0 goes on holiday") as caught:
         schedule.replayed(made)
     assert "gate receives h0 is ready" in caught.value.allowed
+
+
+def _document():
+    result = search(BARE)
+    return schedule.as_document(schedule.scheduled(result.world, result.violation))
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "says"),
+    [
+        (("asid_schedule",), True, "Expected int, got bool - at $.asid_schedule"),
+        (("wings",), 2, "unknown field wings"),
+        (("steps",), None, "Expected array, got null - at $.steps"),
+        (("cycle",), "x", "Expected int, got str - at $.cycle"),
+        (("cycle",), None, "Expected int, got null - at $.cycle"),
+        (("cycle",), 500, "a cycle from step 500 on, of 16 - at $.cycle"),
+        (("model", "vms"), "11", "Expected array, got str - at $.model.vms"),
+        (("model", "vms"), [1.5, 1], "Expected int, got float - at $.model.vms[0]"),
+        (("model", "vms"), [[1], 1], "Expected int, got array - at $.model.vms[0]"),
+        (("model", "vms"), [1] * 200_000, "Expected array of length <= 8 - at $.model.vms"),
+        (("model", "budget"), {"nmi": "x"}, "Expected int, got str - at $.model.budget.nmi"),
+        (("model", "budget"), {"nmi": -1}, "Expected int >= 0 - at $.model.budget.nmi"),
+        (("model", "kick"), None, "Expected str, got null - at $.model.kick"),
+        (("model", "rooms"), "", "'' is none of 'vm', 'hyperthread', 'all' - at $.model.rooms"),
+        (("model", "apic"), "pic", "'pic' is none of 'x2apic', 'xapic', 'shorthand' - at $.model.apic"),
+        (("model", "halts"), "yes", "Expected bool, got str - at $.model.halts"),
+        (("model", "overtakes_max"), 10**30, "- at $.model.overtakes_max"),
+        (("expect", "guarantee"), ["G2"], "Expected str, got array - at $.expect.guarantee"),
+        (("expect", "guarantee"), "G99", "'G99' is none of '', 'G1', 'G2'"),
+        (("expect", "sentence"), "\x1b[2J", "cannot be printed"),
+    ],
+)  # fmt: skip
+def test_the_form_of_a_schedule_is_checked_field_by_field(at, value, says):
+    document = _document()
+    inner = document
+    for name in at[:-1]:
+        inner = inner[name]
+    inner[at[-1]] = value
+    with pytest.raises(InputError) as caught:
+        schedule.parse(json.dumps(document), "hit.json")
+    assert caught.value.what.startswith("not a schedule of version 1: ") and says in caught.value.what
+
+
+@pytest.mark.parametrize(
+    "text", [DEEP, '{"asid_schedule": 1, "model": ' + DEEP, '{"asid_schedule": 1' + "0" * 5000 + "}"]
+)
+def test_a_nest_or_a_number_without_end_is_no_schedule(text):
+    with pytest.raises(InputError, match="not a schedule of version 1"):
+        schedule.parse(text)
+
+
+def test_a_file_has_a_form_for_every_field_of_a_model():
+    assert set(schedule.ModelForm.__struct_fields__) == {f.name for f in fields(Model)}
