@@ -10,7 +10,8 @@ operation took effect is said in `applied` ("no", "yes" or "unknown"), whether a
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import errno
+from typing import Any, ClassVar, Final
 
 # Exit codes of every command. Where several apply, EXIT_PRECEDENCE decides.
 EXIT_OK = 0
@@ -119,6 +120,19 @@ class NoAnswer(AsidError):
     exit_code = EXIT_NO_ANSWER
     applied = "unknown"
     retry = "now"
+
+
+_PERMISSION: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NAME: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL}
+)
+
+
+def refused_by_os(fault: OSError, what: str, *, where: str, allowed: str = "", hint: str = "") -> AsidError:
+    """Return what a user is told when a file or a directory of theirs cannot be used: a name that leads nowhere is a
+    usage error, what may not be touched one of permission; all else (no room, no descriptors) is the host's."""
+    kind = PermissionRefused if fault.errno in _PERMISSION else InputError if fault.errno in _NAME else HostUnsuitable
+    return kind(what, where=where, state=fault.strerror or str(fault), allowed=allowed, hint=hint)
 
 
 class MappingRefused(AsidError):

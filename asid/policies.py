@@ -23,7 +23,7 @@ from asid.core.events import Kick
 from asid.core.gate import Rooms
 from asid.core.policies.base import Policy
 from asid.core.policy import KICKS, POLICIES, kick_of, make_policy
-from asid.errors import BadArgument, ConfigError, HostUnsuitable, PolicyRefused
+from asid.errors import BadArgument, ConfigError, PolicyRefused, refused_by_os
 
 GROUP: Final = "asid.policies"
 # How a leave reaches HOST, in the words of ht.mode.
@@ -185,7 +185,8 @@ def require_tested(name: str) -> None:
 
 
 def mark_tested(name: str) -> None:
-    """Remember that a policy has passed, as it is now. Raise HostUnsuitable when that cannot be written down."""
+    """Remember that a policy has passed, as it is now. Raise an error of `refused_by_os` when that cannot be
+    written down."""
     path, stamped = _stamp(name), _stamped(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -193,10 +194,9 @@ def mark_tested(name: str) -> None:
         new.write_text(json.dumps(stamped, indent=1) + "\n")
         os.replace(new, path)
     except OSError as error:
-        raise HostUnsuitable(
-            f"that policy {name!r} has passed cannot be written down", where=str(path.parent),
-            state=error.strerror or str(error), allowed="a directory with room that you may write",
-            hint="Set XDG_STATE_HOME to one, and test it again.",
+        raise refused_by_os(
+            error, f"that policy {name!r} has passed cannot be written down", where=str(path.parent),
+            allowed="a directory with room that you may write", hint="Set XDG_STATE_HOME to one, and test it again.",
         ) from error  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from asid.errors import (
     NoAnswer,
     NotRunning,
     PermissionRefused,
+    refused_by_os,
 )
 from asid.judging import judge_run
 from asid.live import instance as instances_
@@ -156,7 +157,8 @@ class Daemon:
             raise Busy(f"instance {paths.name!r} is running already", hint=f"asid down --instance {paths.name}")
         with contextlib.suppress(FileNotFoundError):
             paths.endpoints.unlink()  # of a daemon that was killed: not to be taken for the new one's
-        command = [sys.executable, "-m", "asid.live.serve", str(_config_file(config, paths)), "--instance", paths.name]
+        config_file, script_file = _input_files(config, scripts, paths)
+        command = [sys.executable, "-m", "asid.live.serve", str(config_file), "--instance", paths.name]
         command += ["--checked"]  # a long recording is not read twice before the start
         for option, value in (
             ("--policy", policy),
@@ -167,9 +169,7 @@ class Daemon:
         ):
             command += [option, value] if value else []
         command += ["--until-exhausted"] if until_exhausted else []
-        if scripts:
-            write_scripts(paths.root / "script.json", scripts)
-            command += ["--script", str(paths.root / "script.json")]
+        command += ["--script", str(script_file)] if script_file is not None else []
         waited_for = until_exhausted or duration_ns is not None or scripts  # its end is
         command += ["--no-verdict"] if waited_for else []
         leash = Leash()
@@ -299,6 +299,23 @@ def check_config(config: str | Path | Mapping[str, Any], policy: str, kick: str,
     check_guests(loaded)
     require_tested(loaded.config.policy.name)
     require_kick(loaded.config.policy.name, kick)
+
+
+def _input_files(
+    config: str | Path | Mapping[str, Any], scripts: Sequence[Script], paths: instances_.InstancePaths
+) -> tuple[Path, Path | None]:
+    """Return the files that a daemon starts from: its configuration, and its scripts if there are any."""
+    try:
+        script_file = paths.root / "script.json" if scripts else None
+        if script_file is not None:
+            write_scripts(script_file, scripts)
+        return _config_file(config, paths), script_file
+    except OSError as error:
+        _remove_own(paths)
+        raise refused_by_os(
+            error, "what the daemon starts from cannot be written", where=str(paths.root),
+            allowed="a directory with room that you may write", hint="Make room there, or set XDG_RUNTIME_DIR.",
+        ) from error  # fmt: skip
 
 
 def _config_file(config: str | Path | Mapping[str, Any], paths: instances_.InstancePaths) -> Path:

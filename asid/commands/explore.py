@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asid.commands.session import Session, Usage, columns
-from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, gravest
+from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, AsidError, gravest, refused_by_os
 
 if TYPE_CHECKING:
     from asid.explore.models import Named
@@ -85,18 +85,46 @@ def command(
     if listing:
         _list(session)
         return
+    if save is not None:
+        _try_to_write(save)  # before a search that may take an hour
     outcomes = _search(session, chosen, given)
     _show(session, outcomes, chosen)
     _compare(session, outcomes)
     failed = next((o for o in outcomes if o.guarantee), None)
     if save is not None and failed is not None and failed.schedule is not None:
-        save.write_text(json.dumps(failed.schedule, indent=1) + "\n")
+        _save(save, json.dumps(failed.schedule, indent=1) + "\n")
         session.note(f"Saved. Run it again: asid explore --schedule {save}")
     code = gravest(
         [EXIT_FAIL if o.guarantee or o.missing else EXIT_OK if o.complete else EXIT_UNKNOWN for o in outcomes]
     )
     if code != EXIT_OK:
         session.finish(code)
+
+
+def _try_to_write(file: Path) -> None:
+    """Raise why a file could not be written now. It stays as it is, or away."""
+    try:
+        there = file.exists()
+        with file.open("ab"):
+            pass
+        if not there:
+            file.unlink()
+    except OSError as error:
+        raise _unwritable(error, file) from error
+
+
+def _save(file: Path, text: str) -> None:
+    try:
+        file.write_text(text)
+    except OSError as error:
+        raise _unwritable(error, file) from error
+
+
+def _unwritable(error: OSError, file: Path) -> AsidError:
+    return refused_by_os(
+        error, "the counterexample cannot be saved there", where=str(file),
+        allowed="a file in a directory with room that you may write", hint="Choose another file for --save.",
+    )  # fmt: skip
 
 
 # --- what to search ---------------------------------------------------------------------------------------

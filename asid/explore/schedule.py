@@ -200,6 +200,8 @@ def _checked(form: ScheduleForm) -> Schedule:
 def read(path: Path) -> Schedule:
     """Return the schedule in a file. Raise InputError when it is none."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, perhaps for ever
+            raise InputError(f"not a schedule of version {VERSION}: it is no regular file", where=str(path))
         with path.open("rb") as file:
             text = file.read(BYTES_MAX + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

@@ -25,13 +25,14 @@ from pathlib import Path
 
 import msgspec
 
-from asid.errors import AsidError, Busy, ConfigError, NoAnswer, PermissionRefused
+from asid.errors import AsidError, Busy, ConfigError, HostUnsuitable, NoAnswer, PermissionRefused
 from asid.live.sockets import make_private_dir
 
 DEFAULT_INSTANCE = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 LOCK_PATIENCE_NS = 200_000_000  # a reader that looks whether the lock is held has it for a moment
 ENDPOINTS_BYTES_MAX = 65_536
+ROOM_BYTES_MIN = 256 << 10  # for what is written there: endpoints, a configuration, a script, a log
 
 
 class Endpoints(msgspec.Struct, frozen=True):
@@ -131,10 +132,19 @@ def instance_paths(name: str) -> InstancePaths:
 
 
 def make_instance_dir(name: str) -> InstancePaths:
-    """Make the directory (0700) or check that it is ours. Raise PermissionRefused, ConfigError."""
+    """Make the directory (0700) or check that it is ours. Raise PermissionRefused, ConfigError, HostUnsuitable."""
     paths = instance_paths(name)
     make_private_dir(paths.root.parent)
     make_private_dir(paths.root)
+    room = os.statvfs(paths.root)
+    if room.f_bavail * room.f_frsize < ROOM_BYTES_MIN:  # else a daemon dies of it, and cannot even log why
+        with contextlib.suppress(OSError):  # it is kept when anything is in it
+            paths.root.rmdir()
+        raise HostUnsuitable(
+            "no room for the files of an instance", where=str(paths.root),
+            state=f"{room.f_bavail * room.f_frsize} bytes free", allowed=f"at least {ROOM_BYTES_MIN} bytes",
+            hint="Make room there, or set XDG_RUNTIME_DIR to another directory of yours.",
+        )  # fmt: skip
     return paths
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from asid import __version__
-from asid.errors import HostUnsuitable, InputError, PermissionRefused
+from asid.errors import HostUnsuitable, InputError, PermissionRefused, refused_by_os
 
 JOURNAL = "journal.asid"
 MANIFEST = "manifest.json"
@@ -164,16 +164,19 @@ def create_run(
 def open_run(which: str | Path = LATEST, *, root: Path | None = None) -> RunDir:
     """Return a run by directory, by journal file, by name, by an unambiguous part of its name, or `latest`.
 
-    Raises InputError when there is none or more than one.
+    Raises InputError when there is none or more than one, or the directory of runs is none; PermissionRefused.
     """
     base = root or runs_root()
     text = str(which)
     direct = Path(text)
-    if direct.is_file() and direct.name == JOURNAL:
-        return RunDir(direct.parent.resolve())
-    for candidate in (direct, base / text) if text else ():
-        if (candidate / JOURNAL).exists() or (candidate / MANIFEST).exists():
-            return RunDir(candidate.resolve())
+    try:
+        if direct.is_file() and direct.name == JOURNAL:
+            return RunDir(direct.parent.resolve())
+        for candidate in (direct, base / text) if text else ():
+            if (candidate / JOURNAL).exists() or (candidate / MANIFEST).exists():
+                return RunDir(candidate.resolve())
+    except OSError as error:
+        raise refused_by_os(error, f"the run {text!r} cannot be looked for", where="RUN", hint="asid runs ls") from None
     names = [run.name for run in list_runs(root=base)]
     near = [name for name in names if text and text in name]
     if len(near) == 1:
@@ -200,12 +203,17 @@ def find_run(which: str | Path = LATEST) -> Path:
 
 
 def list_runs(*, root: Path | None = None) -> list[RunDir]:
-    """Return the runs under root, newest first."""
+    """Return the runs under root, newest first. Raises an error of `refused_by_os` when it cannot be listed."""
     base = root or runs_root()
     try:
         entries = sorted((entry for entry in os.scandir(base)), key=lambda entry: entry.name, reverse=True)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise refused_by_os(
+            error, "the runs cannot be listed", where=str(base), allowed="a directory that you may read",
+            hint="Set XDG_STATE_HOME to the directory that has asid/runs, or leave it out.",
+        ) from error  # fmt: skip
     return [
         RunDir(Path(entry.path))
         for entry in entries

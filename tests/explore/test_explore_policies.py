@@ -20,7 +20,7 @@ from asid.core.policies.kick_every_exit import KickEveryExit
 from asid.core.policies.kick_except_idle import KickExceptIdle
 from asid.core.policies.nosmt import NoSmt
 from asid.core.policy import NAMES, POLICIES
-from asid.errors import EXIT_FAIL, EXIT_REFUSED, EXIT_USAGE, BadArgument, ConfigError, HostUnsuitable, PolicyRefused
+from asid.errors import EXIT_FAIL, EXIT_REFUSED, EXIT_USAGE, BadArgument, ConfigError, InputError, PolicyRefused
 from asid.explore.checks import Checks
 from asid.explore.matrix import unpromised
 from asid.explore.models import of_policy
@@ -384,7 +384,7 @@ def test_a_pass_that_cannot_be_written_down_is_said(mine, monkeypatch, tmp_path)
     name = mine()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    with pytest.raises(HostUnsuitable, match="has passed cannot be written down"):
+    with pytest.raises(InputError, match="has passed cannot be written down"):
         policies.mark_tested(name)
 
 

@@ -79,6 +79,21 @@ def test_a_counterexample_is_told_saved_and_run_again(explore, tmp_path):
     assert "G9 is broken after 7 steps" in again.out
 
 
+def test_where_nothing_can_be_saved_is_said_before_the_search(explore, tmp_path):
+    told = explore("n2v1", "--save", str(tmp_path / "no" / "hit.json"))
+    assert told.code == EXIT_USAGE and told.out == ""
+    assert "the counterexample cannot be saved there (No such file or directory)" in told.err
+
+
+@pytest.mark.live
+def test_a_file_of_a_counterexample_that_is_not_needed_stays_away(explore, tmp_path):
+    kept, away = tmp_path / "kept.json", tmp_path / "away.json"
+    kept.write_text("mine")
+    assert explore("n2v2", "--save", str(away)).code == EXIT_OK
+    assert explore("n2v2", "--save", str(kept)).code == EXIT_OK
+    assert not away.exists() and kept.read_text() == "mine"
+
+
 @pytest.mark.live
 def test_a_limit_is_never_a_pass(explore):
     told = explore("n2v1-nmi", "--states-max", "1000")

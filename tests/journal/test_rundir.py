@@ -87,6 +87,20 @@ def test_a_place_where_nothing_can_be_made(tmp_path):
         create_run("x", config_text="", resolved={}, seed=1, root=tmp_path / "file" / "runs")
 
 
+def test_a_directory_of_runs_that_is_none_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    for look in (list_runs, lambda: open_run("latest"), lambda: open_run("some")):
+        with pytest.raises(InputError, match="the runs cannot be listed") as caught:
+            look()
+        assert caught.value.where == str(tmp_path / "file/asid/runs") and caught.value.state == "Not a directory"
+
+
+def test_a_name_that_no_file_can_have_is_said(root):
+    with pytest.raises(InputError, match="cannot be looked for"):
+        open_run("x" * 5000)
+
+
 def test_no_room_is_told_before_the_run(root, monkeypatch):
     monkeypatch.setattr(rundir, "FREE_BYTES_MIN", 1 << 62)
     with pytest.raises(HostUnsuitable, match="no room"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from collections import Counter
 import pytest
 from live_rig import GONE_S, ROOT, check_passes, family, machine, wait_progress, wait_until
 
+from asid import running
 from asid.audit import audit
 from asid.errors import Busy, Crash, HostUnsuitable, NotRunning
 from asid.live import instance
@@ -225,6 +227,22 @@ def test_a_limit_of_the_length_of_files_is_named(rig):
         ["bash", "-c", f"ulimit -f 300; {sys.executable} -m asid doctor"], capture_output=True, text=True, timeout=30
     )
     assert "file length" in looked.stdout and looked.returncode == HostUnsuitable.exit_code
+
+
+def test_no_room_for_an_instance_is_said_before_its_start(rig, monkeypatch):
+    monkeypatch.setattr(instance, "ROOM_BYTES_MIN", 1 << 62)
+    with pytest.raises(HostUnsuitable, match="no room for the files of an instance"):
+        rig.start(machine(2), instance="full")
+    assert not instance.instance_paths("full").root.exists()
+
+
+def test_what_a_daemon_starts_from_must_be_written(rig, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(running, "write_scripts", full)
+    with pytest.raises(HostUnsuitable, match="cannot be written"):
+        Daemon.start(machine(2), scripts=[object()])  # type: ignore[list-item]
 
 
 def test_directories_that_nobody_needs_any_more_go_with_the_next_start(rig):
