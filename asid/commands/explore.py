@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 OWN = ("siblings", "vms", "policy", "kick", "halts", "torn", "apic", "unfixed", "nmi_isolated")
 STATES_MAX = 8_000_000  # of one model; about 300 bytes each
 DEADLINE_S = 3600
+SCHEMA = "explore/1"  # asid replay FILE --engine explore answers in this, too
 
 
 @click.command(
@@ -76,7 +78,7 @@ def command(
     limit was hit: then nothing is proved.
     """
     if schedule is not None:
-        _run_again(session, Path(schedule))
+        run_again(session, Path(schedule))
         return
     if matrix:
         _matrix(session, given)
@@ -87,13 +89,16 @@ def command(
         return
     if save is not None:
         _try_to_write(save)  # before a search that may take an hour
-    outcomes = _search(session, chosen, given)
-    _show(session, outcomes, chosen)
+    outcomes, ending = _search(session, chosen, given)
+    if ending is None or outcomes or session.json:
+        _show(session, outcomes, chosen, ending)
     _compare(session, outcomes)
     failed = next((o for o in outcomes if o.guarantee), None)
     if save is not None and failed is not None and failed.schedule is not None:
         _save(save, json.dumps(failed.schedule, indent=1) + "\n")
         session.note(f"Saved. Run it again: asid explore --schedule {save}")
+    if ending is not None:
+        raise ending
     code = gravest(
         [EXIT_FAIL if o.guarantee or o.missing else EXIT_OK if o.complete else EXIT_UNKNOWN for o in outcomes]
     )
@@ -208,32 +213,47 @@ def _own(given: dict[str, Any]) -> Model | None:
 
 def _search(
     session: Session, chosen: Sequence[tuple[str, Model]], given: dict[str, Any], to_the_end: bool = False
-) -> list[Outcome]:
+) -> tuple[list[Outcome], BaseException | None]:
+    """Return what was found, and what cut the search short: then it is of the models that were complete."""
     import os
 
+    from asid.commands import Terminated
     from asid.explore import pool
 
     begin = time.monotonic_ns()
     workers = given["jobs"] or len(os.sched_getaffinity(0))
     outcomes: list[Outcome] = []
-    found = pool.explore(
+    ending: BaseException | None = None
+    events = pool.explore(
         chosen,
         states_max=given["states_max"],
         deadline_ns=begin + given["deadline_s"] * pool.NS,
         workers=workers,
         to_the_end=to_the_end,
     )
-    for event in found:
-        seconds = (time.monotonic_ns() - begin) / pool.NS
-        if isinstance(event, int):
-            rate = event / seconds if seconds else 0.0
-            session.note(f"{len(outcomes)} of {len(chosen)} models, {event:,} worlds, {rate:,.0f}/s, {seconds:.0f} s")
-        else:
-            outcomes.append(event)
-            if event.guarantee and not to_the_end:
-                session.note(f"{event.name}: {event.guarantee} is broken after {event.steps} steps")
+    try:
+        with contextlib.closing(events) as found:  # its processes end before anything is shown
+            for event in found:
+                seconds = (time.monotonic_ns() - begin) / pool.NS
+                if isinstance(event, int):
+                    so_far = f"{event:,} worlds, {event / seconds if seconds else 0.0:,.0f}/s, {seconds:.0f} s"
+                    session.note(f"{len(outcomes)} of {len(chosen)} models, {so_far}")
+                    continue
+                outcomes.append(event)
+                if event.guarantee and not to_the_end:
+                    session.note(f"{event.name}: {event.guarantee} is broken after {event.steps} steps")
+    except (KeyboardInterrupt, Terminated) as interrupted:
+        ending = interrupted
     order = {name: at for at, (name, _) in enumerate(reversed(chosen))}
-    return sorted(outcomes, key=lambda outcome: order[outcome.name])
+    return sorted(outcomes, key=lambda outcome: order[outcome.name]), ending
+
+
+def _completeness(done: int, of: int, what: str, ending: BaseException | None) -> tuple[dict[str, Any], str]:
+    """Return what a document, and a table, say of a search that was cut short, or was not."""
+    if ending is None:
+        return {"complete": True, "stopped": ""}, ""
+    text = f"Not complete (interrupted): {done} of {of} {what} are, and the table is of those.\n\n"
+    return {"ok": False, "complete": False, "stopped": "interrupted"}, text
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:
@@ -253,20 +273,24 @@ def _verdict(outcome: Outcome) -> str:
     return "PASS" if outcome.complete else "UNKNOWN: a limit was hit"
 
 
-def _show(session: Session, outcomes: list[Outcome], chosen: Sequence[tuple[str, Model]]) -> None:
+def _show(
+    session: Session, outcomes: list[Outcome], chosen: Sequence[tuple[str, Model]], ending: BaseException | None
+) -> None:
     rows = [(o.name, f"{o.states:,}", f"{o.transitions:,}", o.depth, f"{o.seconds:.1f}", _verdict(o)) for o in outcomes]
     total = sum(o.states for o in outcomes)
+    completeness, head = _completeness(len(outcomes), len(chosen), "models", ending)
 
     def text() -> str:
         table = columns(("MODEL", "STATES", "TRANSITIONS", "DEPTH", "SECONDS", "VERDICT"), rows, right=(1, 2, 3, 4))
         stories = "".join(f"\n\n{o.story}" for o in outcomes if o.story)
         passed = sum(o.passed for o in outcomes)
-        return f"{table}\n{passed} of {len(chosen)} models hold in {total:,} worlds.{stories}"
+        return f"{head}{table}\n{passed} of {len(chosen)} models hold in {total:,} worlds.{stories}"
 
     document = {
         "ok": all(o.passed for o in outcomes),
         "states": total,
         "models": [_document(o) for o in outcomes],
+        **completeness,
     }
     session.show(document, text)
 
@@ -292,8 +316,11 @@ def _matrix(session: Session, given: dict[str, Any]) -> None:
         raise Usage("--matrix is every policy, so name none", where="asid explore", hint="asid explore --matrix")
     of_policies, of_apics = matrix.policies(), matrix.apics()
     models = matrix.models_of([*of_policies, *of_apics])
-    outcomes = {outcome.model: outcome for outcome in _search(session, models, given, to_the_end=True)}
-    rows = [matrix.found(row, outcomes) for row in (*of_policies, *of_apics)]
+    done, ending = _search(session, models, given, to_the_end=True)
+    outcomes = {outcome.model: outcome for outcome in done}
+    asked = [*of_policies, *of_apics]
+    rows = [matrix.found(row, outcomes) for row in asked if outcomes.keys() >= set(row.searches.values())]
+    completeness, head = _completeness(len(rows), len(asked), "rows", ending)
     kept = [matrix.kept(each.row, each.cells) for each in rows]
     states = sum(o.states for o in outcomes.values())
 
@@ -302,7 +329,7 @@ def _matrix(session: Session, given: dict[str, Any]) -> None:
         first = [(each.row.policy, *each.row.setting, *each.shorts) for each in rows if not each.row.apic]
         second = [(each.row.apic, *each.row.setting, *each.shorts) for each in rows if each.row.apic]
         leaking = [(row.policy, *row.setting, row.apic, *matrix.counted(leaks)) for row, _, leaks in rows if leaks]
-        return "\n".join(
+        return head + "\n".join(
             (
                 columns(("POLICY", "KICK", "VMS", *matrix.NAMES), first, right=right),
                 "\nPolicy asi, by how IPIs are written; an NMI that runs isolated may hit at any step:",
@@ -315,7 +342,11 @@ def _matrix(session: Session, given: dict[str, Any]) -> None:
         )
 
     documents = [matrix.document(each) for each in rows]
-    session.show({"ok": all(kept), "states": states, "searches": len(outcomes), "rows": documents}, text)
+    document = {"ok": all(kept), "states": states, "searches": len(outcomes), "rows": documents, **completeness}
+    if ending is None or rows or session.json:
+        session.show(document, text)
+    if ending is not None:
+        raise ending
     if not all(kept):
         session.finish(EXIT_FAIL if False in kept else EXIT_UNKNOWN)
 
@@ -339,15 +370,17 @@ def _list(session: Session) -> None:
     session.show(document, lambda: columns(("MODEL", "SET", "VMS", "FROM OUTSIDE", "STATES"), rows, right=(4,)))
 
 
-def _run_again(session: Session, file: Path) -> None:
+def run_again(session: Session, file: Path) -> None:
+    """Take the steps of a schedule again in the explorer, and say what is broken."""
     from asid.explore import schedule, story
 
     planned = schedule.read(file)
     w, violation = schedule.replayed(planned)
     document: dict[str, Any] = {"file": str(file), "steps": len(planned.steps), "expected": planned.guarantee}
     if violation is None:
-        session.show({**document, "broken": ""}, f"{len(planned.steps)} steps, and every guarantee holds.")
+        text = f"{len(planned.steps)} steps, and every guarantee holds."
+        session.show({**document, "broken": ""}, text, schema=SCHEMA)
         return
     told = story.told(w, violation)
-    session.show({**document, "ok": False, "broken": violation.guarantee, "story": told}, told)
+    session.show({**document, "ok": False, "broken": violation.guarantee, "story": told}, told, schema=SCHEMA)
     session.finish(EXIT_FAIL)

@@ -155,10 +155,10 @@ def _name(path: Path) -> str:
 def _schedule(session: Session, path: Path, engine: str) -> None:
     """Take the steps of a schedule in their order: by real processes, or in the explorer."""
     if engine == "explore":
-        from asid.commands.explore import command as explore
+        from asid.commands.explore import run_again
 
         session.note(f"{path.name}: a schedule; replayed in the explorer, on the same step functions")
-        click.get_current_context().invoke(explore, schedule=path)
+        run_again(session, path)
         return
     from asid.commands.run import Progress
     from asid.drive import play

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
@@ -119,7 +119,7 @@ def _explore(at: int, name: str, model: Model, states_max: int, deadline_ns: int
 def explore(
     models: Sequence[tuple[str, Model]], *, states_max: int, deadline_ns: int, workers: int, every_s: float = 2.0,
     to_the_end: bool = False,
-) -> Iterator[Outcome | int]:  # fmt: skip
+) -> Generator[Outcome | int]:  # fmt: skip
     """Yield the outcome of each model as it comes, and at least every `every_s` seconds the worlds found by all.
 
     `deadline_ns` is a time of the monotonic clock. Give the largest models first. `to_the_end`: a violation ends no

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from asid.commands import invoke
-from asid.errors import EXIT_FAIL, EXIT_HOST_UNSUITABLE, EXIT_OK, EXIT_UNKNOWN, EXIT_USAGE
+from asid.errors import EXIT_FAIL, EXIT_HOST_UNSUITABLE, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNKNOWN, EXIT_USAGE
+from asid.explore import pool
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_models_that_hold(explore):
 
 
 @pytest.mark.live
-def test_a_counterexample_is_told_saved_and_run_again(explore, tmp_path):
+def test_a_counterexample_is_told_saved_and_run_again(explore, tmp_path, capsys):
     file = tmp_path / "hit.json"
     told = explore("--siblings", "2", "--kick", "bare", "--save", str(file))
     assert told.code == EXIT_FAIL
@@ -77,6 +78,47 @@ def test_a_counterexample_is_told_saved_and_run_again(explore, tmp_path):
     again = explore("--schedule", str(file))
     assert again.code == EXIT_FAIL
     assert "G9 is broken after 7 steps" in again.out
+    capsys.readouterr()
+    assert invoke(["replay", str(file), "--engine", "explore", "--json"]) == EXIT_FAIL
+    document = json.loads(capsys.readouterr().out)
+    assert (document["schema"], document["broken"]) == ("explore/1", "G9")
+
+
+@pytest.fixture
+def cut_short(monkeypatch):
+    """A search that finds what it is told to find, and is interrupted then."""
+
+    def after(count: int, policy: str = "") -> None:
+        def found(models, **_):
+            chosen = [model for model in models if policy in model[0]][:count]
+            for name, model in chosen:
+                yield pool.Outcome(name, model, 7, 9, 2, 0.1, True, ())
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pool, "explore", found)
+
+    return after
+
+
+def test_interrupted_it_shows_the_models_that_are_complete(explore, cut_short):
+    cut_short(1)
+    told = explore("n2v1", "n2v2", "--json")
+    document = json.loads(told.out)
+    assert told.code == EXIT_INTERRUPTED and "asid: interrupted" in told.err
+    assert not document["complete"] and not document["ok"] and document["stopped"] == "interrupted"
+    assert [model["name"] for model in document["models"]] == ["n2v1"]
+    assert explore("n2v1", "n2v2").out.startswith("Not complete (interrupted): 1 of 2 models are")
+    cut_short(0)
+    assert json.loads(explore("n2v1", "--json").out)["models"] == []
+    assert explore("n2v1").out == ""
+
+
+def test_an_interrupted_matrix_shows_the_rows_that_are_complete(explore, cut_short):
+    cut_short(6, "nosmt")
+    told = explore("--matrix", "--json")
+    document = json.loads(told.out)
+    assert told.code == EXIT_INTERRUPTED and not document["complete"] and not document["ok"]
+    assert {row["policy"] for row in document["rows"]} == {"nosmt"}
 
 
 def test_where_nothing_can_be_saved_is_said_before_the_search(explore, tmp_path):
