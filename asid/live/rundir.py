@@ -35,6 +35,7 @@ LATEST = "latest"
 FREE_BYTES_MIN = 16 << 20  # some seconds of journal at full rate; less means the run would be worthless
 NAME_LENGTH_MAX = 40
 CREATE_TRIES = 16
+ENDED = ("Z", "X")  # states of a process that is one no more, in /proc/PID/stat
 
 log = logging.getLogger(__name__)
 
@@ -309,10 +310,12 @@ def _wall() -> str:
 
 
 def _pid_started(pid: int) -> int:
-    """Return when a process was started, in clock ticks since boot; 0 when there is none. Tells reused pids apart."""
+    """Return when a process was started, in clock ticks since boot; 0 when there is none, or it has ended and its
+    parent has not yet looked. Tells reused pids apart."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[19])
+            fields = file.read().rpartition(")")[2].split()
+            return 0 if fields[0] in ENDED else int(fields[19])
     except (OSError, ValueError, IndexError):
         return 0
 

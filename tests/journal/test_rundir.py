@@ -108,6 +108,18 @@ def test_no_room_is_told_before_the_run(root, monkeypatch):
     assert list_runs() == [] and not (root / "latest").exists()
 
 
+def test_a_run_whose_process_has_ended_is_not_running_though_nobody_looked_at_its_end(root):
+    run = make()
+    ended = subprocess.Popen(["sh", "-c", "read line"], stdin=subprocess.PIPE)
+    pid = ended.pid
+    run.update_manifest(pid=pid, pid_started=rundir._pid_started(pid))
+    assert run.manifest()["status"] == "running"
+    ended.stdin.close()
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it stays, as a zombie
+    assert run.manifest()["status"] == "crashed"
+    ended.wait()
+
+
 def test_status(root):
     run = make()
     run.end("stop", verdict="PASS")
