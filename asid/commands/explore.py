@@ -59,6 +59,7 @@ SCHEMA = "explore/1"  # asid replay FILE --engine explore answers in this, too
 @click.option("--irq", type=int, metavar="N", help="... external interrupts, at any step.")
 @click.option("--broadcast", type=int, metavar="N", help="... #MCs that reach all siblings, whose handlers meet.")
 @click.option("--stop", type=int, metavar="N", help="... processes that stop before their part in that is done.")
+@click.option("--fatal", type=int, metavar="N", help="... of the #MCs of both kinds, those that may be fatal.")
 @click.option("--apic", type=click.Choice(["x2apic", "xapic", "shorthand"]), help="... how IPIs are written. [x2apic]")
 @click.option("--unfixed", is_flag=True, help="... handlers do not restore ICR2.")
 @click.option("--nmi-isolated", is_flag=True, help="... handlers of NMI and #MC run isolated.")

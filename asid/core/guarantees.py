@@ -119,13 +119,29 @@ def g9_flush(core: CoreView) -> str | None:
 
 def g10_atomic(core: CoreView) -> str | None:
     """G10 (I12, I15). The published depth counts the handlers that are, or are going, HOST; none is left behind. In a
-    rendezvous of #MC handlers there is one monarch, and nobody counts as come who was not hit (`mce.broken`)."""
+    rendezvous of #MC handlers there is one monarch, and nobody counts as come who was not hit (`mce.broken`). When the
+    handlers are over that failed a core, no guest instruction runs on it."""
     for ht, s in enumerate(core.hyperthreads):
         if s is None:
             continue
         if not 0 <= s.depth <= len(s.frames):
             return f"h{ht} publishes depth {s.depth} with {len(s.frames)} handlers under way"
-    return mce.broken(core.meetings)
+    return runs_on_a_failed_core(core) or mce.broken(core.meetings)
+
+
+def runs_on_a_failed_core(core: CoreView) -> str | None:
+    """Of G10: how a guest may run although a machine check was fatal and its handler is over, None when none may.
+
+    Broken by: a handler that marks the core and kicks nobody; one that goes back to an entry which has had its look.
+    """
+    if not any(met is not None and met.failed for met in core.meetings):
+        return None
+    if any(s is not None and s.frames for s in core.hyperthreads):
+        return None
+    for ht, s in enumerate(core.hyperthreads):
+        if s is not None and s.mode is Mode.GUEST and not core.pending[ht]:
+            return f"h{ht} may run guest instructions on a core that a machine check has failed"
+    return None
 
 
 def g11_closed(core: CoreView) -> str | None:

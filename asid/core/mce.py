@@ -198,7 +198,7 @@ def check_of(broadcast: int, taken_broadcast: int, severity: Severity) -> Check:
 
 
 class Meeting(NamedTuple):
-    """One hyperthread's #MC handler, seen from outside; the fields from `broadcast` on are 0 without one."""
+    """One hyperthread's #MC handler, seen from outside; the fields from `broadcast` to `late` are 0 without one."""
 
     taken: int = 0  # number of the last broadcast that it was hit by
     broadcast: int = 0
@@ -206,6 +206,7 @@ class Meeting(NamedTuple):
     role: Role = Role.NONE
     works: bool = False  # it has its role and has not called out
     late: bool = False  # a wait of it was timed out
+    failed: bool = False  # a #MC was fatal, here or on a sibling
 
 
 def broken(meetings: Sequence[Meeting | None]) -> str | None:

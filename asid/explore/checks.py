@@ -299,6 +299,10 @@ SOMETIMES: Final[dict[str, tuple[Applies, Happens]]] = {
         lambda m: m.flush and together_possible(m) and nobody_waits(m),
         some(lambda s: s.mode is Mode.ENTER and s.tainted),
     ),
+    "a fatal #MC keeps a guest out for good": (
+        lambda m: any(m.vms) and bool(m.budget.fatal and (m.budget.mce or m.budget.broadcast)),
+        some(lambda s: s.phase is Phase.HELD and s.meeting.failed),
+    ),
     "all handlers of a #MC are in HOST, one of them monarch": (
         lambda m: bool(m.budget.broadcast) and not m.nmi_isolated,
         lambda seen: (

@@ -186,14 +186,16 @@ def timer(spec: gate.Spec, d: Desk, which: Timer, ht: int, budget: Budget, who: 
 
 
 def overdue(s: Sibling, g: gate.GateState, ht: int) -> Timer | None:
-    """Return the time-out that strikes in the end, because what would have stopped it was lost on the way."""
+    """Return the time-out that strikes in the end: what would have stopped it was lost on the way, or never comes, as
+    the first instruction of a guest that a machine check keeps out for good."""
     h, m = s.process, g.members[ht]
     if isinstance(h, Dead) or h.inc != m.inc or s.up:
         return None
     if m.belief is gate.Belief.UNKNOWN:
         under_way = any(o.coord == g.coord for o in s.down) or hyperthread.send(Said.READY) in h.todo
         return None if under_way else Timer.RESYNC
-    if m.fresh and (h.used or not (h.session or s.down)):
+    kept_out = s.words.failed and h.phase is hyperthread.Phase.HELD
+    if m.fresh and (h.used or kept_out or not (h.session or s.down)):
         return Timer.STICKY
     if m.kicked and s.words.request == m.kicked == h.answered:
         return Timer.KICK

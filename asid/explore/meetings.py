@@ -12,9 +12,11 @@ from typing import NamedTuple
 from asid.core import hyperthread, mce
 from asid.core.events import Action, Do
 from asid.core.hyperthread import Event, HyperthreadState, What
-from asid.core.mce import CallIn, Check, Meeting
+from asid.core.mce import CallIn, Check, Meeting, Severity
 from asid.explore import siblings
 from asid.explore.parts import Budget, Dead, Label, Model, Sibling, SiblingMove, Who, actor
+
+TAKES = "takes the machine check"
 
 
 class Peers(NamedTuple):
@@ -55,10 +57,13 @@ def moves(model: Model, spec: hyperthread.Spec, s: Sibling, budget: Budget, seen
         else:
             yield from awaits(model, spec, s, action, budget, seen)
     if s.words.broadcast > s.taken and hyperthread.may_interrupt(spec, h, What.MCE):
-        event = Event(What.MCE, check=Check(s.words.broadcast, s.words.party))
-        t = siblings.stepped(spec, s._replace(taken=s.words.broadcast), event)
-        label = Label(spec.ht, "takes the machine check")
-        yield siblings.settled(model, spec, label, actor(Who.CHECK, spec.ht), t, budget)
+        check, hit, who = Check(s.words.broadcast, s.words.party), s._replace(taken=s.words.broadcast), Who.CHECK
+        t = siblings.stepped(spec, hit, Event(What.MCE, check=check))
+        yield siblings.settled(model, spec, Label(spec.ht, TAKES), actor(who, spec.ht), t, budget)
+        if budget.fatal:
+            t = siblings.stepped(spec, hit, Event(What.MCE, check=check._replace(severity=Severity.FATAL)))
+            label, after = Label(spec.ht, TAKES, "as a fatal one"), budget._replace(fatal=budget.fatal - 1)
+            yield siblings.settled(model, spec, label, siblings.FAULT, t, after)
     if budget.stop and not mce.is_done(s.words.callin, s.words.broadcast):
         after = budget._replace(stop=budget.stop - 1)
         yield SiblingMove(Label(spec.ht, "is stopped"), siblings.FAULT, s._replace(stopped=True), after)
@@ -118,5 +123,6 @@ def meeting(s: Sibling) -> Meeting:
     for frame in s.process.frames:
         if frame.check.broadcast:
             works = bool(frame.role) and hyperthread.CALL_OUT in frame.todo
-            return Meeting(s.taken, frame.check.broadcast, frame.check.party, frame.role, works, frame.late)
-    return Meeting(s.taken)
+            check, failed = frame.check, s.words.failed
+            return Meeting(s.taken, check.broadcast, check.party, frame.role, works, frame.late, failed)
+    return Meeting(s.taken, failed=s.words.failed)

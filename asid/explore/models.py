@@ -67,6 +67,8 @@ BUDGETS: Final[dict[str, Budget]] = {
     "broadcast-kill": Budget(broadcast=1, kill=1, restart=1),
     "broadcast-stop": Budget(broadcast=1, stop=1),
     "broadcast2-stop": Budget(broadcast=2, stop=1),
+    "mce-fatal": Budget(mce=1, fatal=1),
+    "broadcast-fatal": Budget(broadcast=1, fatal=1),
     "broadcast-timers": Budget(broadcast=1, timer=1, restart=1),
 }
 # Which VM each sibling runs, by the first word of a model's name.
@@ -228,6 +230,10 @@ DEFAULT: Final = {
     "n2v2-xapic-isolated-nmi-send": (24_680, 62_752, 77),
     "n1-broadcast": (312, 485, 27),
     "n1-broadcast-stop": (495, 742, 27),
+    "n1-mce-fatal": (311, 481, 22),
+    "n1-broadcast-fatal": (583, 887, 28),
+    "n2i1-broadcast-fatal": (21_724, 54_994, 51),
+    "n2v1-mce-fatal": (44_011, 112_678, 70),
     "n3i3-broadcast": (6_968, 26_300, 40),
     "n3i3-broadcast-stop": (83_582, 299_897, 40),
     "n2v2-broadcast": (98_970, 245_659, 85),

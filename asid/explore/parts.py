@@ -35,6 +35,7 @@ class Budget(NamedTuple):
     irq: int = 0  # an external interrupt
     broadcast: int = 0  # a #MC that reaches every living sibling; each takes it at any later step
     stop: int = 0  # a process stops (SIGSTOP) before its #MC handler has worked; it goes on never
+    fatal: int = 0  # so many of the #MCs, of either kind, may be fatal where they are taken
 
 
 NO_FAULTS: Final = Budget()
@@ -128,6 +129,11 @@ class Sibling(NamedTuple):
     glimpse: Glimpse | None = None
     taken: int = 0  # the last #MC of all siblings that it has taken
     stopped: bool = False
+
+    @property
+    def runs_never(self) -> bool:
+        """Whether it goes into guest never again: stopped from outside, or on a core that a #MC has failed."""
+        return self.stopped or self.words.failed
 
 
 class Down(NamedTuple):

@@ -70,13 +70,18 @@ def waits(kick: Kick) -> tuple[tuple[str, str, Callable[[HyperthreadState], bool
     )
 
 
-def members(graph: Graph, ht: int, test: Callable[[HyperthreadState], bool]) -> bytearray:
-    """Return 1 for each world in which hyperthread `ht` lives, was not stopped, and passes the test."""
+def members(graph: Graph, ht: int, test: Callable[[HyperthreadState], bool], to_run: bool) -> bytearray:
+    """Return 1 for each world in which hyperthread `ht` lives, was not stopped, and passes the test.
+
+    to_run: it is guest that it waits for, so it does not count on a core that a machine check has failed.
+    """
     w = graph.world
     at = w.at[ht]
 
     def passes(s: Sibling) -> bool:
-        return not isinstance(s.process, Dead) and not s.stopped and test(s.process)
+        if isinstance(s.process, Dead) or s.stopped or (to_run and s.words.failed):
+            return False
+        return test(s.process)
 
     table = bytes(map(passes, w.siblings.things))
     return bytearray(table[world >> at & MASK] for world in graph.worlds)
@@ -95,7 +100,7 @@ def unfair_cycles(graph: Graph) -> Iterator[Lasso]:
     """Yield endless fair runs: in which a hyperthread waits all the time, and in which nobody works."""
     for ht in range(graph.world.n):
         for guarantee, words, test in waits(graph.world.model.kick):
-            inside = members(graph, ht, test)
+            inside = members(graph, ht, test, to_run=guarantee == "L2")
             lasso = fair_round(graph, inside, guarantee, f"h{ht} {words}, while the others go round")
             if lasso is not None:
                 yield lasso
@@ -123,7 +128,7 @@ def nobody_works(graph: Graph) -> bytearray:
     w = graph.world
 
     def kind(s: Sibling) -> int:
-        if isinstance(s.process, Dead) or s.stopped or not s.process.vm:
+        if isinstance(s.process, Dead) or s.runs_never or not s.process.vm:
             return 0
         if s.process.phase in (Phase.HALTED, Phase.STOPPED):
             return 0
@@ -289,12 +294,12 @@ def shut_out(graph: Graph) -> Iterator[Lasso]:
 
 def runs_or_is_excused(graph: Graph, ht: int) -> bytearray:
     """Return 1 for each world in which a hyperthread is in guest, or is not to run: dead, at an end, stopped from
-    outside, without a vCPU."""
+    outside, on a failed core, without a vCPU."""
     w = graph.world
     at, desk_at = w.at[ht], w.desk_at
 
     def good(s: Sibling) -> bool:
-        if isinstance(s.process, Dead) or s.stopped:
+        if isinstance(s.process, Dead) or s.runs_never:
             return True
         return s.process.phase is Phase.STOPPED or s.process.mode is Mode.GUEST
 

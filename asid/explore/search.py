@@ -22,6 +22,7 @@ from asid.explore.world import FAIR, Step, World
 FAULT: Final = actor(Who.FAULT)
 TELL_EVERY: Final = 1 << 13  # worlds between two calls of `tell`
 STUCK: Final = frozenset({Phase.ASKING, Phase.LEAVING, Phase.HELD})
+KEPT_OUT: Final = frozenset({Phase.ASKING, Phase.HELD})  # for good, on a core that a machine check has failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,8 @@ def waits_for_ever(w: World, world: int) -> str | None:
             continue
         if h.frames:
             return f"h{ht} waits for ever inside a handler: nobody has anything left to do"
+        if s.words.failed and h.phase in KEPT_OUT:
+            continue
         if h.phase in STUCK:
             return f"h{ht} waits for ever, {h.phase.name.lower()}: nobody has anything left to do"
         m = g.members[ht]

@@ -43,6 +43,8 @@ INTERRUPTS = (
     ("full irq", "irq", hyperthread.FULL_IRQ),
 )
 
+FATAL_MCE = Event(What.MCE, check=mce.Check(severity=mce.Severity.FATAL))
+
 
 def moves(model: Model, spec: hyperthread.Spec, s: Sibling, raised: int, budget: Budget) -> Iterator[SiblingMove]:
     """Yield the steps of one sibling, but for those of `meetings`. `raised`: bits of the others that keep it out: by
@@ -229,6 +231,9 @@ def faults(model: Model, spec: hyperthread.Spec, s: Sibling, budget: Budget) -> 
         if more and hyperthread.may_interrupt(spec, h, event.what):
             t = stepped(spec, s, event)
             yield settled(model, spec, Label(ht, word), fault, t, budget._replace(**{name: more - 1}))
+    if budget.mce and budget.fatal and hyperthread.may_interrupt(spec, h, What.MCE):
+        after = budget._replace(mce=budget.mce - 1, fatal=budget.fatal - 1)
+        yield settled(model, spec, Label(ht, "fatal mce"), fault, stepped(spec, s, FATAL_MCE), after)
     if budget.kill:
         after = budget._replace(kill=budget.kill - 1)
         left: tuple[Touch, ...] = ()

@@ -44,6 +44,7 @@ SET_MODE = {
 HITS = {
     "nmi": "is hit by an NMI",
     "mce": "is hit by a #MC",
+    "fatal mce": "is hit by a fatal #MC",
     "fast irq": "takes an interrupt that is mapped",
     "full irq": "takes an interrupt that needs HOST",
 }
@@ -116,6 +117,7 @@ def did(a: Action) -> str:
         Do.ICR_IDLE: "finds the ICR idle",
         Do.ARRIVE: "arrives at the meeting",
         Do.FLUSH: "flushes the buffers",
+        Do.FAIL: "marks the core as failed",
     }.get(a.do, a.do.name.lower())
 
 

@@ -144,7 +144,7 @@ class World:
         self._by_coordinator(world, parts, found)
         if self.model.budget.restart:
             self._births(world, parts, found)
-        if self.model.budget.loss:
+        if self.model.budget.loss or self.model.budget.fatal:
             self._time_passes(world, parts, found)
         if self.model.budget.broadcast:
             self._machine_checks(world, parts, found)
@@ -367,7 +367,8 @@ class World:
                     found.append(self._applied(world, parts, self._in_numbers(m)))
 
     def _time_passes(self, world: int, parts: list[int], found: list[Step]) -> None:
-        """A time-out strikes in the end where a message was lost: its sender waits, and nothing is under way."""
+        """A time-out strikes in the end where a message was lost: its sender waits, and nothing is under way; and where
+        what would stop it never comes, on a core that a machine check has failed."""
         hts, place, budget = self.parts(world)
         d = parts[self.n]
         for ht, again, timer in self._overdue(world):
@@ -384,9 +385,10 @@ class World:
         """Yield for each sibling whether its request times out in the end, and which time-out of the gate does."""
         hts, place, budget = self.parts(world)
         g = place.gate
-        if budget.loss < self.model.budget.loss and not isinstance(g, Down):
+        lost = budget.loss < self.model.budget.loss
+        if (lost or budget.fatal < self.model.budget.fatal) and not isinstance(g, Down):
             for ht, (s, m) in enumerate(zip(hts, g.members, strict=True)):
-                yield ht, siblings.overdue(s, m), desk.overdue(s, g, ht)
+                yield ht, lost and siblings.overdue(s, m), desk.overdue(s, g, ht)
 
     # --- who could move -----------------------------------------------------------------------------------
 
@@ -411,7 +413,7 @@ class World:
         mask = self._able[self.n].get(d)
         if mask is None:
             mask = self._able[self.n][d] = self._able_at_desk(self.desks.things[d])
-        if self.model.budget.loss:
+        if self.model.budget.loss or self.model.budget.fatal:
             for ht, again, timer in self._overdue(world):
                 if again or timer is not None:
                     bits |= 1 << actor(Who.TIME, ht)

@@ -9,6 +9,7 @@ from asid.core.events import Mode, Want
 from asid.core.gate import Belief, GateState, Member
 from asid.core.guarantees import GUARANTEES, CoreView
 from asid.core.hyperthread import LOOK, Frame, HyperthreadState, Phase, What
+from asid.core.mce import Meeting
 
 
 def leased(mode=Mode.GUEST, **more):
@@ -83,6 +84,24 @@ def test_a_good_core_and_a_bad_one(name):
     good, bad, sentence = GOOD_AND_BAD[name]
     assert GUARANTEES[name](good) is None
     assert GUARANTEES[name](bad) == sentence
+
+
+@pytest.mark.parametrize(
+    ("guest", "other", "pending", "failed", "broken"),
+    [
+        (leased(), PARKED, (), False, False),
+        (leased(), PARKED, (), True, True),
+        (leased(), None, (), True, True),
+        (leased(), PARKED, (0,), True, False),  # it is kicked: no instruction retires
+        (leased(), leased(Mode.HOST, depth=1, frames=(NMI,)), (), True, False),  # its kicks are still to come
+        (leased(Mode.ENTER), PARKED, (), True, False),
+    ],
+)
+def test_no_guest_runs_on_a_failed_core_once_the_handler_is_over(guest, other, pending, failed, broken):
+    """G10."""
+    meetings = (Meeting(failed=failed), None if other is None else Meeting(failed=failed))
+    view = core(guest, other, pending=pending)._replace(meetings=meetings)
+    assert (GUARANTEES["G10"](view) is not None) is broken
 
 
 def test_isolated_without_a_lease_is_broken_unless_something_is_to_be_done_about_it():

@@ -124,6 +124,8 @@ Limits of the model:
   (a second fault on top of the coordinator's death: the engine repeats it);
 * of the local APIC: ICR2, the ICR's busy bit, and an IPI that is on the bus for any time; IRR is the pending bit;
 * what the buffers hold is one bit a hyperthread, set by work in HOST and by another VM's lease, cleared by a flush;
+* a fatal #MC is one that its handler sees as such; on the core that it fails, asks wait for ever and are no violation,
+  and a hyperthread that is killed between marking the core and its kicks is not in a model;
 * a #MC of all siblings reaches them at once and is taken by each at any later step; its rendezvous is complete for four
   siblings without vCPUs and for two with, and a process that stops does so before its part in it is done; what it waits
   for itself is no deadlock, for it waits for being fenced by whoever misses it;

@@ -9,34 +9,60 @@ from explore_planting import planted
 from explore_table_checks import MACHINE_CHECKS
 
 from asid.core import hyperthread, mce
-from asid.core.events import Mode
+from asid.core.hyperthread import HyperthreadState, Phase
+from asid.core.policy import make_policy
 from asid.errors import InputError
-from asid.explore import meetings
-from asid.explore.models import build
-from asid.explore.parts import Budget, Dead
+from asid.explore import desk, meetings
+from asid.explore.models import build, of_policy
+from asid.explore.parts import Budget, Dead, Touched
 from asid.explore.script import script_of
-from asid.explore.search import search
-
-
-@pytest.fixture
-def fatal(monkeypatch):
-    """Every #MC is fatal."""
-    monkeypatch.setattr(meetings, "Check", lambda number, party: mce.Check(number, party, mce.Severity.FATAL))
+from asid.explore.search import Result, search
 
 
 @pytest.mark.slow
-def test_no_guest_instruction_runs_on_a_core_that_has_failed_and_the_gate_still_serves_leaves(fatal):
-    """Asks wait for ever by design, so waiting is not looked at."""
-    result = search(build("n2v2-broadcast"), waiting=False, with_progress=False)
+@pytest.mark.parametrize("name", ["n2i1-broadcast-fatal", "n2v1-mce-fatal"])
+def test_a_failed_core_takes_no_guest_and_the_gate_still_serves_leaves(name):
+    """Asks wait for ever by design. Leaves do not: L1 is asked for as on every other core."""
+    result = search(build(name))
+    assert result.passed, result.violation
+    w = result.world
+    assert Touched.FAILED in {touch.what for touch in w.touches.things}
+    failed = [s for s in w.siblings.things if s.words.failed and isinstance(s.process, HyperthreadState)]
+    assert {Phase.HELD, Phase.LEAVING, Phase.HOSTING} <= {s.process.phase for s in failed}
+
+
+def with_fatal_checks(policy: str, vms: tuple[int, ...]) -> Result:
+    model = of_policy(make_policy(policy, "ack"), vms, budget=Budget(mce=1, fatal=1))
+    return search(model, only=frozenset({"G10"}))
+
+
+@pytest.mark.parametrize("vms", [(1,), (1, 1)], ids=str)
+def test_a_failed_core_takes_no_guest_under_the_policy_that_heeds_nobody_either(vms):
+    result = with_fatal_checks("none", vms)
     assert result.complete
     assert result.violation is None
-    w = result.world
-    failed = [s for s in w.siblings.things if s.words.failed and not isinstance(s.process, Dead)]
-    assert any(s.process.mode is Mode.PARKED for s in failed)
-    for s in failed:
-        in_guest = s.process.mode is Mode.GUEST and not s.words.pending
-        entered = hyperthread.next_action(s.process) == hyperthread.set_mode(Mode.GUEST) and not s.words.pending
-        assert not in_guest and not entered
+
+
+def test_a_fatal_machine_check_that_kicks_nobody_is_found(monkeypatch):
+    monkeypatch.setattr(hyperthread, "fails", lambda spec, s: (hyperthread.FAIL,))
+    result = with_fatal_checks("none", (1, 1))
+    assert result.violation is not None
+    assert (result.violation.guarantee, "has failed" in result.violation.sentence) == ("G10", True)
+
+
+def test_an_entry_that_does_not_look_again_behind_its_own_fatal_machine_check_is_found(monkeypatch):
+    monkeypatch.setattr(hyperthread, "DO_FAIL", None)
+    result = with_fatal_checks("none", (1,))
+    assert result.violation is not None
+    assert result.violation.guarantee == "G10"
+
+
+def test_a_leave_that_waits_for_a_guest_that_is_kept_out_for_good_needs_the_time_out(monkeypatch):
+    """The lease is fresh and stays so: it is taken back for its time alone, or the leaver waits for ever."""
+    monkeypatch.setattr(desk, "overdue", lambda s, g, ht: None)
+    result = search(build("n2v1-mce-fatal"))
+    assert result.violation is not None
+    assert (result.violation.guarantee, "leaving" in result.violation.sentence) == ("L3", True)
 
 
 def test_one_hyperthread_alone_is_its_own_monarch():
