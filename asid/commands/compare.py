@@ -40,7 +40,7 @@ def command(
     it promises (none promises nothing, and is to FAIL), 1 when one did not, 3 when a run is UNKNOWN.
     """
     from asid.commands import Terminated
-    from asid.config import load_config
+    from asid.config import SEED_MAX, load_config
     from asid.policies import require_tested
     from asid.report.repeats import exit_code_of
     from asid.report.variants import turns, variants
@@ -56,6 +56,11 @@ def command(
     for variant in chosen:  # what cannot run is refused before anything does
         check_config(config, variant.policy, variant.kick, seed)
     first_seed = load_config(config).seed if seed is None else seed
+    if first_seed + repeats - 1 > SEED_MAX:
+        raise ConfigError(
+            f"seed {first_seed} with {repeats} repeats", where="--seed", state="each repeat has the next seed",
+            allowed=f"at most {SEED_MAX - repeats + 1}", hint="Take a smaller seed, or fewer repeats.",
+        )  # fmt: skip
     comparison = Comparison(session, config, duration_ns, first_seed, turns(chosen, repeats, first_seed))
     session.note(
         f"{config}: {len(chosen)} variants, {repeats} repeats of {duration} each,"

@@ -133,6 +133,7 @@ def _row(variant: Variant, own: Sequence[Sample], base: Mapping[int, Sample], se
     ]
     ratio = ratio_of(pairs, seed)
     words = Counter(sample.word for sample in own)
+    beside = [base[sample.repeat] for sample in own if sample.repeat in base]
     return {
         "label": variant.label,
         "policy": variant.policy,
@@ -154,7 +155,14 @@ def _row(variant: Variant, own: Sequence[Sample], base: Mapping[int, Sample], se
         },
         "vs_none": None
         if ratio is None
-        else {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "undecided": ratio.undecided},
+        else {
+            "ratio": ratio.value,
+            "low": ratio.low,
+            "high": ratio.high,
+            "undecided": ratio.undecided,
+            "doubtful": any(sample.word == "UNKNOWN" for sample in (*own, *beside)),
+        },
+        "doubtful": words["UNKNOWN"] > 0,
         "verdict": next((word for word in WORDS if words[word]), "UNKNOWN"),
         "verdicts": dict(sorted(words.items())),
         "broken": sorted(set().union(*(sample.broken for sample in own))),
@@ -207,7 +215,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     leaks, exposure = row["leaks"], row["exposure"]
     return (
         row["label"],
-        f"{row['exits_per_s']:,.0f}",
+        f"{'?' * row['doubtful']}{row['exits_per_s']:,.0f}",
         share(row["guest_percent"]),
         share(row["forced_idle_percent"]),
         f"{row['kicks_per_s']:,.0f}",
@@ -225,9 +233,10 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 def _ratio_cell(ratio: Mapping[str, Any] | None) -> str:
     if ratio is None:
         return "-"
+    mark = " ?" * ratio["doubtful"]
     if ratio["low"] is None or ratio["low"] == ratio["high"] == 1.0:
-        return f"{ratio['ratio']:.2f}x"
-    return f"{ratio['ratio']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]{' ~' if ratio['undecided'] else ''}"
+        return f"{ratio['ratio']:.2f}x{mark}"
+    return f"{ratio['ratio']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]{' ~' if ratio['undecided'] else ''}{mark}"
 
 
 def _verdict_cell(row: Mapping[str, Any]) -> str:
@@ -241,13 +250,15 @@ def _verdict_cell(row: Mapping[str, Any]) -> str:
 
 def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ratios = [row["vs_none"] for row in rows if row["vs_none"] is not None]
-    out = ["vs none: exits/s over those of none in the same repeat." if ratios else "vs none: none was not run."]
+    out = ["vs none: exits/s over those of none in the same repeat." if ratios else _no_ratio(rows)]
     if any(ratio["low"] is not None for ratio in ratios):
         few = min(row["runs"] for row in rows) < REPEATS_FEW
         note = f"[low, high]: {CONFIDENCE_PERCENT} % bootstrap interval over the repeats"
         out.append(f"{note}; of fewer than {REPEATS_FEW} it is too narrow." if few else f"{note}.")
     if any(ratio["undecided"] and ratio["low"] != ratio["high"] for ratio in ratios):
         out.append("~ no difference detected: the interval covers 1.00.")
+    if any(row["doubtful"] for row in rows):
+        out.append("? Of a run that is UNKNOWN: the figures are of what there is of it, and no comparison.")
     if expected := [row for row in rows if row["verdict"] == "FAIL" and row["kept"]]:
         by_broken: dict[str, list[str]] = {}
         for row in expected:
@@ -255,3 +266,10 @@ def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         said = "; ".join(f"{broken} by {', '.join(labels)}" for broken, labels in by_broken.items())
         out.append(f"* A negative control: what is broken was never promised ({said}).")
     return out
+
+
+def _no_ratio(rows: Sequence[Mapping[str, Any]]) -> str:
+    base = [row for row in rows if row["policy"] == BASELINE]
+    if not base:
+        return f"vs none: {BASELINE} was not run."
+    return f"vs none: {BASELINE} was run, and made no exit that could be counted."

@@ -112,6 +112,7 @@ def test_a_run_that_cannot_be_had_ends_it_with_what_there_is(played, capsys):
         ([CONFIG, "--kicks", "acc"], "kick 'acc'"),
         ([CONFIG, "--duration", "0s"], "--duration 0s"),
         ([CONFIG, "--repeats", "0"], "--repeats"),
+        ([CONFIG, "--repeats", "2", "--seed", str(2**63 - 1)], f"must be at most {2**63 - 2}"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_does(played, capsys, args, says):

@@ -90,7 +90,7 @@ def test_a_row_means_rates_and_adds_counts():
 def test_only_repeats_in_which_both_were_completed_are_compared():
     samples = [Sample(NONE, 1, verdict(1000)), Sample(ASI, 1, verdict(500)), Sample(ASI, 2, verdict(9000))]
     _, asi = rows_of(samples, seed=1)
-    assert asi["vs_none"] == {"ratio": 0.5, "low": None, "high": None, "undecided": False}
+    assert asi["vs_none"] == {"ratio": 0.5, "low": None, "high": None, "undecided": False, "doubtful": False}
     assert "runs" in table_lines(rows_of(samples, 1))[1], "rows of unequal worth say so"
 
 
@@ -99,6 +99,21 @@ def test_without_none_there_is_nothing_to_compare_with():
     assert rows[0]["vs_none"] is None
     lines = table_lines(rows)
     assert "vs none: none was not run." in lines
+
+
+def test_a_baseline_that_did_nothing_was_run_all_the_same():
+    rows = rows_of([Sample(NONE, 1, verdict(0)), Sample(ASI, 1, verdict(500))], seed=1)
+    assert "vs none: none was run, and made no exit that could be counted." in table_lines(rows)
+
+
+def test_what_is_told_of_a_run_that_is_unknown_has_a_mark():
+    rows = rows_of([Sample(NONE, 1, verdict(500)), Sample(ASI, 1, verdict(45, word="UNKNOWN"))], seed=1)
+    assert [row["doubtful"] for row in rows] == [False, True] and rows[1]["vs_none"]["doubtful"]
+    lines = table_lines(rows)
+    assert "?22" in lines[3].split() and "0.09x ?" in lines[3] and "?" not in lines[2]
+    assert any(line.startswith("? Of a run that is UNKNOWN") for line in lines)
+    rows = rows_of([Sample(NONE, 1, verdict(500, word="UNKNOWN")), Sample(ASI, 1, verdict(450))], seed=1)
+    assert "0.90x ?" in table_lines(rows)[3], "what it is compared with is in doubt"
 
 
 def test_a_run_without_figures_has_a_row_too():
