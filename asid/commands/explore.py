@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from asid.commands.session import Session, Usage, columns
-from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, AsidError, gravest, refused_by_os
+from asid import saving
+from asid.commands.session import Session, Usage, columns, require_alone
+from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN, gravest
 
 if TYPE_CHECKING:
     from asid.explore.models import Named
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 # Options other than budgets that describe a model of one's own.
 OWN = ("siblings", "vms", "policy", "kick", "halts", "torn", "apic", "unfixed", "nmi_isolated")
+# A budget that can only be spent when something else happens.
+NEEDS = {"restart": ("kill", "timer", "loss", "retry", "coordinator", "stop"), "stop": ("broadcast",)}
+SAVED = ("the counterexample", "--save")
 STATES_MAX = 8_000_000  # of one model; about 300 bytes each
 DEADLINE_S = 3600
 SCHEMA = "explore/1"  # asid replay FILE --engine explore answers in this, too
@@ -79,24 +83,27 @@ def command(
     limit was hit: then nothing is proved.
     """
     if schedule is not None:
+        require_alone("--schedule")
         run_again(session, Path(schedule))
         return
     if matrix:
+        require_alone("--matrix", "states_max", "deadline_s", "jobs")
         _matrix(session, given)
         return
-    chosen = _chosen(given)
     if listing:
+        require_alone("--list", "listing")
         _list(session)
         return
+    chosen = _chosen(given)
     if save is not None:
-        _try_to_write(save)  # before a search that may take an hour
+        saving.try_to_write(save, *SAVED)  # before a search that may take an hour
     outcomes, ending = _search(session, chosen, given)
     if ending is None or outcomes or session.json:
         _show(session, outcomes, chosen, ending)
     _compare(session, outcomes)
     failed = next((o for o in outcomes if o.guarantee), None)
     if save is not None and failed is not None and failed.schedule is not None:
-        _save(save, json.dumps(failed.schedule, indent=1) + "\n")
+        saving.write(save, json.dumps(failed.schedule, indent=1) + "\n", *SAVED)
         session.note(f"Saved. Run it again: asid explore --schedule {save}")
     if ending is not None:
         raise ending
@@ -105,32 +112,6 @@ def command(
     )
     if code != EXIT_OK:
         session.finish(code)
-
-
-def _try_to_write(file: Path) -> None:
-    """Raise why a file could not be written now. It stays as it is, or away."""
-    try:
-        there = file.exists()
-        with file.open("ab"):
-            pass
-        if not there:
-            file.unlink()
-    except OSError as error:
-        raise _unwritable(error, file) from error
-
-
-def _save(file: Path, text: str) -> None:
-    try:
-        file.write_text(text)
-    except OSError as error:
-        raise _unwritable(error, file) from error
-
-
-def _unwritable(error: OSError, file: Path) -> AsidError:
-    return refused_by_os(
-        error, "the counterexample cannot be saved there", where=str(file),
-        allowed="a file in a directory with room that you may write", hint="Choose another file for --save.",
-    )  # fmt: skip
 
 
 # --- what to search ---------------------------------------------------------------------------------------
@@ -181,6 +162,14 @@ def _own(given: dict[str, Any]) -> Model | None:
         return None
     if any(not 0 <= count <= COUNT_MAX for count in counts.values()):
         raise Usage("a budget is a count", where="asid explore", allowed=f"0 to {COUNT_MAX}")
+    for word, others in NEEDS.items():
+        if counts.get(word) and not any(counts.get(other) for other in others):
+            raise Usage(
+                f"--{word}", where="asid explore", state="nothing makes it happen",
+                allowed=f"with --{' or --'.join(others)}", hint=f"Add --{others[0]} 1, or leave --{word} out.",
+            )  # fmt: skip
+    if given["unfixed"] and given["apic"] != "xapic":
+        raise Usage("--unfixed", where="asid explore", state="only an xAPIC has an ICR2", allowed="with --apic xapic")
     siblings = int(given["siblings"] or 0)
     vms = (1,) * (siblings or 2)
     if given["vms"]:
@@ -313,8 +302,6 @@ def _matrix(session: Session, given: dict[str, Any]) -> None:
     """Search every policy with every kick, and show which guarantee holds where."""
     from asid.explore import matrix
 
-    if given["models"] or given["every"] or _own(given) is not None:
-        raise Usage("--matrix is every policy, so name none", where="asid explore", hint="asid explore --matrix")
     of_policies, of_apics = matrix.policies(), matrix.apics()
     models = matrix.models_of([*of_policies, *of_apics])
     done, ending = _search(session, models, given, to_the_end=True)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from asid.commands.session import Session
+from asid.commands.session import Session, require_alone
 from asid.errors import ConfigError, InputError
 
 SIBLINGS_DEFAULT = 2  # of a table, which says nothing of vCPUs
@@ -56,6 +56,7 @@ def command(session: Session, /, file: str, engine: str, **options: Any) -> None
 
     path = Path(file)
     if path.suffix == ".json":
+        require_alone("a schedule", "file", "engine")
         _schedule(session, path, engine)
         return
     if engine != "live":
@@ -87,6 +88,11 @@ def _of_trace(path: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list
     """Return the configuration that plays a recording, and what was assumed."""
     from asid.guest.check import recording
 
+    if click.get_current_context().get_parameter_source("rate") is ParameterSource.COMMANDLINE:
+        raise ConfigError(
+            f"--rate {options['rate']}", where=path.name, state="a recording has times of its own",
+            allowed="a table of counts", hint="--pace scaled --scale N plays it faster.",
+        )  # fmt: skip
     if options["loop"] and not options["duration"]:
         raise ConfigError("--loop without --duration", allowed="a time to stop at", hint="Add --duration 10s.")
     trace = recording(path)
@@ -104,6 +110,8 @@ def _of_trace(path: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list
 
 
 def _of_table(path: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    if options["loop"]:
+        raise ConfigError("--loop", where=path.name, state="a table of counts has no end", allowed="a recording")
     if not options["duration"]:
         raise ConfigError(
             "a table of counts has no end", where=str(path), allowed="--duration", hint="Add --duration 5s."

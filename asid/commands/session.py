@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from asid import __version__
 from asid.errors import EXIT_USAGE, AsidError
@@ -160,6 +161,24 @@ def instance_option(command: F) -> F:
     return click.option(
         "--instance", metavar="NAME", expose_value=False, callback=take, help="The daemon to talk to. [default]"
     )(command)
+
+
+def require_alone(option: str, *but: str) -> None:
+    """Raise Usage when the command line has, besides `option`, anything that it would leave aside.
+
+    but: names of parameters that go with it; `--json` always does.
+    """
+    context = click.get_current_context()
+    with_it = {option.lstrip("-").replace("-", "_"), "json", *but}
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name not in with_it and context.params.get(name, True) not in ((), None):
+            word = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.make_metavar(context)
+            raise Usage(
+                f"{word} with {option}", where=context.command_path, state="it would change nothing",
+                allowed=f"{option} without it", hint=f"Leave one of them out. {context.command_path} --help",
+            )  # fmt: skip
 
 
 def json_option(command: F) -> F:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -119,6 +120,40 @@ def test_an_interrupted_matrix_shows_the_rows_that_are_complete(explore, cut_sho
     document = json.loads(told.out)
     assert told.code == EXIT_INTERRUPTED and not document["complete"] and not document["ok"]
     assert {row["policy"] for row in document["rows"]} == {"nosmt"}
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--siblings", "2", "--unfixed"], "--unfixed (only an xAPIC has an ICR2): must be with --apic xapic"),
+        (["--nmi", "1", "--restart", "1"], "--restart (nothing makes it happen): must be with --kill or"),
+        (["--siblings", "2", "--stop", "1"], "--stop (nothing makes it happen): must be with --broadcast"),
+        (["--siblings", "2", "--schedule", "x.json"], "--siblings with --schedule (it would change nothing)"),
+        (["n2v1", "--schedule", "x.json"], "[MODEL]... with --schedule"),
+        (["--matrix", "--schedule", "x.json"], "--matrix with --schedule"),
+        (["--matrix", "--save", "x.json"], "--save with --matrix"),
+        (["--matrix", "--policy", "asi"], "--policy with --matrix"),
+        (["--list", "--jobs", "2"], "--jobs with --list"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_change_nothing_is_refused(explore, args, says):
+    told = explore(*args)
+    assert told.code == EXIT_USAGE and says in told.err
+
+
+@pytest.mark.parametrize("option", [["--policy", "none"], ["--siblings", "4"], ["--loop"], ["--rate", "5/s"]])
+@pytest.mark.parametrize("engine", ["live", "explore"])
+def test_a_schedule_is_replayed_as_it_is(capsys, option, engine):
+    assert invoke(["replay", "hit.json", "--engine", engine, *option]) == EXIT_USAGE
+    assert f"{option[0]} with a schedule (it would change nothing)" in capsys.readouterr().err
+
+
+def test_a_recording_has_no_rate_and_a_table_no_end(capsys):
+    data = Path(__file__).parents[1] / "data"
+    assert invoke(["replay", str(data / "trace/ftrace_two_vcpus.txt"), "--rate", "5/s"]) == EXIT_USAGE
+    assert "--rate 5/s (a recording has times of its own)" in capsys.readouterr().err
+    assert invoke(["replay", str(data / "tables/perf_arm64.txt"), "--loop", "--duration", "1s"]) == EXIT_USAGE
+    assert "--loop (a table of counts has no end)" in capsys.readouterr().err
 
 
 def test_where_nothing_can_be_saved_is_said_before_the_search(explore, tmp_path):

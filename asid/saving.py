@@ -1,0 +1,34 @@
+"""A file that a user names for what is to be kept: tried before the work, and written after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from asid.errors import AsidError, refused_by_os
+
+
+def try_to_write(file: Path, what: str, option: str) -> None:
+    """Raise why a file could not be written now. It stays as it is, or away. what: that is to be kept in it."""
+    try:
+        there = file.exists()
+        with file.open("ab"):
+            pass
+        if not there:
+            file.unlink()
+    except OSError as error:
+        raise _unwritable(error, file, what, option) from error
+
+
+def write(file: Path, text: str, what: str, option: str) -> None:
+    """Write a file. Raise why it cannot be written."""
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(error, file, what, option) from error
+
+
+def _unwritable(error: OSError, file: Path, what: str, option: str) -> AsidError:
+    return refused_by_os(
+        error, f"{what} cannot be saved there", where=str(file),
+        allowed="a file in a directory with room that you may write", hint=f"Choose another file for {option}.",
+    )  # fmt: skip
