@@ -64,6 +64,7 @@ __all__ = [
 NS_PER_MS = 1_000_000
 TIMEOUT_S = 5.0
 LAST_MS = 2_000  # from the lock, which a daemon gives back last, to the end of its process
+SECONDS_MAX = 1_000_000  # that a script may be told to take or to wait
 FETCH_PAGE = 500  # records asked for at a time
 
 
@@ -363,6 +364,19 @@ def default_name() -> str:
         place = os.ttyname(0).removeprefix("/dev/")
     text = f"{program}@{place}"[:64]
     return text if text.isprintable() else f"client@{os.getpid()}"
+
+
+def seconds(text: str) -> float:
+    """Return a time of a script's command line, in seconds: a type for argparse, which says what is none."""
+    import argparse
+
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= SECONDS_MAX:  # a NaN is neither
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: must be seconds above 0, at most {SECONDS_MAX}")
+    return found
 
 
 def exit_with(main: Callable[[], int]) -> NoReturn:

@@ -33,7 +33,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-b", "--broadcast", action="store_true", help="to every sibling of the core")
     parser.add_argument("-c", "--count", type=int, default=1, help="how many on each hyperthread")
     parser.add_argument("-r", "--rate", type=int, default=0, help="how many a second (default: all at once)")
-    parser.add_argument("-t", "--timeout", type=float, default=30.0, help="seconds to wait for the last one")
+    parser.add_argument(
+        "-t", "--timeout", type=asid.client.seconds, default=30.0, help="seconds to wait for the last one"
+    )
     parser.add_argument("-i", "--instance", default="", help="which daemon (default: ASID_INSTANCE, or default)")
     return parser.parse_args()
 

@@ -33,7 +33,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("target", help="which hyperthreads: c0, c0h1, vm1, vm1/0, c0-3, c*h1, or a list")
     parser.add_argument("-c", "--count", type=int, default=1, help="how many on each hyperthread")
     parser.add_argument("-r", "--rate", type=int, default=0, help="how many a second (default: all at once)")
-    parser.add_argument("-t", "--timeout", type=float, default=30.0, help="seconds to wait for the last one")
+    parser.add_argument(
+        "-t", "--timeout", type=asid.client.seconds, default=30.0, help="seconds to wait for the last one"
+    )
     parser.add_argument("-i", "--instance", default="", help="which daemon (default: ASID_INSTANCE, or default)")
     return parser.parse_args()
 

@@ -53,6 +53,7 @@ FOREVER_NS = 2**63
 PATIENCE_S = 30  # for the end of a job, beyond twice its length
 STORM_RATE = 1_000  # NMIs a second on all hyperthreads together
 AUDIT_S = 3_600  # two million records take some minutes
+KICKS = ("ack", "send", "rendezvous", "stun")
 RESULTS = ("handled", "merged", "lost")
 PARTS = ("p50", "p99", "max")
 WIDTHS = (12, 5, 9, 9, 9, 6, 9, 9, 9, 11)
@@ -72,7 +73,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("target", nargs="?", default="c*", help="which hyperthreads get NMIs (default: all)")
     parser.add_argument("-r", "--rate", type=int, default=0, help="NMIs a second and hyperthread (default 100)")
-    parser.add_argument("-d", "--duration", type=float, default=5.0, help="seconds (default 5)")
+    parser.add_argument("-d", "--duration", type=asid.client.seconds, default=5.0, help="seconds (default 5)")
     parser.add_argument("-m", "--milliseconds", action="store_true", help="histogram in milliseconds")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("-i", "--instance", default="", help="which daemon (default: ASID_INSTANCE, or default)")
@@ -88,6 +89,8 @@ def parse() -> argparse.Namespace:
         parser.error("counts, rates and seeds are 0 or more")
     if not args.nmis and (args.mces or args.kicks or args.config):
         parser.error("--mces, --kicks and --config go with --nmis")
+    if wrong := [kick for kick in args.kicks.split(",") if args.kicks and kick not in KICKS]:
+        parser.error(f"argument --kicks: {wrong[0]!r} is no kick: must be some of {','.join(KICKS)}")
     return args
 
 

@@ -57,7 +57,9 @@ def parse() -> argparse.Namespace:
     where.add_argument("-i", "--instance", default="", help="which daemon (default: ASID_INSTANCE, or default)")
     where.add_argument("-C", "--config", default="", help="start a daemon of its own with this configuration")
     parser.add_argument("-s", "--seed", type=int, default=None, help="decides everything that is injected")
-    parser.add_argument("-d", "--duration", type=float, default=10.0, help="seconds of faults (default 10)")
+    parser.add_argument(
+        "-d", "--duration", type=asid.client.seconds, default=10.0, help="seconds of faults (default 10)"
+    )
     parser.add_argument("--no-kills", action="store_true", help="no kills and no stalls")
     return parser.parse_args()
 

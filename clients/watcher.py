@@ -35,11 +35,14 @@ def parse() -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("interval", nargs="?", type=float, default=1.0, help="seconds (default 1)")
+    parser.add_argument("interval", nargs="?", type=asid.client.seconds, default=1.0, help="seconds (default 1)")
     parser.add_argument("count", nargs="?", type=int, default=0, help="how many intervals (default: for ever)")
     parser.add_argument("-s", "--silent", action="store_true", help="no rates, only what is grave")
     parser.add_argument("-i", "--instance", default="", help="which daemon (default: ASID_INSTANCE, or default)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.count < 0:
+        parser.error(f"argument count: {args.count} is no count: must be 0 (for ever) or more")
+    return args
 
 
 def tally(counts: Counter[str], event: asid.client.Event) -> None:

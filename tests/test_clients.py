@@ -219,3 +219,24 @@ def test_the_same_seed_asks_for_the_same():
         asked.append(recorder.asked)
     assert asked[0] == asked[1]
     assert set(run.counts) == {name for name, _ in soak.ACTIONS}
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "says"),
+    [
+        ("nmi_storm", ["c0h1", "-d", "nan"], "argument -d/--duration: 'nan' is no time: must be seconds above 0"),
+        ("nmi_storm", ["--nmis", "9", "--kicks", "ack,bogus"], "'bogus' is no kick: must be some of ack,send,"),
+        ("inject_exits", ["c0h1", "-t", "nan"], "argument -t/--timeout: 'nan' is no time"),
+        ("inject_nmis", ["c0h1", "-t", "-1"], "argument -t/--timeout: '-1' is no time"),
+        ("inject_mces", ["c0h1", "-t", "inf"], "argument -t/--timeout: 'inf' is no time"),
+        ("soak", ["-d", "-1"], "argument -d/--duration: '-1' is no time"),
+        ("watcher", ["nan", "1"], "argument interval: 'nan' is no time"),
+        ("watcher", ["1", "--", "-1"], "argument count: -1 is no count"),
+    ],
+)
+def test_what_no_client_can_do_is_refused_before_it_begins(monkeypatch, capsys, name, args, says):
+    client = load(name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *args])
+    with pytest.raises(SystemExit) as ended:
+        client.parse()
+    assert ended.value.code == 2 and says in capsys.readouterr().err
