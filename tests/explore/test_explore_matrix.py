@@ -102,7 +102,7 @@ def test_it_is_found_anew():
 
 def test_the_verb_takes_no_model_beside_the_matrix(capsys):
     assert invoke(["explore", "--matrix", "n2v1"]) == EXIT_USAGE
-    assert "--matrix is every policy" in capsys.readouterr().err
+    assert "[MODEL]... with --matrix (it would change nothing)" in capsys.readouterr().err
 
 
 @pytest.mark.live
