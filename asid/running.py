@@ -27,13 +27,9 @@ from asid import signals
 from asid.errors import (
     AsidError,
     Busy,
-    ConfigError,
-    Crash,
-    HostUnsuitable,
     InputError,
     NoAnswer,
     NotRunning,
-    PermissionRefused,
     refused_by_os,
 )
 from asid.judging import judge_run
@@ -41,6 +37,7 @@ from asid.live import instance as instances_
 from asid.live.leash import Leash
 from asid.script import Script
 from asid.script import write as write_scripts
+from asid.start_failure import start_failure
 
 POLL_SLICE_S = 0.02
 DRAIN_S = 30.0  # from the request to stop to the end of the process; the verdict comes after it
@@ -48,9 +45,6 @@ LAST_S = 5.0  # a process that has said its last word, or was killed
 LOG_TAIL_LINES = 12
 OWN_PREFIX = "p"  # instances nobody named; their directories go with them
 OWN_NAME = re.compile(rf"(?:{OWN_PREFIX}|bench-)(\d+)-[0-9a-f]{{4,6}}")  # with the process that named it
-TRACEBACK = "Traceback (most recent call last):"
-RAISED = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Fault)\b")  # its last line
-SAID = re.compile(r"asid: (?:hint: (?P<hint>.*)|(?P<kind>[A-Z]\w+): (?P<what>.*))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,17 +380,4 @@ def _failed_to_start(paths: instances_.InstancePaths, happened: str, code: int) 
     except OSError:
         lines = []
     _remove_own(paths)  # what its log said is in the error
-    kind = _START_FAILURES.get(code, NotRunning if code < 0 else Crash)  # 1 is a FAIL, which no start can be
-    said = [found for line in lines if (found := SAID.fullmatch(line))]
-    hint = next((found["hint"] for found in reversed(said) if found["hint"]), "asid doctor")
-    what = next((found["what"] for found in reversed(said) if found["what"]), "")
-    raised = [line for line in lines if RAISED.match(line)]
-    if what and (TRACEBACK not in lines or (raised and SAID.fullmatch(lines[-1]))):  # five parts, in a sentence
-        return kind(f"{what} ({raised[-1]})" if raised else what, hint=hint)
-    state = "it said:\n" + "\n".join(lines) if lines else "it said nothing"
-    return kind(f"the daemon {happened}", where=f"instance {paths.name}", state=state, hint=hint)
-
-
-_START_FAILURES: Mapping[int, type[AsidError]] = {
-    kind.exit_code: kind for kind in (ConfigError, PermissionRefused, HostUnsuitable, NotRunning, NoAnswer, Busy)
-} | {0: NotRunning}
+    return start_failure(lines, paths.name, happened, code)

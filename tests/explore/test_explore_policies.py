@@ -243,7 +243,7 @@ def test_a_policy_of_ones_own_is_loaded_tested_and_then_let_in(mine, capsys):
     name = mine()
     found = policies.find(name)
     assert issubclass(found, Policy) and policies.make(name, "send").kick is Kick.ACK, "it has a kick of its own"
-    assert policies.said_of(name, "send") == {"kick": "ack", "like": "asi"}
+    assert policies.said_of(name, "send") == {"kick": "ack", "like": "asi", "ways": "grant"}
     with pytest.raises(PolicyRefused, match="has not been tested") as refused:
         policies.require_tested(name)
     assert refused.value.hint == f"asid policy test {name}"
