@@ -262,7 +262,7 @@ def test_the_layers_hold():
 IMPORTED_BY_NAME = ("asid.commands.", "asid.bench.")
 IMPORTED_FROM_OUTSIDE = {"asid.__main__", "asid.pytest_plugin", "asid.explore.diagram", "asid.report.leaks_page"}
 # The address spaces are a package of their own until a command shows them.
-IMPORTED_LATER = {"asid.mm.fault", "asid.mm.ptdump", "asid.mm.symbols_bundled", "asid.mm.tasks"}
+IMPORTED_LATER = {"asid.mm.fault", "asid.mm.population", "asid.mm.ptdump"}
 
 
 def test_every_module_is_imported_by_somebody():

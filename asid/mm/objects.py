@@ -40,6 +40,7 @@ OBJECTS: Final[tuple[Object, ...]] = (
     Object("kvm_intel module", "modules", 0x40000, "host", FREE, "", "[v1 p19] kvm_copy_module_mapping"),
     Object("kvm_amd module", "modules", 0x20000, "host", FREE, "", "[v1 p19] kvm_copy_module_mapping"),
     Object("cpu_entry_area", "cpu_entry_area", 0x3B000, "cpu", FREE, "", "[v1 p19]; size: inf"),
+    Object("espfix64", "espfix64", _PAGE, "host", FREE, "", "[v1 p19]; one page for 64 CPUs: inf"),
     Object("L1D flush pages", "direct map", 16 * _PAGE, "host", FREE, "", "[v1 p20]: PAGE_SIZE << L1D_CACHE_ORDER"),
     Object("current_task", "direct map", 8, "cpu", FREE, "current_task", "[v2 cover]; percpu first chunk of [v1 p19]"),
     Object("cpu_tlbstate", "direct map", 160, "cpu", FREE, "cpu_tlbstate", "seed c15: to switch back; size: inf"),
@@ -50,6 +51,8 @@ OBJECTS: Final[tuple[Object, ...]] = (
     Object("tk_core", "kernel image", 288, "host", FREE, "tk_core", "the time of day: inf"),
     Object("vmemmap", "vmemmap", 1 << 20, "host", FREE, "", "seed: the sample fault; the pages of one VM: inf"),
     # The host's, with data of others in it.
+    Object("kernel image", "kernel image", 512 << 20, "host", MIXED, "", "[v1 p19]: KERNEL_IMAGE_SIZE, text and data"),
+    Object("percpu first chunk", "direct map", 1 << 18, "cpu", MIXED, "", "[v1 p19]: pcpu_unit_size; has secrets"),
     Object("direct map", "direct map", 1 << 30, "host", SECRET, "", "seed cover: host and other guests"),
     Object("random pool", "direct map", 72, "cpu", SECRET, "batched_entropy_u64", "seed c15: the per-CPU random pool"),
     Object("other task", "direct map", 9792, "task", SECRET, "", "its task_struct and stack: inf"),

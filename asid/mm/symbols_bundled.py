@@ -1,8 +1,8 @@
 """A small symbol table of our own, for when no kallsyms is given: the functions and objects that footprints name.
 
 Addresses are made up, in the order of a real image: each symbol follows the one before, the image begins at
-ffffffff81000000, the modules are where they are loaded without KASLR. Sizes are those of `asid.mm.functions` and
-`asid.mm.objects`.
+ffffffff81000000, the modules are where they are loaded without KASLR. Per-CPU variables are offsets. Sizes are those of
+`asid.mm.functions` and `asid.mm.objects`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,20 @@ _MODULE_STARTS: Final = {
 }
 _TEXT_SIZE: Final = 14 << 20  # what the rest of a kernel would take
 _DATA_SIZE: Final = 30 << 20
-_PER_CPU_START: Final = 0x5000  # offsets, as in a table of the kernel
+# Offsets of per-CPU variables: those of a 4.x kernel where one is at hand, so that what shares a page there does here.
+_PER_CPU: Final = {
+    "current_task": 0xB5C0,
+    "cpu_hw_events": 0xB640,
+    "this_cpu_off": 0xCAF8,
+    "hrtimer_bases": 0xD180,
+    "batched_entropy_u64": 0xE1C0,
+    "mce_banks_array": 0xF000,
+    "cpu_tlbstate": 0x10A40,
+    "runqueues": 0x10B00,
+    "call_single_queue": 0x11740,
+    "current_vmcs": 0x12000,  # of a module: behind the kernel's own
+    "svm_data": 0x12040,
+}
 
 
 @lru_cache(maxsize=1)
@@ -33,11 +46,9 @@ def bundled() -> SymbolTable:
 
 
 def _symbols() -> Iterator[Symbol]:
-    offset = _PER_CPU_START
     for row in OBJECTS:
         if row.symbol and row.per == "cpu":
-            yield Symbol(offset, "D", row.symbol, "")
-            offset += -(-row.size // 64) * 64
+            yield Symbol(_PER_CPU[row.symbol], "D", row.symbol, "")
     yield Symbol(TEXT_START, "T", "_text", "")
     yield Symbol(TEXT_START, "T", "_stext", "")
     for module, functions in MODULES:

@@ -44,10 +44,14 @@ class Mapped(NamedTuple):
 
 
 class Tasks:
-    """The tasks mapped into one space. A task is named by what is never used again, such as (pid, start time)."""
+    """The tasks mapped into one space. A task is named by what is never used again, such as (pid, start time).
 
-    def __init__(self, space: Space) -> None:
+    split: see Space.map.
+    """
+
+    def __init__(self, space: Space, *, split: bool = False) -> None:
         self.space = space
+        self.split = split
         self._tasks: dict[Hashable, Mapped] = {}
         self._users: dict[int, tuple[Hashable, ...]] = {}  # by the start of a buffer
 
@@ -118,7 +122,7 @@ class Tasks:
                     self.end(user)
         users = self._users.get(buffer.start, ())
         if not users:
-            self.space.map(buffer.start, buffer.size, what=buffer.what)
+            self.space.map(buffer.start, buffer.size, what=buffer.what, split=self.split)
         self._set(self._users, buffer.start, (*users, task))
 
     def _may_share(self, user: Hashable, buffer: Buffer) -> bool:
