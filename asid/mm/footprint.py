@@ -151,6 +151,11 @@ def footprint(isa: Isa, number: int, parts: Iterable[Part] | None = None) -> tup
     return _footprint(isa, number, chosen)
 
 
+def accesses_of(*path: str) -> tuple[Access, ...]:
+    """Return what the last function of a path touches itself, of a path that is no exit's: faults, switches."""
+    return tuple(_own(path))
+
+
 @lru_cache(maxsize=4096)
 def _footprint(isa: Isa, number: int, parts: frozenset[Part]) -> tuple[Access, ...]:
     handler = _handler(isa, number)
