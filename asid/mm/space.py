@@ -72,6 +72,10 @@ class Space:
         """Return the ranges that have an entry for this address, those of the highest level first."""
         return self._ranges.overlapping(address, address + 1)
 
+    def overlapping(self, start: int, end: int) -> list[Range]:
+        """Return the ranges that have an entry for a byte of [start, end), those of the highest level first."""
+        return self._ranges.overlapping(start, end)
+
     def overlaps(self, start: int) -> int:
         """Return how many other ranges share an entry with the one that starts there. Raise MappingRefused, EINVAL."""
         return len(self._ranges.overlapping(*self._known(start).cover)) - 1
