@@ -110,12 +110,14 @@ class Mce(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Space(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The isolated address space."""
+    """The isolated address spaces, as `asid space` builds them."""
 
     layout: Annotated[
         Literal["x86-64-4level", "x86-64-5level"], Meta(description="Page-table layout of the emulated kernel.")
     ] = "x86-64-4level"
-    kallsyms: Annotated[str, Meta(description="A kallsyms or System.map file, for symbol names.")] = ""
+    kallsyms: Annotated[
+        str, Meta(description="A kallsyms or System.map file, plain or gzip; empty = a small table of our own.")
+    ] = ""
     page_fault_stack: Annotated[bool, Meta(description="Report isolation faults with their call trace.")] = True
 
 
@@ -316,6 +318,8 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
         for key in ("table", "file"):
             if vm["guest"][key]:
                 vm["guest"][key] = str((loaded.base_dir / vm["guest"][key]).resolve())
+    if plain["space"]["kallsyms"]:
+        plain["space"]["kallsyms"] = str((loaded.base_dir / plain["space"]["kallsyms"]).resolve())
     return plain
 
 

@@ -28,12 +28,6 @@ from asid.errors import AsidError, ConfigError
 from asid.targets import Place, Topology, format_place, resolve
 from asid.units import format_ns, parse_duration_ns, parse_rate_hz
 
-# (key, value of a later version, what to write instead). Refused, because ignoring it would be a lie.
-LATER: tuple[tuple[str, object, str], ...] = (
-    ("space.layout", "x86-64-5level", "use x86-64-4level"),
-    ("space.page_fault_stack", False, "leave it true"),
-)
-
 T = TypeVar("T")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
@@ -117,12 +111,6 @@ def _policy(config: Config) -> None:
 
 
 def _later(config: Config) -> None:
-    for key, value, instead in LATER:
-        table, _, field = key.partition(".")
-        if getattr(getattr(config, table), field) == value:
-            raise RuleBroken(key, value, state="not in this version", hint=f"{instead[0].upper()}{instead[1:]}.")
-    if config.space.kallsyms:
-        raise RuleBroken("space.kallsyms", config.space.kallsyms, state="not in this version", hint="Leave it empty.")
     for index, vm in enumerate(config.vm):
         if vm.guest.source == "kvm":
             key = f"vm.{index}.guest.source"
@@ -190,6 +178,8 @@ def _pace(config: Config) -> None:
 
 
 def _files(config: Config, base_dir: Path) -> None:
+    if config.space.kallsyms and not (base_dir / config.space.kallsyms).is_file():
+        raise _no_file("space.kallsyms", config.space.kallsyms, base_dir)
     needs = {"mix": ("table", "a table of exits"), "trace": ("file", "a recording")}
     for index, vm in enumerate(config.vm):
         needed, noun = needs.get(vm.guest.source, ("", ""))

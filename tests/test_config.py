@@ -10,7 +10,6 @@ import pytest
 
 from asid.config import Config, Vm, json_schema, load, load_config, resolved, vm_name
 from asid.config_file import FILE_MAX_BYTES, key_lines
-from asid.config_rules import LATER
 from asid.errors import EXIT_USAGE, ConfigError, InputError
 from asid.targets import resolve
 
@@ -128,7 +127,8 @@ def test_the_whole_of_the_language_is_read(tmp_path):
         ('[mce]\ntimeout = "soon"', "must be a duration", ""),
         ('[mce]\nmode = "brodcast"', "must be local or broadcast", "Did you mean broadcast?"),
         ("[apic]\nicr_fix = false", 'apic.mode is "x2apic"', 'Set apic.mode = "xapic".'),
-        ('[space]\nkallsyms = "x"', "(not in this version)", ""),
+        ('[space]\nkallsyms = "x"', ':2: space.kallsyms = "x" (no such file: ', "Paths are relative"),
+        ('[space]\nlayout = "x86-64"', "must be x86-64-4level or x86-64-5level", "Did you mean x86-64-"),
         ("[pace]\nscale = 2.0", 'pace.mode is "real"', 'Set pace.mode = "scaled".'),
         ("[pace]\nscale = 0", "must be a number from 1e-06 to 1000", ""),
         ("[pace]\nscale = nan", "pace.scale", ""),
@@ -174,11 +174,20 @@ def test_a_mistake_is_refused_with_place_value_and_way_out(tmp_path, text, says,
     assert len(str(error)) < 500
 
 
-def test_every_value_of_a_later_version_is_refused_and_no_default_is_one():
-    for key, value, _ in LATER:
-        with pytest.raises(ConfigError, match="not in this version"):
-            load({}, {key: value})
+def test_no_default_is_refused():
     assert load_config({}) == Config()
+
+
+def test_the_address_space_is_configured(tmp_path):
+    (tmp_path / "kallsyms").write_text("ffffffff81000000 T _text\n")
+    text = '[space]\nlayout = "x86-64-5level"\nkallsyms = "kallsyms"\npage_fault_stack = false\n'
+    (tmp_path / "given.toml").write_text(text)
+    loaded = load(tmp_path / "given.toml")
+    assert resolved(loaded)["space"] == {
+        "layout": "x86-64-5level",
+        "kallsyms": str(tmp_path / "kallsyms"),
+        "page_fault_stack": False,
+    }
 
 
 def test_the_line_of_a_mistake_is_found_through_the_forms_of_toml(tmp_path):
