@@ -69,6 +69,10 @@ VERBS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
+        "Address spaces",
+        (("space", "show|audit|diff|learn|dump: what a VM's isolated space maps and exposes"),),
+    ),
+    (
         "Artefacts",
         (
             ("runs", "ls|show|diff|rm"),

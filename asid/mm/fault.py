@@ -49,7 +49,7 @@ class Fault(NamedTuple):
     trace: tuple[int, ...] = ()
 
 
-_ERRORS: Final = {"r": ErrorCode(0), "w": ErrorCode.WRITE, "x": ErrorCode.FETCH}
+ERRORS: Final = {"r": ErrorCode(0), "w": ErrorCode.WRITE, "x": ErrorCode.FETCH}
 
 
 def fault_of(access: Access, address: int, symbols: SymbolTable) -> Fault:
@@ -75,7 +75,7 @@ def fault_of(access: Access, address: int, symbols: SymbolTable) -> Fault:
             state=f"{len(symbols.rows)} symbols",
             hint="Take the symbols of a kernel whose kvm modules are loaded, or none for our own.",
         )
-    return Fault(instructions[0], address, _ERRORS[access.mode], tuple(instructions[1:]))
+    return Fault(instructions[0], address, ERRORS[access.mode], tuple(instructions[1:]))
 
 
 def fault_line(number: int, fault: Fault, symbols: SymbolTable) -> str:

@@ -61,7 +61,7 @@ def survives(reach: Reach) -> tuple[Miss, ...]:
 
 
 def handle(reach: Reach, miss: Miss, log: FaultLog) -> Handled:
-    """Return what becomes of a miss in the isolated space. Raise InputError as Reach.fault does."""
+    """Return what becomes of a miss in the isolated space."""
     fault = reach.fault(miss)
     missing = survives(reach)
     if not missing:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from asid.core.exits import Isa
-from asid.mm.fault import Fault, fault_of
+from asid.mm.fault import ERRORS, Fault, fault_of
 from asid.mm.footprint import FUNCTIONS, Access, footprint, usual_parts
 from asid.mm.isolated import Isolated
 from asid.mm.parts import Part
@@ -92,5 +92,9 @@ class Reach:
         return decided
 
     def fault(self, miss: Miss) -> Fault:
-        """Return what is reported of a miss. Raise InputError when the symbols have none of its functions."""
-        return fault_of(miss.access, miss.address, self.isolated.host.symbols)
+        """Return what is reported of a miss. Where the symbols have none of its functions, of a kernel of another time
+        say, the instruction is given as the beginning of the text."""
+        host = self.isolated.host
+        if any(host.symbols.named(name) for name in (miss.access.function, *miss.access.callers)):
+            return fault_of(miss.access, miss.address, host.symbols)
+        return Fault(host.image.text, miss.address, ERRORS[miss.access.mode])

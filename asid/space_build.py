@@ -1,0 +1,92 @@
+"""From a configuration to its host and its VMs' isolated spaces.
+
+A vCPU is on the CPU of its hyperthread: CPU numbers count hyperthreads core by core. All CPUs are possible ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from asid.config import Loaded, vm_name
+from asid.core.exits import Isa
+from asid.errors import ConfigError
+from asid.guest import FILE_KEYS, make_source
+from asid.guest.mix import read_mix
+from asid.mm.host import Host, VmShape
+from asid.mm.isolated import Entry, Isolated
+from asid.mm.population import NAMED, entries_of
+from asid.space_files import read_mapping, read_symbols
+
+LEVELS = {"x86-64-4level": 4, "x86-64-5level": 5}
+
+
+def host_of(loaded: Loaded) -> Host:
+    """Return the host that a configuration describes. Raise InputError when its symbol file is none."""
+    config = loaded.config
+    smt = config.machine.smt
+    shapes = [
+        VmShape(vm_name(config, vm), tuple(core * smt + ht for core, ht in config.places_of(vm)))
+        for vm in range(1, len(config.vm) + 1)
+    ]
+    symbols = read_symbols(loaded.base_dir / config.space.kallsyms) if config.space.kallsyms else None
+    return Host(shapes, config.machine.cores * smt, levels=LEVELS[config.space.layout], symbols=symbols)
+
+
+def isa_of(loaded: Loaded, vm: int) -> Isa:
+    """Return the kind of processor that a VM's exits are of: that of the first one, VMX where there is none."""
+    guest = loaded.config.vm[vm - 1].guest
+    if guest.source not in FILE_KEYS:
+        return "vmx"
+    if guest.source == "mix":
+        return read_mix(loaded.base_dir / guest.table).entries[0].reason.isa
+    first = make_source(guest, vm=vm, vcpu=0, seed=loaded.config.seed, base_dir=loaded.base_dir).next()
+    return first.isa if first else "vmx"
+
+
+def vm_numbers(loaded: Loaded, name: str | None) -> tuple[int, ...]:
+    """Return the number of the VM of that name or of the form vm1; of all without one. Raise ConfigError."""
+    names = [vm_name(loaded.config, vm) for vm in range(1, len(loaded.config.vm) + 1)]
+    numbered = [f"vm{number}" for number in range(1, len(names) + 1)]
+    if not names:
+        raise ConfigError(
+            "it has no VM", where=str(loaded.path), allowed="one [[vm]] or more", hint="An isolated space is a VM's."
+        )
+    if name is None:
+        return tuple(range(1, len(names) + 1))
+    for known in (names, numbered):
+        if name in known:
+            return (known.index(name) + 1,)
+    raise ConfigError(f"there is no VM {name!r}", where=str(loaded.path), allowed=", ".join(names))
+
+
+def mapping_of(loaded: Loaded, mapping: str) -> dict[int, tuple[Entry, ...]]:
+    """Return what is mapped for each VM. mapping: rfc, minimal, or a file. Raise ConfigError, InputError."""
+    vms = vm_numbers(loaded, None)
+    if mapping in NAMED:
+        return {vm: entries_of(mapping, isa_of(loaded, vm)) for vm in vms}
+    path = Path(mapping)
+    if not path.exists():
+        raise ConfigError(
+            f"there is no mapping {mapping!r}",
+            where="--mapping",
+            allowed=f"{', '.join(NAMED)} or a file",
+            hint="asid space learn CONFIG -o FILE writes one.",
+        )
+    known = read_mapping(path)
+    lacking = [vm_name(loaded.config, vm) for vm in vms if vm_name(loaded.config, vm) not in known]
+    if lacking:
+        raise ConfigError(
+            f"it maps nothing for {', '.join(lacking)}",
+            where=mapping,
+            state=f"it is for {', '.join(known)}",
+            allowed="a mapping with each VM of the configuration",
+            hint="asid space learn CONFIG -o FILE writes one.",
+        )
+    return {vm: known[vm_name(loaded.config, vm)] for vm in vms}
+
+
+def isolated_of(host: Host, vm: int, entries: tuple[Entry, ...]) -> Isolated:
+    """Return a VM's isolated space with these objects in it. Raise MappingRefused as Isolated.map does."""
+    isolated = Isolated(host, vm)
+    isolated.apply(entries)
+    return isolated

@@ -1,0 +1,363 @@
+"""Learning a mapping: the exits of a configuration's VMs are played, and what they miss is mapped, round by round.
+
+Rule 1. The exits are those of the guests' sources, seeded: the same configuration learns the same mapping.
+Rule 2. An exit ends at its first fault, for it goes on in the full address space: what it would miss behind that is
+        found in the next round. So a round adds no object that nothing has missed.
+Rule 3. What is the host's and not for VMs (secret or mixed) is refused, unless secrets are allowed.
+Rule 4. What turns out to make no exit fast is taken back at the end: it would expose its pages for nothing.
+
+What is saved
+    A full exit is one leave, and with siblings one kick of them. An object saves the full exits a second that would
+    come back without it: of two objects that the same exits need, both save these. Rates are those of the workload,
+    per second of its vCPUs' own time: guest, handlers and halts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from asid.config import Loaded, vm_name
+from asid.core.exits import Isa, canonical, find_number, is_idle
+from asid.errors import InputError
+from asid.guest import Exit, make_source
+from asid.mm.entry import ENTRIES, PAGE, Level
+from asid.mm.fault import FaultLog
+from asid.mm.faulting import handle
+from asid.mm.footprint import Access, footprint, parts_for
+from asid.mm.host import Host
+from asid.mm.isolated import Entry, Isolated
+from asid.mm.objects import OBJECT
+from asid.mm.parts import Part
+from asid.mm.reach import Miss, Reach
+from asid.mm.secrets import exposures, is_secret
+from asid.report.spaces import size_words
+from asid.space_build import host_of, isolated_of, mapping_of
+
+STEP: Final = "learned"
+_HUGE: Final = ENTRIES * PAGE
+_ALIASES: Final = {"other vcpu": "vcpu"}
+NS: Final = 1_000_000_000
+
+
+class Kind(NamedTuple):
+    """Exits that are handled alike: of one vCPU, one reason, with the same parts."""
+
+    vcpu: int
+    isa: Isa
+    number: int
+    name: str
+    parts: frozenset[Part]
+
+    @property
+    def accesses(self) -> tuple[Access, ...]:
+        """What handling one touches."""
+        return footprint(self.isa, self.number, self.parts)
+
+
+@dataclass(slots=True)
+class Workload:
+    """The exits of one VM, by kind in the order of their first one, and the time of each vCPU in ns."""
+
+    counts: dict[Kind, int] = field(default_factory=dict)
+    times: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def exits(self) -> int:
+        """How many were played."""
+        return sum(self.counts.values())
+
+    def rate_hz(self, kind: Kind) -> float:
+        """Return exits a second of a kind, of its vCPU's own time."""
+        return self.counts[kind] * NS / max(1, self.times[kind.vcpu])
+
+
+class Round(NamedTuple):
+    """One round of one VM. lines: the faults as printed; added, refused: objects, in the order in which they missed."""
+
+    number: int
+    vm: str
+    lines: tuple[str, ...]
+    added: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+class Addition(NamedTuple):
+    """An object that was mapped. saves_hz: see the head; mapped: bytes that it made reachable; secret: of these, of the
+    host's or of other VMs."""
+
+    object: str
+    whose: str
+    round: int
+    saves_hz: float
+    mapped: int
+    secret: int
+
+
+class OfVm(NamedTuple):
+    """What was learned for one VM. before, after: the full exits' part of all, 0 to 1. refused: (object, whose, full
+    exits a second that miss it). left: kinds of exits that would be fast if all was mapped that may be."""
+
+    name: str
+    exits: int
+    rate_hz: float
+    before: float
+    after: float
+    additions: tuple[Addition, ...]
+    refused: tuple[tuple[str, str, float], ...]
+    dropped: tuple[str, ...]
+    left: int
+
+
+class Learned(NamedTuple):
+    """The outcome. mapping: by VM; complete: no fault is left but those that need secrets."""
+
+    rounds: tuple[Round, ...]
+    vms: tuple[OfVm, ...]
+    mapping: dict[str, tuple[Entry, ...]]
+    complete: bool
+
+
+def play(loaded: Loaded, vm: int, exits: int) -> Workload:
+    """Return `exits` exits of each vCPU of a VM, fewer where a recording ends. Raise as make_source does."""
+    config = loaded.config
+    guest = config.vm[vm - 1].guest
+    work = Workload()
+    for vcpu in range(len(config.places_of(vm))):
+        source = make_source(guest, vm=vm, vcpu=vcpu, seed=config.seed, base_dir=loaded.base_dir)
+        for _ in range(exits):
+            event = source.next()
+            if event is None:
+                break
+            kind = kind_of(event, vcpu, guest.halt_poll_ns)
+            work.counts[kind] = work.counts.get(kind, 0) + 1
+            time_ns = event.after_ns + event.service_ns + event.wake_ns
+            work.times[vcpu] = work.times.get(vcpu, 0) + time_ns
+    return work
+
+
+def kind_of(event: Exit, vcpu: int, halt_poll_ns: int = 0) -> Kind:
+    """Return what an exit's handling does. A halt that is polled for does not block."""
+    isa, number, name = canonical(event.reason, event.isa)
+    row = find_number(isa, number)
+    parts = parts_for(isa, number, row.when if row else "", event.full)
+    if is_idle(isa, number) and event.wake_ns <= halt_poll_ns:
+        parts -= {Part.BLOCKS}
+    return Kind(vcpu, isa, number, name, parts)
+
+
+def learn(loaded: Loaded, mapping: str, *, rounds: int, exits: int, secrets: bool) -> Learned:
+    """Learn the mapping of every VM, from a named one or a file on. rounds, exits of a vCPU: at most.
+
+    Raise InputError when no VM has an exit, and as host_of, mapping_of and Isolated.apply do.
+    """
+    start = mapping_of(loaded, mapping)
+    work = {vm: play(loaded, vm, exits) for vm in start}
+    if not any(each.exits for each in work.values()):
+        raise InputError(
+            "no VM has an exit to learn from",
+            where=str(loaded.path),
+            state=f"{len(work)} VMs",
+            allowed="a guest with source mix or trace",
+            hint='Try guest = { source = "mix", table = "tables/web.toml" }.',
+        )
+    host = host_of(loaded)
+    learners = [
+        _Learner(host, vm, entries, work[vm], secrets, loaded.config.space.page_fault_stack)
+        for vm, entries in start.items()
+    ]
+    done: list[Round] = []
+    for number in range(1, rounds + 1):
+        turns = [learner.round(number) for learner in learners]
+        done += [turn for turn in turns if turn.lines or turn.added]
+        if not any(turn.added for turn in turns):
+            break
+    found = [learner.finish() for learner in learners]
+    names = [vm_name(loaded.config, vm) for vm in start]
+    kept = {name: learner.isolated.entries for name, learner in zip(names, learners, strict=True)}
+    return Learned(tuple(done), tuple(found), kept, not any(vm.left for vm in found))
+
+
+class _Learner:
+    """One VM while its mapping is learned."""
+
+    def __init__(self, host: Host, vm: int, start: Sequence[Entry], work: Workload, secrets: bool, stack: bool) -> None:
+        self.host = host
+        self.vm = vm
+        self.start = tuple(start)
+        self.work = work
+        self.secrets = secrets
+        self.isolated = isolated_of(host, vm, self.start)
+        self.log = FaultLog(stack=stack)
+        self.added: dict[str, int] = {}  # object: the round
+        self.before = self._full_hz()
+
+    def round(self, number: int) -> Round:
+        """Play every exit once, and map what misses first in each."""
+        lines: list[str] = []
+        added: list[str] = []
+        refused: list[str] = []
+        for kind in self.work.counts:
+            miss = self._miss(kind)
+            if miss is None:
+                continue
+            done = handle(self._reach(kind.vcpu), miss, self.log)
+            self.log = done.log
+            lines += done.lines
+            # What a fault's own handler lacks comes first: it is needed by every fault.
+            for seen in (*done.missing, miss):
+                name = _object_of(seen)
+                (added if self._may(name) else refused).append(name)
+        new = [name for name in dict.fromkeys(added) if not self.isolated.has(name)]
+        for name in new:
+            self._map(self.isolated, name)
+            self.added[name] = number
+        return Round(number, self.isolated.name, tuple(lines), tuple(new), tuple(dict.fromkeys(refused)))
+
+    def finish(self) -> OfVm:
+        """Take back what makes nothing fast, and say what each of the rest saves and exposes."""
+        full_hz = self._full_hz()
+        left = sum(1 for kind in self.work.counts if self._miss(kind) and self._could(kind))
+        dropped: list[str] = []
+        # While something is left, nothing is known to be of no use.
+        for name in () if left else reversed(list(self.added)):
+            entry = self.isolated.unmap(name)
+            if self._full_hz() > full_hz:
+                self.isolated.apply((entry,))
+            else:
+                dropped.append(name)
+        kept = [name for name in self.added if name not in dropped]
+        additions = self._measured(kept)
+        total = sum(self.work.rate_hz(kind) for kind in self.work.counts)
+        return OfVm(
+            self.isolated.name,
+            self.work.exits,
+            total,
+            self.before / total if total else 0.0,
+            full_hz / total if total else 0.0,
+            additions,
+            self._refused(),
+            tuple(reversed(dropped)),
+            left,
+        )
+
+    def _measured(self, kept: list[str]) -> tuple[Addition, ...]:
+        """Return what each object saves and exposes: added one after the other to where it began."""
+        fresh = isolated_of(self.host, self.vm, self.start)
+        mapped, secret = _reachable(fresh)
+        full_hz = self._full_hz()
+        found = []
+        for name in kept:
+            self._map(fresh, name)
+            now_mapped, now_secret = _reachable(fresh)
+            entry = self.isolated.unmap(name)
+            saves = self._full_hz() - full_hz
+            self.isolated.apply((entry,))
+            whose = OBJECT[name].sensitivity.value
+            found.append(Addition(name, whose, self.added[name], saves, now_mapped - mapped, now_secret - secret))
+            mapped, secret = now_mapped, now_secret
+        fresh.free()
+        self.isolated.free()
+        self.isolated = isolated_of(self.host, self.vm, (*self.start, *(self._entry(name) for name in kept)))
+        return tuple(sorted(found, key=lambda each: (-each.saves_hz, each.round)))
+
+    def _refused(self) -> tuple[tuple[str, str, float], ...]:
+        rates: dict[str, float] = {}
+        for kind in self.work.counts:
+            names = {_object_of(miss) for miss in self._reach(kind.vcpu).misses(kind.accesses)}
+            for name in sorted(name for name in names if not self._may(name)):
+                rates[name] = rates.get(name, 0.0) + self.work.rate_hz(kind)
+        listed = ((name, OBJECT[name].sensitivity.value, rate) for name, rate in rates.items())
+        return tuple(sorted(listed, key=lambda row: (-row[2], row[0])))
+
+    def _could(self, kind: Kind) -> bool:
+        """Say whether an exit would be fast if all were mapped that may be."""
+        return all(self._may(_object_of(miss)) for miss in self._reach(kind.vcpu).misses(kind.accesses))
+
+    def _may(self, name: str) -> bool:
+        return self.secrets or not is_secret(OBJECT[name].sensitivity)
+
+    def _reach(self, vcpu: int) -> Reach:
+        return Reach(self.isolated, vcpu)
+
+    def _miss(self, kind: Kind) -> Miss | None:
+        return self._reach(kind.vcpu).first_miss(kind.accesses)
+
+    def _full_hz(self) -> float:
+        return sum(self.work.rate_hz(kind) for kind in self.work.counts if self._miss(kind))
+
+    def _entry(self, name: str) -> Entry:
+        """Return how an object is mapped: in pages of its own, or in entries of 2 MiB where it fills them."""
+        place = self.host.all_of(name, self.vm)[0]
+        whole = (place.start | place.size) % _HUGE == 0
+        return Entry(name, Level.PMD if whole else Level.PTE, not whole, STEP)
+
+    def _map(self, isolated: Isolated, name: str) -> None:
+        isolated.apply((self._entry(name),))
+
+
+def _object_of(miss: Miss) -> str:
+    return _ALIASES.get(miss.access.object, miss.access.object)
+
+
+def _reachable(isolated: Isolated) -> tuple[int, int]:
+    mapped = sum(run.end - run.start for run in isolated.space.table.runs(flags=0))
+    return mapped, sum(seen.size for seen in exposures(isolated))
+
+
+# --- what people see ----------------------------------------------------------------------------------------
+
+
+def learned_document(found: Learned) -> dict[str, Any]:
+    """Return what was learned as plain values."""
+    return {
+        "complete": found.complete,
+        "rounds": [{**turn._asdict(), "lines": list(turn.lines)} for turn in found.rounds],
+        "vms": [
+            {
+                **vm._asdict(),
+                "additions": [each._asdict() for each in vm.additions],
+                "refused": [dict(zip(("object", "whose", "full_hz"), row, strict=True)) for row in vm.refused],
+            }
+            for vm in found.vms
+        ],
+        "mapping": {
+            name: [{**entry._asdict(), "level": entry.level.name} for entry in entries]
+            for name, entries in found.mapping.items()
+        },
+    }
+
+
+def learned_text(found: Learned, columns: Callable[..., str]) -> str:
+    """Return what was learned for a reader. columns: as asid.commands.session has it."""
+    lines: list[str] = []
+    for turn in found.rounds:
+        lines += [f"round {turn.number}, {turn.vm}", *turn.lines]
+        if turn.added:
+            lines.append(f"  added: {', '.join(turn.added)}")
+        if turn.refused:
+            lines.append(f"  needs secrets: {', '.join(turn.refused)}")
+        lines.append("")
+    for vm in found.vms:
+        shares = f"full {vm.before:.1%} before, {vm.after:.1%} after"
+        lines.append(f"{vm.name}: {vm.exits:,} exits, {vm.rate_hz:,.0f}/s; {shares}")
+        if vm.additions:
+            rows = [
+                (each.object, each.whose, each.round, f"{each.saves_hz:,.1f}", size_words(each.mapped),
+                 size_words(each.secret)) for each in vm.additions
+            ]  # fmt: skip
+            lines.append(
+                columns(("ADDED", "WHOSE", "ROUND", "KICKS/S SAVED", "MAPPED", "OF OTHERS"), rows, right=(2, 3, 4, 5))
+            )
+        if vm.dropped:
+            lines.append(f"taken back, for no exit is fast by it: {', '.join(vm.dropped)}")
+        if vm.refused:
+            refused = [(name, whose, f"{rate:,.1f}") for name, whose, rate in vm.refused]
+            lines += ["", columns(("NOT ADDED", "WHOSE", "FULL EXITS/S"), refused, right=(2,))]
+        lines.append("")
+    if found.complete:
+        lines.append("no fault is left" if not any(vm.after for vm in found.vms) else "the faults left need secrets")
+    else:
+        lines.append("UNKNOWN: the rounds ran out; more would be added")
+    return "\n".join(lines)
