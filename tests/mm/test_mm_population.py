@@ -6,11 +6,14 @@ Several tests are of defects of the RFC's version 1; they say so.
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asid.errors import ConfigError, MappingRefused
 from asid.mm.entry import Level
 from asid.mm.host import Host, VmShape
-from asid.mm.isolated import Isolated
+from asid.mm.isolated import TASK_OBJECTS, Isolated
+from asid.mm.objects import OBJECTS
 from asid.mm.population import MINIMAL, RFC, buses, entries_of, memslots, populate, tear_down, vcpu_data, why
 
 
@@ -130,3 +133,27 @@ def test_levels_are_those_of_the_patch():
     assert levels["cpu_entry_area"] is levels["espfix64"] is Level.P4D
     assert levels["IRQ stack"] is levels["kvm module"] is levels["vcpu"] is Level.PTE
     assert "VMCB" in {entry.object for entry in entries_of("rfc", "svm")} and "VMCS" in levels
+
+
+NAMES = [row.name for row in OBJECTS if row.name not in ("other vcpu", "direct map", "VMM's memory")]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.booleans()), max_size=25), st.sampled_from([4, 5]))
+def test_whatever_was_mapped_and_unmapped_before_a_space_maps_its_entries(operations, levels):
+    host = Host((VmShape("a", (0, 1)), VmShape("b", (2,))), 3, levels=levels)
+    image = host.table.image()
+    isolated = Isolated(host, 1)
+    for name, split in operations:
+        if isolated.has(name):
+            isolated.unmap(name)
+        else:
+            isolated.map(name, split=split and name not in TASK_OBJECTS)
+    again = Isolated(host, 1)
+    again.apply(isolated.entries)
+    assert list(isolated.space.table.runs()) == list(again.space.table.runs())
+    assert isolated.space.ranges() == again.space.ranges()
+    for each in (isolated, again):
+        tear_down(each)
+        each.free()
+    assert host.table.image() == image
