@@ -42,7 +42,10 @@ def is_configuration(path: Path) -> bool:
 def read_bytes(path: Path) -> bytes:
     """Return what is in a file, gzip undone. Raise InputError or PermissionRefused."""
     try:
-        data = path.read_bytes()
+        if path.exists() and not path.is_file():  # a pipe would be waited for, perhaps for ever
+            raise InputError("it is no regular file", where=str(path), allowed="a regular file, plain or gzip")
+        with path.open("rb") as file:
+            data = file.read(BYTES_MAX + 1)
         if data[:2] == _GZIP:
             with gzip.open(path) as packed:
                 data = packed.read(BYTES_MAX + 1)

@@ -14,9 +14,9 @@ What is saved
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from asid.config import Loaded, vm_name
 from asid.core.exits import Isa, canonical, find_number, is_idle
@@ -27,12 +27,11 @@ from asid.mm.fault import FaultLog
 from asid.mm.faulting import handle
 from asid.mm.footprint import Access, footprint, parts_for
 from asid.mm.host import Host
-from asid.mm.isolated import Entry, Isolated
+from asid.mm.isolated import Entry, Isolated, object_of
 from asid.mm.objects import OBJECT
 from asid.mm.parts import Part
 from asid.mm.reach import Miss, Reach
-from asid.mm.secrets import exposures, is_secret
-from asid.report.spaces import size_words
+from asid.mm.secrets import Ownership, is_secret, secret_bytes
 from asid.space_build import host_of, isolated_of, mapping_of
 
 STEP: Final = "learned"
@@ -220,15 +219,14 @@ class _Learner:
         full_hz = self._full_hz()
         left = sum(1 for kind in self.work.counts if self._miss(kind) and self._could(kind))
         dropped: list[str] = []
-        # While something is left, nothing is known to be of no use.
-        for name in () if left else reversed(list(self.added)):
-            entry = self.isolated.unmap(name)
-            if self._full_hz() > full_hz:
-                self.isolated.apply((entry,))
-            else:
-                dropped.append(name)
+        # While something is left, nothing is known to be of no use. One at a time: two may do the same for an exit.
+        saves = self._saves()
+        while not left and (useless := [name for name in saves if not saves[name]]):
+            self.isolated.unmap(useless[-1])
+            dropped.append(useless[-1])
+            saves = {name: rate for name, rate in self._saves().items() if name not in dropped}
         kept = [name for name in self.added if name not in dropped]
-        additions = self._measured(kept)
+        additions = self._measured(kept, saves)
         total = sum(self.work.rate_hz(kind) for kind in self.work.counts)
         return OfVm(
             self.isolated.name,
@@ -238,28 +236,39 @@ class _Learner:
             full_hz / total if total else 0.0,
             additions,
             self._refused(),
-            tuple(reversed(dropped)),
+            tuple(sorted(dropped)),
             left,
         )
 
-    def _measured(self, kept: list[str]) -> tuple[Addition, ...]:
-        """Return what each object saves and exposes: added one after the other to where it began."""
+    def _saves(self) -> dict[str, float]:
+        """Return for each object that was added the rate of the fast exits that nothing else would keep fast."""
+        saves = dict.fromkeys(self.added, 0.0)
+        for kind in self.work.counts:
+            if self._miss(kind):
+                continue
+            reach = self._reach(kind.vcpu)
+            needed: set[str] = set()
+            for access in kind.accesses:
+                mapped_for = {object_of(seen) for seen in self.isolated.space.at(reach.address(access))}
+                if len(mapped_for) == 1:
+                    needed |= mapped_for
+            for name in sorted(needed & saves.keys()):
+                saves[name] += self.work.rate_hz(kind)
+        return saves
+
+    def _measured(self, kept: list[str], saves: dict[str, float]) -> tuple[Addition, ...]:
+        """Return what each object saves and exposes: mapped one after the other to where it began."""
         fresh = isolated_of(self.host, self.vm, self.start)
-        mapped, secret = _reachable(fresh)
-        full_hz = self._full_hz()
+        ownership = Ownership(self.host, self.vm)
+        mapped, secret = _reachable(fresh, ownership)
         found = []
         for name in kept:
             self._map(fresh, name)
-            now_mapped, now_secret = _reachable(fresh)
-            entry = self.isolated.unmap(name)
-            saves = self._full_hz() - full_hz
-            self.isolated.apply((entry,))
+            now = _reachable(fresh, ownership)
             whose = OBJECT[name].sensitivity.value
-            found.append(Addition(name, whose, self.added[name], saves, now_mapped - mapped, now_secret - secret))
-            mapped, secret = now_mapped, now_secret
+            found.append(Addition(name, whose, self.added[name], saves[name], now[0] - mapped, now[1] - secret))
+            mapped, secret = now
         fresh.free()
-        self.isolated.free()
-        self.isolated = isolated_of(self.host, self.vm, (*self.start, *(self._entry(name) for name in kept)))
         return tuple(sorted(found, key=lambda each: (-each.saves_hz, each.round)))
 
     def _refused(self) -> tuple[tuple[str, str, float], ...]:
@@ -301,63 +310,6 @@ def _object_of(miss: Miss) -> str:
     return _ALIASES.get(miss.access.object, miss.access.object)
 
 
-def _reachable(isolated: Isolated) -> tuple[int, int]:
+def _reachable(isolated: Isolated, ownership: Ownership) -> tuple[int, int]:
     mapped = sum(run.end - run.start for run in isolated.space.table.runs(flags=0))
-    return mapped, sum(seen.size for seen in exposures(isolated))
-
-
-# --- what people see ----------------------------------------------------------------------------------------
-
-
-def learned_document(found: Learned) -> dict[str, Any]:
-    """Return what was learned as plain values."""
-    return {
-        "complete": found.complete,
-        "rounds": [{**turn._asdict(), "lines": list(turn.lines)} for turn in found.rounds],
-        "vms": [
-            {
-                **vm._asdict(),
-                "additions": [each._asdict() for each in vm.additions],
-                "refused": [dict(zip(("object", "whose", "full_hz"), row, strict=True)) for row in vm.refused],
-            }
-            for vm in found.vms
-        ],
-        "mapping": {
-            name: [{**entry._asdict(), "level": entry.level.name} for entry in entries]
-            for name, entries in found.mapping.items()
-        },
-    }
-
-
-def learned_text(found: Learned, columns: Callable[..., str]) -> str:
-    """Return what was learned for a reader. columns: as asid.commands.session has it."""
-    lines: list[str] = []
-    for turn in found.rounds:
-        lines += [f"round {turn.number}, {turn.vm}", *turn.lines]
-        if turn.added:
-            lines.append(f"  added: {', '.join(turn.added)}")
-        if turn.refused:
-            lines.append(f"  needs secrets: {', '.join(turn.refused)}")
-        lines.append("")
-    for vm in found.vms:
-        shares = f"full {vm.before:.1%} before, {vm.after:.1%} after"
-        lines.append(f"{vm.name}: {vm.exits:,} exits, {vm.rate_hz:,.0f}/s; {shares}")
-        if vm.additions:
-            rows = [
-                (each.object, each.whose, each.round, f"{each.saves_hz:,.1f}", size_words(each.mapped),
-                 size_words(each.secret)) for each in vm.additions
-            ]  # fmt: skip
-            lines.append(
-                columns(("ADDED", "WHOSE", "ROUND", "KICKS/S SAVED", "MAPPED", "OF OTHERS"), rows, right=(2, 3, 4, 5))
-            )
-        if vm.dropped:
-            lines.append(f"taken back, for no exit is fast by it: {', '.join(vm.dropped)}")
-        if vm.refused:
-            refused = [(name, whose, f"{rate:,.1f}") for name, whose, rate in vm.refused]
-            lines += ["", columns(("NOT ADDED", "WHOSE", "FULL EXITS/S"), refused, right=(2,))]
-        lines.append("")
-    if found.complete:
-        lines.append("no fault is left" if not any(vm.after for vm in found.vms) else "the faults left need secrets")
-    else:
-        lines.append("UNKNOWN: the rounds ran out; more would be added")
-    return "\n".join(lines)
+    return mapped, secret_bytes(isolated, ownership)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -263,7 +264,11 @@ guest = {{ source = "mix", table = "{table}" }}
         (("show", SMT2, "--vm", "tenant-z"), "there is no VM 'tenant-z': must be tenant", 2),
         (("dump", "nothing.txt"), "nothing.txt: cannot be read", 2),
         (("show", "nothing.toml"), "nothing.toml", 2),
-        (("learn", SMT2, "--exits", "10", "-o", "/nowhere/file.toml"), "/nowhere/file.toml: cannot be written", 2),
+        (
+            ("learn", SMT2, "--exits", "10", "-o", "/nowhere/file.toml"),
+            "/nowhere/file.toml: the mapping cannot be written there",
+            2,
+        ),
     ],
 )
 def test_a_mistake_is_told_with_place_and_way_out(run, args, says, code):
@@ -309,6 +314,12 @@ def test_a_mapping_of_another_machine_is_refused(run, tmp_path):
     path = written(tmp_path, '[[vm]]\nname = "a"\nmap = [{ object = "vcpu" }]', "other.toml")
     done = run("audit", SMT2, "--mapping", path)
     assert done.code == 2 and "it maps nothing for tenant (it is for a)" in done.err
+
+
+def test_a_pipe_is_not_waited_for(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    done = run("dump", str(tmp_path / "pipe.txt"))
+    assert done.code == 2 and "it is no regular file" in done.err
 
 
 def test_a_torn_gzip_is_refused(tmp_path):

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asid.commands.session import Session, Usage, columns
-from asid.errors import EXIT_FAIL, EXIT_UNKNOWN, InputError
+from asid.errors import EXIT_FAIL, EXIT_UNKNOWN, AsidError, InputError, PermissionRefused
 
 if TYPE_CHECKING:
     from asid.config import Loaded
     from asid.mm.isolated import Isolated
     from asid.mm.ptdump import Dump
-    from asid.space_learn import Learned
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 mapping_option = click.option(
@@ -206,13 +205,15 @@ def learn(
     Each fault is printed as the RFC does. Ends with 0 when no fault is left, or only those that need secrets; with 3
     when the rounds ran out before.
     """
+    from asid.report.learned import learned_document, learned_text
     from asid.space_files import mapping_text
     from asid.space_learn import learn as learn_mapping
-    from asid.space_learn import learned_document, learned_text
 
+    if output is not None:
+        _try_to_write(output)  # before exits are played, of which there may be millions
     found = learn_mapping(_loaded(config), mapping, rounds=rounds, exits=exits, secrets=allow_secrets)
     if output is not None:
-        _write(output, mapping_text(found.mapping, f"Learned by asid space learn {config}"), found)
+        _write(output, mapping_text(found.mapping, f"Learned by asid space learn {config}"))
         session.note(f"Saved. See it: asid space show {config} --mapping {output}")
     session.show(
         {"config": str(config), "output": str(output) if output else None, **learned_document(found)},
@@ -262,14 +263,31 @@ def _dump(path: Path, mapping: str, vm: str | None, host: bool) -> Dump:
     return dump_of(isolated.space.table, isolated.host.layout)
 
 
-def _write(path: Path, text: str, found: Learned) -> None:
+def _try_to_write(path: Path) -> None:
+    """Raise why a file could not be written now. It stays as it is, or away."""
+    try:
+        there = path.exists()
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as fault:
+        raise _unwritable(fault, path) from fault
+
+
+def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
     except OSError as fault:
-        raise InputError(
-            f"cannot be written: {fault.strerror or fault}",
-            where=str(path),
-            state=f"a mapping of {len(found.mapping)} VMs was learned",
-            allowed="a path in a directory that there is",
-            hint="Name another file.",
-        ) from fault
+        raise _unwritable(fault, path) from fault
+
+
+def _unwritable(fault: OSError, path: Path) -> AsidError:
+    kind = PermissionRefused if isinstance(fault, PermissionError) else InputError
+    return kind(
+        "the mapping cannot be written there",
+        where=str(path),
+        state=fault.strerror or str(fault),
+        allowed="a file in a directory that there is, with room",
+        hint="Choose another file for --output.",
+    )

@@ -16,6 +16,7 @@ from asid.errors import MappingRefused
 from asid.mm.entry import Level
 from asid.mm.host import Host, Placed
 from asid.mm.objects import OBJECT
+from asid.mm.ranges import Range
 from asid.mm.space import Space
 from asid.mm.tasks import Buffer, Tasks
 
@@ -193,6 +194,13 @@ class Isolated:
             allowed=allowed,
             hint=hint,
         )
+
+
+def object_of(mapped: Range) -> str:
+    """Return the object that a range of a space was mapped for, whichever CPU's it is."""
+    if mapped.what.startswith("module "):
+        return f"{mapped.what.removeprefix('module ')} module"
+    return mapped.what.partition(" of cpu ")[0]
 
 
 def _do(action: Callable[[], object]) -> None:

@@ -17,9 +17,9 @@ from typing import Final, NamedTuple
 
 from asid.mm.entry import ADDRESS_END
 from asid.mm.host import Host, Placed
-from asid.mm.isolated import Isolated
+from asid.mm.isolated import Isolated, object_of
 from asid.mm.layout import FREE, MIXED, OWN, SECRET, Sensitivity
-from asid.mm.ranges import Range, union, without
+from asid.mm.ranges import Interval, Range, union
 
 ANOTHER: Final = "another VM's"
 
@@ -85,25 +85,25 @@ class Ownership:
 
 def exposures(isolated: Isolated) -> tuple[Exposure, ...]:
     """Return what a VM's table exposes, in order of address, each piece of one thing by one range."""
-    ownership = Ownership(isolated.host, isolated.vm)
-    space = isolated.space
-    asked = union((seen.start, seen.end) for seen in space.ranges())
-    found = []
-    for run in space.table.runs(flags=0):
-        for owned in ownership.of(run.start, run.end):
-            if not owned.secret:
-                continue
-            for start, end, by in _by_range(isolated, owned.start, owned.end):
-                slack = sum(high - low for low, high in without([(start, end)], asked))
-                found.append(Exposure(start, end, owned.name, owned.whose, by, slack))
-    return tuple(found)
+    asked = union((seen.start, seen.end) for seen in isolated.space.ranges())
+    starts = [start for start, _ in asked]
+    return tuple(
+        Exposure(start, end, owned.name, owned.whose, by, end - start - _overlap(start, end, asked, starts))
+        for owned in _secret(isolated, Ownership(isolated.host, isolated.vm))
+        for start, end, by in _by_range(isolated, owned.start, owned.end)
+    )
+
+
+def secret_bytes(isolated: Isolated, ownership: Ownership) -> int:
+    """Return how many bytes a VM's table exposes. ownership: of its host and VM, and good until something moves."""
+    return sum(owned.end - owned.start for owned in _secret(isolated, ownership))
 
 
 def together(exposed: tuple[Exposure, ...]) -> tuple[Exposed, ...]:
     """Return exposures by thing and mapping, the gravest and largest first."""
     sums: dict[tuple[str, str, str], Exposed] = {}
     for seen in exposed:
-        by = _kind(seen.by)
+        by = object_of(seen.by) if seen.by else ""
         key = seen.name, seen.whose, by
         old = sums.get(key, Exposed(*key, 0, 0, seen.start))
         sums[key] = old._replace(size=old.size + seen.size, slack=old.slack + seen.slack)
@@ -116,9 +116,21 @@ def is_secret(sensitivity: Sensitivity) -> bool:
     return sensitivity not in (FREE, OWN)
 
 
-def _kind(by: Range | None) -> str:
-    """Return the object that a range was mapped for, whichever CPU's it is."""
-    return by.what.partition(" of cpu ")[0] if by else ""
+def _secret(isolated: Isolated, ownership: Ownership) -> Iterator[Owned]:
+    for run in isolated.space.table.runs(flags=0):
+        for owned in ownership.of(run.start, run.end):
+            if owned.secret:
+                yield owned
+
+
+def _overlap(start: int, end: int, intervals: list[Interval], starts: list[int]) -> int:
+    """Return how many bytes of [start, end) are in intervals that do not touch. starts: theirs."""
+    place = max(0, bisect_right(starts, start) - 1)
+    found = 0
+    while place < len(intervals) and intervals[place][0] < end:
+        found += max(0, min(end, intervals[place][1]) - max(start, intervals[place][0]))
+        place += 1
+    return found
 
 
 def _by_range(isolated: Isolated, start: int, end: int) -> Iterator[tuple[int, int, Range | None]]:

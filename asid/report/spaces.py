@@ -7,13 +7,13 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from asid.mm.entry import bytes_text
-from asid.mm.isolated import Isolated
+from asid.mm.isolated import Isolated, object_of
 from asid.mm.layout import Layout
 from asid.mm.objects import OBJECT
 from asid.mm.pagetable import PageTable
 from asid.mm.ptdump import LEVELS, Dump, Flag, Item, Mark, Range, flags_text
 from asid.mm.runs import Run
-from asid.mm.secrets import exposures, together
+from asid.mm.secrets import Ownership, exposures, secret_bytes, together
 
 _SHOWN: Final = int(Flag.PRESENT | Flag.WRITABLE | Flag.USER | Flag.PWT | Flag.PCD | Flag.PSE | Flag.GLOBAL | Flag.NX)
 
@@ -36,12 +36,11 @@ def mapped_rows(isolated: Isolated) -> tuple[Mapped, ...]:
     space = isolated.space
     slack: dict[str, int] = {}
     for seen in space.slack():
-        name = seen.range.what.partition(" of cpu ")[0]
+        name = object_of(seen.range)
         slack[name] = slack.get(name, 0) + seen.exposed
     counts: dict[str, tuple[int, int]] = {}
     for wanted in space.ranges():
-        name = wanted.what.partition(" of cpu ")[0].removeprefix("module ")
-        name = f"{name} module" if wanted.what.startswith("module ") else name
+        name = object_of(wanted)
         number, size = counts.get(name, (0, 0))
         counts[name] = number + 1, size + wanted.size
     return tuple(
@@ -63,7 +62,7 @@ def totals(isolated: Isolated) -> dict[str, int]:
     space = isolated.space
     mapped = sum(run.end - run.start for run in space.table.runs(flags=0))
     exposed = space.exposed_bytes()
-    secret = sum(seen.size for seen in exposures(isolated))
+    secret = secret_bytes(isolated, Ownership(isolated.host, isolated.vm))
     return {
         "mapped": mapped,
         "asked": mapped - exposed,
