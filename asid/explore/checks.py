@@ -16,9 +16,10 @@ from asid.core.guarantees import GUARANTEES, CoreView
 from asid.core.hyperthread import HyperthreadState, Phase, What
 from asid.core.limits import MESSAGES_IN_FLIGHT_MAX
 from asid.core.mce import Meeting, Role
+from asid.explore.interner import MASK
 from asid.explore.meetings import meeting
 from asid.explore.parts import Dead, Down, Model, Sibling
-from asid.explore.world import MASK, World
+from asid.explore.world import World
 
 
 class Sight(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from asid.core import gate
+from asid.core import gate, hyperthread
 from asid.core.apic import IDLE, Apic, Registers
 from asid.core.events import Action, Kick, Order, Report
 from asid.core.hyperthread import HyperthreadState
@@ -234,3 +234,19 @@ class DeskMove(NamedTuple):
     desk: Desk
     budget: Budget
     touches: tuple[Touch, ...] = ()
+
+
+def spec_of(model: Model, ht: int) -> hyperthread.Spec:
+    """Return what a hyperthread of the model is told at its birth."""
+    others = tuple(other for other in range(model.siblings) if other != ht)
+    return hyperthread.Spec(
+        ht, others, model.kick, model.guarded, idle_kick=model.idle_kick, irq_kick=model.irq_kick, flush=model.flush,
+        nmi_isolated=model.nmi_isolated, irqs_off=model.irqs_off, apic=model.apic, icr_fix=model.icr_fix,
+    )  # fmt: skip
+
+
+class Death(NamedTuple):
+    """The coordinator is told of it by the daemon."""
+
+    ht: int
+    inc: int

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from asid.core.events import Kick, Mode
 from asid.core.guarantees import l1_leave_waits, l2_ask_waits, l2_has_not_run
 from asid.core.hyperthread import HyperthreadState, Phase
+from asid.explore.interner import MASK
 from asid.explore.parts import Dead, Down, Sibling
-from asid.explore.world import FAIR, MASK, World
+from asid.explore.world import FAIR, World
 
 
 @dataclass

@@ -7,19 +7,21 @@ that it reads; ever after it is a look-up and an addition.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, product
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final
 
-from asid.core import gate, hyperthread, mce
+from asid.core import gate, mce
 from asid.core.events import Kick, Mode, Report, Timer
 from asid.core.guarantees import CoreView
 from asid.explore import desk, meetings, numbers, siblings
+from asid.explore.interner import BITS, MASK, Interner
 from asid.explore.parts import (
     COORDINATOR,
     Arrivals,
     Budget,
     Dead,
+    Death,
     Desk,
     DeskMove,
     Down,
@@ -31,54 +33,18 @@ from asid.explore.parts import (
     Who,
     Words,
     actor,
+    spec_of,
 )
 
-BITS: Final = 20
-MASK: Final = (1 << BITS) - 1
 HOLDS: Final = 1  # its flag or depth is raised
 BURIED: Final = 2  # it may be born again
 FAIR: Final = actor(Who.PROCESS)  # actors from here on keep moving when they can
 
-T = TypeVar("T", bound=Hashable)
 Step = tuple[int, int]  # the number of what happened, see World.label and World.actor, and the world after it
 Touches = tuple[tuple[int, int], ...]  # (hyperthread, number of the touch)
 OwnStep = tuple[int, int, Touches, int]  # what happened, what it adds to the world, touches, renumbered
 OwnKey = tuple[int, meetings.Peers]  # what was read for them
 DeskStep = tuple[int, int, int, Touches]  # what happened, desk, budget, touches
-
-
-def spec_of(model: Model, ht: int) -> hyperthread.Spec:
-    """Return what a hyperthread of the model is told at its birth."""
-    others = tuple(other for other in range(model.siblings) if other != ht)
-    return hyperthread.Spec(
-        ht, others, model.kick, model.guarded, idle_kick=model.idle_kick, irq_kick=model.irq_kick, flush=model.flush,
-        nmi_isolated=model.nmi_isolated, irqs_off=model.irqs_off, apic=model.apic, icr_fix=model.icr_fix,
-    )  # fmt: skip
-
-
-class Death(NamedTuple):
-    """The coordinator is told of it by the daemon."""
-
-    ht: int
-    inc: int
-
-
-class Interner(Generic[T]):
-    """Numbers for hashable things, both ways."""
-
-    __slots__ = ("ids", "things")
-
-    def __init__(self) -> None:
-        self.ids: dict[T, int] = {}
-        self.things: list[T] = []
-
-    def __call__(self, thing: T) -> int:
-        number = self.ids.get(thing)
-        if number is None:
-            number = self.ids[thing] = len(self.things)
-            assert number <= MASK, "more parts than a field of the world can count"
-            self.things.append(thing)
-        return number
 
 
 class World:
