@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -165,6 +165,7 @@ def _last(args: list[str]) -> int:
         return ended.exit_code
     finally:
         _ignore_endings()
+        _drop_talk()
 
 
 def invoke(args: list[str]) -> int:
@@ -259,10 +260,23 @@ def _unwritable(session: Session, fault: OSError) -> int:
 
 def _drop_output() -> None:
     """What is still to be written to stdout must not fail again at exit."""
-    if sys.stdout is not None:
+    _drop(sys.stdout)
+
+
+def _drop_talk() -> None:
+    """Nor what nobody could be told: the interpreter would end with 120 for it."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO | None) -> None:
+    if stream is not None:
         with contextlib.suppress(OSError):
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, sys.stdout.fileno())
+            os.dup2(null, stream.fileno())
             os.close(null)
 
 

@@ -122,7 +122,7 @@ def test_an_idle_machine_is_quiet(rig):
     quiet = [record.type for record in run.records() if record.seq > before]
     assert set(quiet) <= {
         "ht.mode", "gate.kick", "gate.answer", "kick.seen", "gate.close", "gate.bye", "gate.dead", "gate.ask",
-        "death", "job", "run.end", "gate.turn",
+        "gate.drop", "death", "job", "run.end", "gate.turn",
     }, quiet  # fmt: skip
     check_passes(run)
 
