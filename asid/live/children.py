@@ -29,7 +29,7 @@ STATUS_WAIT_NS: Final = 200_000_000  # from a readable pidfd to the fork server'
 BIRTH_FDS: Final = 12  # descriptors that a birth may need at a time, with some to spare
 STATUS_UNKNOWN: Final = 255
 YOUNG_NS: Final = 2_000_000_000  # who dies younger was not well born
-START_DEATHS: Final = 3  # of one place in a row, before the machine was ready: then it will not be
+START_DEATHS: Final = 8  # of a coordinator in a row, before the machine was ready: then it will not be
 YOUNG_DEATHS_MAX: Final = 5  # in a row; then the hyperthread stays OFFLINE
 BACKOFF_NS: Final = 20_000_000  # doubles with each young death
 BACKOFF_NS_MAX: Final = 5_000_000_000
@@ -107,8 +107,15 @@ def too_often(place: Place) -> str:
 
 
 def dying(rebirths: Mapping[Place, Rebirth]) -> list[str]:
-    """Return who died young START_DEATHS times or more in a row: what ails them is no accident."""
-    return [name_of(place) for place, rebirth in sorted(rebirths.items()) if rebirth.young >= START_DEATHS]
+    """Return who died young too often for a machine that is not ready yet: what ails them is no accident.
+
+    A hyperthread that often is given up, so it would never be ready; a coordinator never is.
+    """
+    return [
+        name_of(place)
+        for place, rebirth in sorted(rebirths.items())
+        if rebirth.young >= (START_DEATHS if place[1] < 0 else YOUNG_DEATHS_MAX + 1)
+    ]
 
 
 def not_up(late: Sequence[str], dead: Sequence[str]) -> HostUnsuitable:

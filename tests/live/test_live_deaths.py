@@ -461,6 +461,6 @@ def test_the_fork_server_is_nobody_special(rig):
 
 def test_a_start_in_which_somebody_dies_again_and_again_ends_soon(rig, monkeypatch):
     """Not after the 30 s that a slow host is given: what ails it is no accident."""
-    monkeypatch.setenv(VARIABLE, " ".join(f"c0h1.{inc}:SEND_READY:1:KILL" for inc in range(1, 4)))
+    monkeypatch.setenv(VARIABLE, " ".join(f"c0h1.{inc}:SEND_READY:1:KILL" for inc in range(1, YOUNG_DEATHS_MAX + 2)))
     with pytest.raises(HostUnsuitable, match=r"c0h1 did not come up \(c0h1 died again and again\)"):
         rig.start(machine(2))
