@@ -266,7 +266,7 @@ guest = {{ source = "mix", table = "{table}" }}
         (("show", "nothing.toml"), "nothing.toml", 2),
         (
             ("learn", SMT2, "--exits", "10", "-o", "/nowhere/file.toml"),
-            "/nowhere/file.toml: the mapping cannot be written there",
+            "/nowhere/file.toml: the mapping cannot be saved there",
             2,
         ),
     ],

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from asid import saving
 from asid.commands.session import Session, Usage, columns
-from asid.errors import EXIT_FAIL, EXIT_UNKNOWN, AsidError, InputError, PermissionRefused
+from asid.errors import EXIT_FAIL, EXIT_UNKNOWN
 
 if TYPE_CHECKING:
     from asid.config import Loaded
@@ -26,6 +27,7 @@ mapping_option = click.option(
 vm_option = click.option("--vm", metavar="VM", help="Of this VM, by its name or as vm1. [every one]")
 EXITS = 20_000
 ROUNDS = 50
+SAVED = ("the mapping", "--output")
 
 
 @click.group()
@@ -210,10 +212,10 @@ def learn(
     from asid.space_learn import learn as learn_mapping
 
     if output is not None:
-        _try_to_write(output)  # before exits are played, of which there may be millions
+        saving.try_to_write(output, *SAVED)  # before exits are played, of which there may be millions
     found = learn_mapping(_loaded(config), mapping, rounds=rounds, exits=exits, secrets=allow_secrets)
     if output is not None:
-        _write(output, mapping_text(found.mapping, f"Learned by asid space learn {config}"))
+        saving.write(output, mapping_text(found.mapping, f"Learned by asid space learn {config}"), *SAVED)
         session.note(f"Saved. See it: asid space show {config} --mapping {output}")
     session.show(
         {"config": str(config), "output": str(output) if output else None, **learned_document(found)},
@@ -261,33 +263,3 @@ def _dump(path: Path, mapping: str, vm: str | None, host: bool) -> Dump:
         return dump_of(made.table, made.layout)
     isolated = _spaces(path, mapping, vm)[0]
     return dump_of(isolated.space.table, isolated.host.layout)
-
-
-def _try_to_write(path: Path) -> None:
-    """Raise why a file could not be written now. It stays as it is, or away."""
-    try:
-        there = path.exists()
-        with path.open("ab"):
-            pass
-        if not there:
-            path.unlink()
-    except OSError as fault:
-        raise _unwritable(fault, path) from fault
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as fault:
-        raise _unwritable(fault, path) from fault
-
-
-def _unwritable(fault: OSError, path: Path) -> AsidError:
-    kind = PermissionRefused if isinstance(fault, PermissionError) else InputError
-    return kind(
-        "the mapping cannot be written there",
-        where=str(path),
-        state=fault.strerror or str(fault),
-        allowed="a file in a directory that there is, with room",
-        hint="Choose another file for --output.",
-    )

@@ -6,8 +6,8 @@ Several tests are of what the postings of the RFC did wrong; they say so.
 from __future__ import annotations
 
 import pytest
+from mm_refusal import refused
 
-from asid.errors import MappingRefused
 from asid.mm.entry import ADDRESS_END, KERNEL, KERNEL_TEXT, PAGE, Level
 from asid.mm.pagetable import PageTable
 from asid.mm.space import Space
@@ -43,16 +43,6 @@ def space(host):
     made.free()
     assert host.image() == image
     assert set(host.frames.directories) == set(image)
-
-
-def refused(errno, operation):
-    """Return the refusal of an operation: a sentence of five parts."""
-    with pytest.raises(MappingRefused) as caught:
-        operation()
-    error = caught.value
-    assert error.errno == errno
-    assert all((error.where, error.what, error.state, error.allowed, error.hint))
-    return error
 
 
 def mapped(space):
