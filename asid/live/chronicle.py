@@ -64,7 +64,6 @@ class Chronicle:
     def mode_set(self, before: HyperthreadState, after: HyperthreadState, spec: Spec, left_ns: int = 0) -> None:
         """A mode was set. left_ns: when HOST was left, which is before the page says so; else 0."""
         new = after.mode
-        kick = self._kick_of(before, spec)
         if new is Mode.ENTER and self.mode is not Mode.GUEST:
             new = Mode.ISOLATED  # where a handler that interrupted an entry comes back to
         if new is Mode.GUEST:
@@ -81,15 +80,21 @@ class Chronicle:
         self._leave_guest(before.vm)
         if new is self.mode:
             return
-        via = ""
         if new is Mode.HOST:
-            via = before.frames[-1].what.name.lower() if before.frames else _VIA[kick]
-        change = self._change(self.mode, new, before.vm, via)
-        key = self.notebook.note("ht.mode", change, after.round, self.cause, ts=now)
+            self._host(before, after, spec, now)
+            return
+        self.notebook.note("ht.mode", self._change(self.mode, new, before.vm), after.round, self.cause, ts=now)
         self.mode = new
-        if new is Mode.HOST and not before.frames:
-            wait_ns = now - self._wanted_ns
-            data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": wait_ns}
+
+    def _host(self, before: HyperthreadState, after: HyperthreadState, spec: Spec, now: int) -> None:
+        """HOST was entered: by a handler, or by a leave, which has a record of its own."""
+        kick = None if before.frames else self._kick_of(before, spec)
+        via = before.frames[-1].what.name.lower() if kick is None else _VIA[kick]
+        change = self._change(self.mode, Mode.HOST, before.vm, via)
+        key = self.notebook.note("ht.mode", change, after.round, self.cause, ts=now)
+        self.mode = Mode.HOST
+        if kick is not None:
+            data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": now - self._wanted_ns}
             self.notebook.note("leave", data, after.round, key)
 
     def _kick_of(self, state: HyperthreadState, spec: Spec) -> Kick:

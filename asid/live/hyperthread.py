@@ -179,7 +179,7 @@ class Hyperthread:
                 self.mces = self.deliver("mce", words[own + MCE], self.mces, core.MCE)
             elif core.shuts_down(self.spec, self.state, What.MCE):
                 raise ShutDown
-        if self.irqs.due():
+        if self.irqs.lines and self.irqs.due():
             self.irqs.take()
 
     def deliver(self, what: str, word: int, before: int, event: core.Event) -> int:
@@ -292,6 +292,8 @@ class Hyperthread:
         """Read the words of the entry check, in the order that the explorer's torn looks have them."""
         words, own = self.words, self.own
         pending, request = words[own + PENDING] != 0, words[own + REQUEST]
+        if request != self.state.answered:
+            return Seen(pending, request, False)  # a kick comes before all else: a sibling waits for its answer
         holders = False
         for at in self.holds:
             if words[at]:
@@ -299,7 +301,7 @@ class Hyperthread:
                 break
         if not holders and (self.state.party or self.state.absent):
             holders = self.awaits()
-        tainted = self.spec.flush and self.page.tainted()
+        tainted = self.spec.flush and self.state.mode is Mode.ENTER and self.page.tainted()
         return Seen(pending, request, holders, tainted, words[FAILED] != 0)
 
     def awaits(self) -> bool:
