@@ -33,6 +33,7 @@ from asid.mm.parts import Part
 from asid.mm.reach import Miss, Reach
 from asid.mm.secrets import Ownership, is_secret, secret_bytes
 from asid.space_build import host_of, isolated_of, mapping_of
+from asid.space_pareto import Lack, Point, curve
 
 STEP: Final = "learned"
 _HUGE: Final = ENTRIES * PAGE
@@ -96,7 +97,9 @@ class Addition(NamedTuple):
 
 class OfVm(NamedTuple):
     """What was learned for one VM. before, after: the full exits' part of all, 0 to 1. refused: (object, whose, full
-    exits a second that miss it). left: kinds of exits that would be fast if all was mapped that may be."""
+    exits a second that miss it). left: kinds of exits that would be fast if all was mapped that may be.
+    curve: what each object buys and costs from where it began (`asid.space_pareto`); empty unless it was asked for.
+    """
 
     name: str
     exits: int
@@ -107,6 +110,7 @@ class OfVm(NamedTuple):
     refused: tuple[tuple[str, str, float], ...]
     dropped: tuple[str, ...]
     left: int
+    curve: tuple[Point, ...] = ()
 
 
 class Learned(NamedTuple):
@@ -146,8 +150,9 @@ def kind_of(event: Exit, vcpu: int, halt_poll_ns: int = 0) -> Kind:
     return Kind(vcpu, isa, number, name, parts)
 
 
-def learn(loaded: Loaded, mapping: str, *, rounds: int, exits: int, secrets: bool) -> Learned:
-    """Learn the mapping of every VM, from a named one or a file on. rounds, exits of a vCPU: at most.
+def learn(loaded: Loaded, mapping: str, *, rounds: int, exits: int, secrets: bool, pareto: bool = False) -> Learned:
+    """Learn the mapping of every VM, from a named one or a file on. rounds, exits of a vCPU: at most. pareto: the curve
+    of each VM, too.
 
     Raise InputError when no VM has an exit, and as host_of, mapping_of and Isolated.apply do.
     """
@@ -173,6 +178,8 @@ def learn(loaded: Loaded, mapping: str, *, rounds: int, exits: int, secrets: boo
         if not any(turn.added for turn in turns):
             break
     found = [learner.finish() for learner in learners]
+    if pareto:
+        found = [vm._replace(curve=curve(_Played(each))) for vm, each in zip(found, learners, strict=True)]
     names = [vm_name(loaded.config, vm) for vm in start]
     kept = {name: learner.isolated.entries for name, learner in zip(names, learners, strict=True)}
     return Learned(tuple(done), tuple(found), kept, not any(vm.left for vm in found))
@@ -207,10 +214,10 @@ class _Learner:
             # What a fault's own handler lacks comes first: it is needed by every fault.
             for seen in (*done.missing, miss):
                 name = _object_of(seen)
-                (added if self._may(name) else refused).append(name)
+                (added if self.may(name) else refused).append(name)
         new = [name for name in dict.fromkeys(added) if not self.isolated.has(name)]
         for name in new:
-            self._map(self.isolated, name)
+            self.map(self.isolated, name)
             self.added[name] = number
         return Round(number, self.isolated.name, tuple(lines), tuple(new), tuple(dict.fromkeys(refused)))
 
@@ -263,7 +270,7 @@ class _Learner:
         mapped, secret = _reachable(fresh, ownership)
         found = []
         for name in kept:
-            self._map(fresh, name)
+            self.map(fresh, name)
             now = _reachable(fresh, ownership)
             whose = OBJECT[name].sensitivity.value
             found.append(Addition(name, whose, self.added[name], saves[name], now[0] - mapped, now[1] - secret))
@@ -275,16 +282,17 @@ class _Learner:
         rates: dict[str, float] = {}
         for kind in self.work.counts:
             names = {_object_of(miss) for miss in self._reach(kind.vcpu).misses(kind.accesses)}
-            for name in sorted(name for name in names if not self._may(name)):
+            for name in sorted(name for name in names if not self.may(name)):
                 rates[name] = rates.get(name, 0.0) + self.work.rate_hz(kind)
         listed = ((name, OBJECT[name].sensitivity.value, rate) for name, rate in rates.items())
         return tuple(sorted(listed, key=lambda row: (-row[2], row[0])))
 
     def _could(self, kind: Kind) -> bool:
         """Say whether an exit would be fast if all were mapped that may be."""
-        return all(self._may(_object_of(miss)) for miss in self._reach(kind.vcpu).misses(kind.accesses))
+        return all(self.may(_object_of(miss)) for miss in self._reach(kind.vcpu).misses(kind.accesses))
 
-    def _may(self, name: str) -> bool:
+    def may(self, name: str) -> bool:
+        """Say whether an object may be mapped."""
         return self.secrets or not is_secret(OBJECT[name].sensitivity)
 
     def _reach(self, vcpu: int) -> Reach:
@@ -302,8 +310,46 @@ class _Learner:
         whole = (place.start | place.size) % _HUGE == 0
         return Entry(name, Level.PMD if whole else Level.PTE, not whole, STEP)
 
-    def _map(self, isolated: Isolated, name: str) -> None:
+    def map(self, isolated: Isolated, name: str) -> None:
+        """Map an object into one of this VM's spaces, as a learned one is."""
         isolated.apply((self._entry(name),))
+
+
+class _Played:
+    """A space as a curve sees it: what a learner's exits miss, from where it began."""
+
+    def __init__(self, learner: _Learner) -> None:
+        self._learner = learner
+        self._isolated = isolated_of(learner.host, learner.vm, learner.start)
+        self._ownership = Ownership(learner.host, learner.vm)
+        self._costs: dict[str, int] = {}
+        self.exits_hz = sum(learner.work.rate_hz(kind) for kind in learner.work.counts)
+
+    def lacks(self) -> list[Lack]:
+        found: dict[tuple[str, ...], float] = {}
+        for kind in self._learner.work.counts:
+            missed = Reach(self._isolated, kind.vcpu).misses(kind.accesses)
+            if missed:
+                names = tuple(dict.fromkeys(_object_of(miss) for miss in missed))
+                found[names] = found.get(names, 0.0) + self._learner.work.rate_hz(kind)
+        return [Lack(names, rate_hz) for names, rate_hz in found.items()]
+
+    def exposes(self, name: str) -> int:
+        if name not in self._costs:  # what it adds to the beginning is near enough to choose by; points are measured
+            before, _ = self.exposed()
+            self.map(name)
+            self._costs[name] = self.exposed()[0] - before
+            self._isolated.unmap(name)
+        return self._costs[name]
+
+    def is_refused(self, name: str) -> bool:
+        return not self._learner.may(name)
+
+    def map(self, name: str) -> None:
+        self._learner.map(self._isolated, name)
+
+    def exposed(self) -> tuple[int, int]:
+        return _reachable(self._isolated, self._ownership)
 
 
 def _object_of(miss: Miss) -> str:

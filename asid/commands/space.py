@@ -190,36 +190,42 @@ def diff(
 
 @command.command(
     epilog="asid space learn configs/smt2.toml -o learned.toml\n"
-    "asid space learn configs/smt2.toml --allow-secrets\nasid space show configs/smt2.toml --mapping learned.toml"
+    "asid space learn configs/smt2.toml --allow-secrets\nasid space learn configs/smt2.toml --pareto"
 )
 @click.argument("config", type=FILE)
 @click.option("--rounds", type=click.IntRange(1, 1000), default=ROUNDS, show_default=True, help="At most so many.")
 @click.option("--exits", type=click.IntRange(1, 10_000_000), default=EXITS, show_default=True, help="Of each vCPU.")
 @click.option("--allow-secrets", is_flag=True, help="Map what is the host's and not for VMs, too.")
 @click.option("--mapping", default="minimal", show_default=True, metavar="NAME", help="Where to begin; see show.")
+@click.option("--pareto", is_flag=True, help="Show full exits a second against bytes exposed, object by object.")
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the learned mapping there.")
 @click.pass_obj
 def learn(
-    session: Session, config: Path, rounds: int, exits: int, allow_secrets: bool, mapping: str, output: Path | None
-) -> None:
+    session: Session, config: Path, rounds: int, exits: int, allow_secrets: bool, mapping: str, pareto: bool,
+    output: Path | None
+) -> None:  # fmt: skip
     """Play the exits of CONFIG's VMs, map what they miss, and repeat until nothing more may be mapped.
 
-    Each fault is printed as the RFC does. Ends with 0 when no fault is left, or only those that need secrets; with 3
+    Each fault is printed as the RFC does; with --pareto, instead, what each object buys and costs, the best first, and
+    what mapping secrets would buy. Ends with 0 when no fault is left, or only those that need secrets; with 3
     when the rounds ran out before.
     """
-    from asid.report.learned import learned_document, learned_text
+    from asid.judging import telling
+    from asid.report.learned import curves_text, learned_document, learned_text
     from asid.space_files import mapping_text
     from asid.space_learn import learn as learn_mapping
 
     if output is not None:
         saving.try_to_write(output, *SAVED)  # before exits are played, of which there may be millions
-    found = learn_mapping(_loaded(config), mapping, rounds=rounds, exits=exits, secrets=allow_secrets)
+    loaded = _loaded(config)
+    with session.waiting(f"learning from {config.name}") as on_wait, telling(on_wait):
+        found = learn_mapping(loaded, mapping, rounds=rounds, exits=exits, secrets=allow_secrets, pareto=pareto)
     if output is not None:
         saving.write(output, mapping_text(found.mapping, f"Learned by asid space learn {config}"), *SAVED)
         session.note(f"Saved. See it: asid space show {config} --mapping {output}")
     session.show(
         {"config": str(config), "output": str(output) if output else None, **learned_document(found)},
-        lambda: learned_text(found, columns),
+        lambda: (curves_text if pareto else learned_text)(found, columns),
     )
     if not found.complete:
         session.finish(EXIT_UNKNOWN)

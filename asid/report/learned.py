@@ -1,12 +1,18 @@
-"""A learned mapping as people and programs read it: the faults of each round, what was added and why, what was not."""
+"""A learned mapping as people and programs read it: the faults of each round, what was added and why, what was not; and
+the curve of full exits against bytes exposed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
+from asid.mm.objects import OBJECT
 from asid.report.spaces import size_words
-from asid.space_learn import Learned
+from asid.space_learn import Learned, OfVm
+from asid.space_pareto import GROUPS
+
+_BAR: Final = 24  # characters of a bar that is full
+_EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
 
 def learned_document(found: Learned) -> dict[str, Any]:
@@ -19,6 +25,7 @@ def learned_document(found: Learned) -> dict[str, Any]:
                 **vm._asdict(),
                 "additions": [each._asdict() for each in vm.additions],
                 "refused": [dict(zip(("object", "whose", "full_hz"), row, strict=True)) for row in vm.refused],
+                "curve": [{**point._asdict(), "whose": _whose(point.object)} for point in vm.curve],
             }
             for vm in found.vms
         ],
@@ -56,8 +63,48 @@ def learned_text(found: Learned, columns: Callable[..., str]) -> str:
             refused = [(name, whose, f"{rate:,.1f}") for name, whose, rate in vm.refused]
             lines += ["", columns(("NOT ADDED", "WHOSE", "FULL EXITS/S"), refused, right=(2,))]
         lines.append("")
+    return "\n".join([*lines, _outcome(found)])
+
+
+def curves_text(found: Learned, columns: Callable[..., str]) -> str:
+    """Return the curve of each VM for a reader: full exits against bytes exposed. columns: as learned_text."""
+    lines: list[str] = []
+    for vm in found.vms:
+        lines += [f"{vm.name}: {vm.exits:,} exits, {vm.rate_hz:,.0f}/s", _curve_table(vm, columns), ""]
+    return "\n".join([*lines, GROUPS, _outcome(found)])
+
+
+def _curve_table(vm: OfVm, columns: Callable[..., str]) -> str:
+    rows = [
+        (
+            point.group or "-",
+            f"{point.object or '(the beginning)'}{' *' if point.refused else ''}",
+            _whose(point.object) or "-",
+            f"{point.mapped:,}",
+            f"{point.secret:,}",
+            f"{point.full_hz:,.1f}",
+            f"{point.full:.1%}",
+            bar(point.full),
+        )
+        for point in vm.curve
+    ]
+    heads = ("GROUP", "OBJECT", "WHOSE", "BYTES EXPOSED", "OF OTHERS", "FULL EXITS/S", "FULL", "")
+    table = columns(heads, rows, right=(0, 3, 4, 5, 6))
+    starred = "\n* to be had only with secrets: refused without --allow-secrets"
+    return table + (starred if any(point.refused for point in vm.curve) else "")
+
+
+def bar(part: float) -> str:
+    """Return a bar for a part of a whole, 0 to 1: what is more than nothing shows."""
+    eighths = max(round(part * _BAR * 8), 1 if part > 0 else 0)
+    return (_EIGHTHS[8] * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
+
+
+def _whose(name: str) -> str:
+    return OBJECT[name].sensitivity.value if name else ""
+
+
+def _outcome(found: Learned) -> str:
     if found.complete:
-        lines.append("no fault is left" if not any(vm.after for vm in found.vms) else "the faults left need secrets")
-    else:
-        lines.append("UNKNOWN: the rounds ran out; more would be added")
-    return "\n".join(lines)
+        return "no fault is left" if not any(vm.after for vm in found.vms) else "the faults left need secrets"
+    return "UNKNOWN: the rounds ran out; more would be added"
