@@ -30,6 +30,7 @@ MCE_TIMEOUT_MIN_NS = 10_000_000  # a sibling that only waits for a CPU has to co
 MCE_TIMEOUT_MAX_NS = MCE_TIMEOUT_NS
 INJECT_COUNT_MAX = 10_000_000
 HALT_POLL_MAX_NS = 1_000_000
+MAPPINGS = ("allowed", "rfc", "minimal")  # those that have a name; any other is a file
 SCALE_MIN = 1e-6  # 1 / asid.guest.base.SCALE_MAX: a speed-up here is a factor of durations there
 
 # Below a scheduler's slice on a busy host a kick deadline would fence hyperthreads that are only waiting for a CPU.
@@ -118,6 +119,13 @@ class Space(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kallsyms: Annotated[
         str, Meta(description="A kallsyms or System.map file, plain or gzip; empty = a small table of our own.")
     ] = ""
+    mapping: Annotated[
+        str,
+        Meta(
+            description="What each VM's isolated space maps at the start: allowed = all that handlers touch and a VM"
+            " may reach; rfc; minimal; or a file that `asid space learn` wrote."
+        ),
+    ] = "allowed"
     page_fault_stack: Annotated[bool, Meta(description="Report isolation faults with their call trace.")] = True
 
 
@@ -318,9 +326,17 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
         for key in ("table", "file"):
             if vm["guest"][key]:
                 vm["guest"][key] = str((loaded.base_dir / vm["guest"][key]).resolve())
-    if plain["space"]["kallsyms"]:
-        plain["space"]["kallsyms"] = str((loaded.base_dir / plain["space"]["kallsyms"]).resolve())
+    space = plain["space"]
+    if space["kallsyms"]:
+        space["kallsyms"] = str((loaded.base_dir / space["kallsyms"]).resolve())
+    if space["mapping"] not in MAPPINGS:
+        space["mapping"] = str((loaded.base_dir / space["mapping"]).resolve())
     return plain
+
+
+def mapping_given(name: str) -> str:
+    """Return a mapping of the command line as a value of `space.mapping`: a file there is counted from here."""
+    return name if not name or name in MAPPINGS else str(Path(name).absolute())
 
 
 def json_schema() -> dict[str, Any]:

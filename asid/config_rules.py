@@ -16,6 +16,7 @@ from asid.config import (
     HALT_POLL_MAX_NS,
     KICK_DEADLINE_MAX_NS,
     KICK_DEADLINE_MIN_NS,
+    MAPPINGS,
     MCE_TIMEOUT_MAX_NS,
     MCE_TIMEOUT_MIN_NS,
     SMT_ALLOWED,
@@ -180,6 +181,8 @@ def _pace(config: Config) -> None:
 def _files(config: Config, base_dir: Path) -> None:
     if config.space.kallsyms and not (base_dir / config.space.kallsyms).is_file():
         raise _no_file("space.kallsyms", config.space.kallsyms, base_dir)
+    if config.space.mapping not in MAPPINGS and not (base_dir / config.space.mapping).is_file():
+        raise _no_mapping(config.space.mapping, base_dir)
     needs = {"mix": ("table", "a table of exits"), "trace": ("file", "a recording")}
     for index, vm in enumerate(config.vm):
         needed, noun = needs.get(vm.guest.source, ("", ""))
@@ -251,6 +254,15 @@ def _no_file(key: str, value: str, base_dir: Path) -> RuleBroken:
     except (OSError, ValueError):
         return RuleBroken(key, value, state=f"no such file: {path}", hint=_near_file(path, value))
     return RuleBroken(key, value, state=state, allowed="a regular file", hint="Name a file.")
+
+
+def _no_mapping(value: str, base_dir: Path) -> RuleBroken:
+    file = _no_file("space.mapping", value, base_dir)
+    near = get_close_matches(Path(value).name, MAPPINGS, 1)
+    hint = f"Did you mean {near[0]}?" if near else "asid space learn CONFIG -o FILE writes one."
+    return RuleBroken(
+        "space.mapping", value, state=file.state, allowed=f"{', '.join(MAPPINGS)} or a regular file", hint=hint
+    )
 
 
 def _near_file(path: Path, value: str) -> str:

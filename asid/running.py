@@ -38,6 +38,7 @@ from asid.live.leash import Leash
 from asid.script import Script
 from asid.script import write as write_scripts
 from asid.start_failure import start_failure
+from asid.start_files import config_file
 
 POLL_SLICE_S = 0.02
 DRAIN_S = 30.0  # from the request to stop to the end of the process; the verdict comes after it
@@ -131,6 +132,7 @@ class Daemon:
         instance: str = "",
         policy: str = "",
         kick: str = "",
+        space: str = "",
         seed: int | None = None,
         run_dir: str | Path = "",
         duration_ns: int | None = None,
@@ -141,9 +143,11 @@ class Daemon:
         """Start a daemon of its own session and return when it answers. Raise what it said when it does not come up.
 
         config: a TOML file, or a map as one would be. instance: a fresh name by default. scripts: what its cores play,
-        each one; it stops behind the last step.
+        each one; it stops behind the last step. space: allowed, rfc, minimal or a file, instead of `space.mapping`.
         """
-        check_config(config, policy, kick, seed)
+        from asid.config import mapping_given
+
+        check_config(config, policy, kick, seed, space)
         if not instance:
             _clear_stale()
         paths = instances_.make_instance_dir(instance or f"{OWN_PREFIX}{os.getpid()}-{secrets.token_hex(3)}")
@@ -157,6 +161,7 @@ class Daemon:
         for option, value in (
             ("--policy", policy),
             ("--kick", kick),
+            ("--space", mapping_given(space)),
             ("--seed", "" if seed is None else str(seed)),
             ("--run-dir", str(run_dir)),
             ("--duration", "" if duration_ns is None else str(duration_ns)),
@@ -282,15 +287,22 @@ class Daemon:
             self._clear()
 
 
-def check_config(config: str | Path | Mapping[str, Any], policy: str, kick: str, seed: int | None) -> None:
+def check_config(
+    config: str | Path | Mapping[str, Any], policy: str, kick: str, seed: int | None, space: str = ""
+) -> None:
     """Raise what is wrong with a configuration here, where its words reach the user, and not in the daemon's log."""
-    from asid.config import load
+    from asid.config import load, mapping_given
     from asid.guest.check import check_guests
     from asid.policies import require_kick, require_tested
+    from asid.space_build import check_mapping
 
-    given = (("policy.name", policy), ("policy.kick", kick), ("seed", "" if seed is None else seed))
+    given = (
+        ("policy.name", policy), ("policy.kick", kick), ("seed", "" if seed is None else seed),
+        ("space.mapping", mapping_given(space)),
+    )  # fmt: skip
     loaded = load(config, {key: value for key, value in given if value != ""})
     check_guests(loaded)
+    check_mapping(loaded)
     require_tested(loaded.config.policy.name)
     require_kick(loaded.config.policy.name, kick)
 
@@ -303,42 +315,13 @@ def _input_files(
         script_file = paths.root / "script.json" if scripts else None
         if script_file is not None:
             write_scripts(script_file, scripts)
-        return _config_file(config, paths), script_file
+        return config_file(config, paths.root), script_file
     except OSError as error:
         _remove_own(paths)
         raise refused_by_os(
             error, "what the daemon starts from cannot be written", where=str(paths.root),
             allowed="a directory with room that you may write", hint="Make room there, or set XDG_RUNTIME_DIR.",
         ) from error  # fmt: skip
-
-
-def _config_file(config: str | Path | Mapping[str, Any], paths: instances_.InstancePaths) -> Path:
-    """Return the file to start from. A map is written beside the sockets, as JSON, which the daemon takes too."""
-    if not isinstance(config, Mapping):
-        return Path(config).absolute()
-    path = paths.root / "config.toml"
-    path.write_text(_toml({**config, "vm": [_rooted(vm) for vm in config.get("vm", [])]}))
-    return path
-
-
-def _rooted(vm: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a VM whose guest's files have absolute names: the configuration is going to lie elsewhere."""
-    guest = dict(vm.get("guest", {}))
-    guest |= {name: str(Path(guest[name]).absolute()) for name in ("table", "file") if guest.get(name)}
-    return {**vm, "guest": guest}
-
-
-def _toml(table: Mapping[str, Any]) -> str:
-    """Return a map as TOML, on one level: nested tables and lists of tables inline."""
-    return "".join(f"{name} = {_toml_value(value)}\n" for name, value in table.items())
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{name} = {_toml_value(inner)}" for name, inner in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_value(inner) for inner in value) + "]"
-    return msgspec.json.encode(value).decode()  # text, integers, floats and booleans are written alike in both
 
 
 def _clear_stale() -> None:

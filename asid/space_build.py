@@ -5,17 +5,19 @@ A vCPU is on the CPU of its hyperthread: CPU numbers count hyperthreads core by 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from asid.config import Loaded, vm_name
+from asid.config import MAPPINGS, Loaded, vm_name
+from asid.config_rules import printable
 from asid.core.exits import Isa
-from asid.errors import ConfigError
+from asid.errors import AsidError, ConfigError
 from asid.guest import FILE_KEYS, make_source
 from asid.guest.mix import read_mix
 from asid.mm.host import Host, VmShape
 from asid.mm.isolated import Entry, Isolated
-from asid.mm.population import NAMED, entries_of
-from asid.space_files import read_mapping, read_symbols
+from asid.mm.population import entries_of
+from asid.space_files import mapping_text, read_mapping, read_symbols
 
 LEVELS = {"x86-64-4level": 4, "x86-64-5level": 5}
 
@@ -60,16 +62,18 @@ def vm_numbers(loaded: Loaded, name: str | None) -> tuple[int, ...]:
 
 
 def mapping_of(loaded: Loaded, mapping: str) -> dict[int, tuple[Entry, ...]]:
-    """Return what is mapped for each VM. mapping: rfc, minimal, or a file. Raise ConfigError, InputError."""
+    """Return what is mapped for each VM. mapping: a name, or a file. Raise ConfigError, InputError."""
     vms = vm_numbers(loaded, None)
-    if mapping in NAMED:
+    if mapping == "allowed":  # the same for every kind of processor, so no source is asked for its kind
+        return dict.fromkeys(vms, entries_of(mapping, "vmx"))
+    if mapping in MAPPINGS:
         return {vm: entries_of(mapping, isa_of(loaded, vm)) for vm in vms}
     path = Path(mapping)
     if not path.exists():
         raise ConfigError(
             f"there is no mapping {mapping!r}",
             where="--mapping",
-            allowed=f"{', '.join(NAMED)} or a file",
+            allowed=f"{', '.join(MAPPINGS)} or a file",
             hint="asid space learn CONFIG -o FILE writes one.",
         )
     known = read_mapping(path)
@@ -83,6 +87,54 @@ def mapping_of(loaded: Loaded, mapping: str) -> dict[int, tuple[Entry, ...]]:
             hint="asid space learn CONFIG -o FILE writes one.",
         )
     return {vm: known[vm_name(loaded.config, vm)] for vm in vms}
+
+
+def mapping_at_start(loaded: Loaded) -> dict[int, tuple[Entry, ...]]:
+    """Return what is mapped for each VM when its machine starts, by the key `space.mapping`; {} of one without VMs.
+
+    Raise ConfigError with the key and its line for a file that is no mapping, or not one of these VMs.
+    """
+    given = loaded.config.space.mapping
+    if not loaded.config.vm:
+        return {}
+    try:
+        return mapping_of(loaded, given if given in MAPPINGS else str(loaded.base_dir / given))
+    except AsidError as refused:
+        raise _placed(refused, loaded) from None
+
+
+def file_text(loaded: Loaded, mapping: Iterable[tuple[Entry, ...]]) -> str:
+    """Return the mapping of every VM, in the order of their numbers, as the text of a file; "" of no VM."""
+    named = {vm_name(loaded.config, vm): entries for vm, entries in enumerate(mapping, start=1)}
+    return mapping_text(named, f"What was mapped at the start: {loaded.config.space.mapping}") if named else ""
+
+
+def check_mapping(loaded: Loaded) -> None:
+    """Raise ConfigError when the machine of a configuration cannot start with the mapping that it names.
+
+    The named ones fit every machine; a file is read, and its objects are mapped as they will be.
+    """
+    if loaded.config.space.mapping in MAPPINGS:
+        return
+    entries = mapping_at_start(loaded)
+    host = host_of(loaded)
+    for vm, mapped in entries.items():
+        try:
+            isolated_of(host, vm, mapped)
+        except AsidError as refused:
+            raise _placed(refused, loaded) from None
+
+
+def _placed(refused: AsidError, loaded: Loaded) -> ConfigError:
+    """Return the refusal of a mapping as that of the key which names it."""
+    said = f"{refused.where}: {refused.what}" if refused.where else refused.what
+    return ConfigError(
+        f'space.mapping = "{printable(loaded.config.space.mapping)}"',
+        where=loaded.origin["space.mapping"],
+        state=printable(f"{said}; {refused.state}" if refused.state else said),
+        allowed=refused.allowed,
+        hint=printable(refused.hint or "asid space learn CONFIG -o FILE writes one."),
+    )
 
 
 def isolated_of(host: Host, vm: int, entries: tuple[Entry, ...]) -> Isolated:

@@ -128,6 +128,8 @@ def test_the_whole_of_the_language_is_read(tmp_path):
         ('[mce]\nmode = "brodcast"', "must be local or broadcast", "Did you mean broadcast?"),
         ("[apic]\nicr_fix = false", 'apic.mode is "x2apic"', 'Set apic.mode = "xapic".'),
         ('[space]\nkallsyms = "x"', ':2: space.kallsyms = "x" (no such file: ', "Paths are relative"),
+        ('[space]\nmapping = "x"', ':2: space.mapping = "x" (no such file: ', "asid space learn CONFIG -o FILE"),
+        ('[space]\nmapping = "alowed"', "must be allowed, rfc, minimal or a regular file", "Did you mean allowed?"),
         ('[space]\nlayout = "x86-64"', "must be x86-64-4level or x86-64-5level", "Did you mean x86-64-"),
         ("[pace]\nscale = 2.0", 'pace.mode is "real"', 'Set pace.mode = "scaled".'),
         ("[pace]\nscale = 0", "must be a number from 1e-06 to 1000", ""),
@@ -180,12 +182,14 @@ def test_no_default_is_refused():
 
 def test_the_address_space_is_configured(tmp_path):
     (tmp_path / "kallsyms").write_text("ffffffff81000000 T _text\n")
-    text = '[space]\nlayout = "x86-64-5level"\nkallsyms = "kallsyms"\npage_fault_stack = false\n'
+    text = '[space]\nlayout = "x86-64-5level"\nkallsyms = "kallsyms"\nmapping = "mine.toml"\npage_fault_stack = false\n'
+    (tmp_path / "mine.toml").touch()
     (tmp_path / "given.toml").write_text(text)
     loaded = load(tmp_path / "given.toml")
     assert resolved(loaded)["space"] == {
         "layout": "x86-64-5level",
         "kallsyms": str(tmp_path / "kallsyms"),
+        "mapping": str(tmp_path / "mine.toml"),
         "page_fault_stack": False,
     }
 

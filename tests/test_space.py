@@ -14,11 +14,12 @@ import pytest
 
 from asid.commands import invoke
 from asid.config import load
-from asid.errors import InputError
+from asid.errors import ConfigError, InputError
 from asid.mm.entry import Level
 from asid.mm.isolated import Entry
+from asid.mm.population import entries_of
 from asid.mm.ptdump import parse_dump
-from asid.space_build import host_of, isa_of
+from asid.space_build import check_mapping, host_of, isa_of, mapping_at_start
 from asid.space_files import mapping_text, read_bytes, read_mapping
 from asid.space_learn import learn, play
 
@@ -254,13 +255,65 @@ guest = {{ source = "mix", table = "{table}" }}
     assert done.code == 0 and " [kvm] on " in done.out and "do_IRQ+" in done.out
 
 
+# --- what runs have
+
+
+def test_what_is_mapped_by_default_exposes_nothing_but_what_lies_beside_it(run):
+    document = run("audit", TWO, "--mapping", "allowed", "--json").json()
+    for vm in document["vms"]:
+        assert vm["secrets"] and vm["bytes"] == vm["slack"] < 100_000
+        assert not {row["by"] for row in vm["secrets"]} - {entry.object for entry in entries_of("allowed", "vmx")}
+
+
+def test_a_machine_starts_with_the_mapping_that_its_configuration_names(tmp_path):
+    learned = {"amd": (Entry("kernel text", Level.PMD), Entry("kvm", split=True, step="learned"))}
+    written(tmp_path, mapping_text(learned, "two objects"), "two.toml")
+    written(tmp_path, SVM_TABLE, "svm.toml")
+    path = written(tmp_path, SVM.replace("[space]", '[space]\nmapping = "two.toml"'))
+    assert mapping_at_start(load(path)) == {1: learned["amd"]}
+    assert mapping_at_start(load(path, {"space.mapping": "rfc"})) == {1: entries_of("rfc", "svm")}
+    assert mapping_at_start(load(path, {"space.mapping": "allowed"})) == {1: entries_of("allowed", "svm")}
+    assert mapping_at_start(load({})) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = 1", "is no mapping"),
+        ('[[vm]]\nname = "other"\nmap = []\n', "it maps nothing for amd"),
+        ('[[vm]]\nname = "amd"\nmap = [{ object = "kernel txt" }]\n', "'kernel txt' is no object"),
+        (
+            '[[vm]]\nname = "amd"\nmap = [{ object = "vcpu" }, { object = "vcpu", level = "PMD" }]\n',
+            "a VM or an object is there twice",
+        ),
+        (
+            '[[vm]]\nname = "amd"\nmap = [{ object = "vcpu" }, { object = "other vcpu", level = "PMD" }]\n',
+            "EBUSY",
+        ),
+    ],
+)
+def test_a_mapping_that_no_machine_can_start_with_is_refused_before_it_does(tmp_path, capsys, text, says):
+    bad = written(tmp_path, text, "bad.toml")
+    written(tmp_path, SVM_TABLE, "svm.toml")
+    path = written(tmp_path, SVM.replace("[space]", '[space]\nmapping = "bad.toml"'))
+    with pytest.raises(ConfigError) as raised:
+        check_mapping(load(path))
+    error = raised.value
+    assert error.what == 'space.mapping = "bad.toml"' and error.where == f"{path}:4"
+    assert says in error.state and error.allowed and error.hint and error.exit_code == 2
+    for verb in ("run", "up"):
+        assert invoke([verb, written(tmp_path, SVM, "good.toml"), "--space", bad]) == 2
+        said = capsys.readouterr().err
+        assert f'command line: space.mapping = "{bad}"' in said and says in said
+
+
 # --- what is refused
 
 
 @pytest.mark.parametrize(
     ("args", "says", "code"),
     [
-        (("show", SMT2, "--mapping", "rcf"), "there is no mapping 'rcf': must be rfc, minimal or a file", 2),
+        (("show", SMT2, "--mapping", "rcf"), "there is no mapping 'rcf': must be allowed, rfc, minimal or a file", 2),
         (("show", SMT2, "--vm", "tenant-z"), "there is no VM 'tenant-z': must be tenant", 2),
         (("dump", "nothing.txt"), "nothing.txt: cannot be read", 2),
         (("show", "nothing.toml"), "nothing.toml", 2),

@@ -26,12 +26,13 @@ AROUND_NS = 1_500_000_000  # start, stop and verdict of a run, until one has tol
 @click.argument("config", type=click.Path(dir_okay=False))
 @click.option("--policies", default="", metavar="LIST", help="As in none,nosmt,asi.  [default: all]")
 @click.option("--kicks", default="", metavar="LIST", help="As in ack,send, for policies with a choice.  [default: all]")
+@click.option("--space", default="", metavar="M", help="Instead of the configuration's: a mapping's name, or its file.")
 @click.option("--repeats", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N")
 @click.option("--duration", default="2s", show_default=True, metavar="T", help="Of each run.")
 @click.option("--seed", type=int, metavar="N", help="Of the first repeat; instead of the configuration's.")
 @click.pass_obj
 def command(
-    session: Session, config: str, policies: str, kicks: str, repeats: int, duration: str, seed: int | None
+    session: Session, config: str, policies: str, kicks: str, space: str, repeats: int, duration: str, seed: int | None
 ) -> None:
     """Run CONFIG under every policy and kick, repeat by repeat, and show what each costs and what it leaves open.
 
@@ -54,14 +55,14 @@ def command(
         require_tested(name)
     chosen = variants(_names(policies), _names(kicks))
     for variant in chosen:  # what cannot run is refused before anything does
-        check_config(config, variant.policy, variant.kick, seed)
+        check_config(config, variant.policy, variant.kick, seed, space)
     first_seed = load_config(config).seed if seed is None else seed
     if first_seed + repeats - 1 > SEED_MAX:
         raise ConfigError(
             f"seed {first_seed} with {repeats} repeats", where="--seed", state="each repeat has the next seed",
             allowed=f"at most {SEED_MAX - repeats + 1}", hint="Take a smaller seed, or fewer repeats.",
         )  # fmt: skip
-    comparison = Comparison(session, config, duration_ns, first_seed, turns(chosen, repeats, first_seed))
+    comparison = Comparison(session, config, space, duration_ns, first_seed, turns(chosen, repeats, first_seed))
     session.note(
         f"{config}: {len(chosen)} variants, {repeats} repeats of {duration} each,"
         f" about {_minutes(comparison.left_ns())}"
@@ -96,9 +97,12 @@ def _minutes(ns: float) -> str:
 class Comparison:
     """The runs of a comparison, one after another. samples: those that were completed."""
 
-    def __init__(self, session: Session, config: str, duration_ns: int, seed: int, order: list[list[Variant]]) -> None:
+    def __init__(
+        self, session: Session, config: str, space: str, duration_ns: int, seed: int, order: list[list[Variant]]
+    ) -> None:
         self.session = session
         self.config = config
+        self.space = space
         self.duration_ns = duration_ns
         self.seed = seed
         self.order = order
@@ -129,6 +133,7 @@ class Comparison:
                     duration_ns=self.duration_ns,
                     policy=variant.policy,
                     kick=variant.kick,
+                    space=self.space,
                     seed=self.seed + repeat - 1,
                     on_wait=lambda _, elapsed_ns, variant=variant, repeat=repeat: self._draw(  # type: ignore[misc]
                         variant, repeat, elapsed_ns

@@ -25,6 +25,13 @@ PATIENCE_NS = 600_000_000_000
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.option("--policy", default="asi", show_default=True, metavar="P")
 @click.option("--kick", default="ack", show_default=True, metavar="K")
+@click.option(
+    "--space",
+    default="allowed",
+    show_default=True,
+    metavar="M",
+    help="A mapping: its name, or its file.",
+)
 @click.option("--pace", type=click.Choice(["real", "scaled", "max"]), default="real", show_default=True)
 @click.option("--scale", type=float, default=1.0, show_default=True, help="Speed-up with --pace scaled.")
 @click.option("--loop", is_flag=True, help="Start again at the end, until --duration.")
@@ -76,8 +83,9 @@ def command(session: Session, /, file: str, engine: str, **options: Any) -> None
     duration_ns = parse_duration_ns(options["duration"], "--duration") if options["duration"] else 0
     progress = Progress(session, duration_ns)
     outcome = drive(
-        config, duration_ns=duration_ns, patience_ns=PATIENCE_NS, until_exhausted=not duration_ns, on_wait=progress.show
-    )
+        config, duration_ns=duration_ns, patience_ns=PATIENCE_NS, until_exhausted=not duration_ns,
+        space=options["space"], on_wait=progress.show,
+    )  # fmt: skip
     progress.clear()
     show_outcome(session, outcome)
     if outcome.exit_code:

@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 @click.command(
     epilog="asid run configs/smt2.toml --duration 5s\n"
     "asid run configs/two-vms.toml --policy kick-every-exit --seed 7 --json\n"
+    "asid run configs/smt2.toml --space minimal       # all but the least of what handlers touch is missed\n"
     "asid run configs/smt2.toml --policy none        # the negative control: FAIL is what it shows"
 )
 @click.argument("config", type=click.Path(dir_okay=False))
 @click.option("--duration", default="5s", show_default=True, metavar="T", help="How long the machine runs.")
 @click.option("--policy", default="", metavar="P", help="Instead of the configuration's.")
 @click.option("--kick", default="", metavar="K", help="Instead of the configuration's: ack or send.")
+@click.option("--space", default="", metavar="M", help="Instead of the configuration's: a mapping's name, or its file.")
 @click.option("--seed", type=int, metavar="N", help="Instead of the configuration's.")
 @click.option("--engine", type=click.Choice(["live", "sim"]), default="live", show_default=True)
 @click.option("--run-dir", default="", metavar="DIR", help="Instead of a new one among the runs.")
 @click.pass_obj
 def command(
-    session: Session, config: str, duration: str, policy: str, kick: str, seed: int | None, engine: str, run_dir: str
-) -> None:
+    session: Session, config: str, duration: str, policy: str, kick: str, space: str, seed: int | None, engine: str,
+    run_dir: str
+) -> None:  # fmt: skip
     """Start the machine of CONFIG, let it run, stop it, and say whether every guarantee held.
 
     Exit code: 0 PASS, 1 FAIL, 3 UNKNOWN.
@@ -45,8 +48,9 @@ def command(
     session.note(f"{config}: {duration} of wall time")
     progress = Progress(session, duration_ns)
     outcome = drive(
-        config, duration_ns=duration_ns, policy=policy, kick=kick, seed=seed, run_dir=run_dir, on_wait=progress.show
-    )
+        config, duration_ns=duration_ns, policy=policy, kick=kick, space=space, seed=seed, run_dir=run_dir,
+        on_wait=progress.show,
+    )  # fmt: skip
     progress.clear()
     show_outcome(session, outcome)
     session.note(

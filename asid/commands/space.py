@@ -22,7 +22,7 @@ mapping_option = click.option(
     default="rfc",
     show_default=True,
     metavar="NAME",
-    help="rfc (patches 19 to 27 as posted), minimal, or a file that learn wrote.",
+    help="rfc (patches 19 to 27 as posted), minimal, allowed (what runs have), or a file that learn wrote.",
 )
 vm_option = click.option("--vm", metavar="VM", help="Of this VM, by its name or as vm1. [every one]")
 EXITS = 20_000

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 @click.option("--detach", is_flag=True, help="Return when the daemon is ready; it goes on in the background.")
 @click.option("--policy", default="", metavar="P", help="Instead of the configuration's.")
 @click.option("--kick", default="", metavar="K", help="Instead of the configuration's.")
+@click.option("--space", default="", metavar="M", help="Instead of the configuration's: a mapping's name, or its file.")
 @click.option("--seed", type=int, metavar="N", help="Instead of the configuration's.")
 @click.option("--timeout", default=30.0, show_default=True, metavar="S", help="How long --detach waits.")
 @instance_option
 @click.pass_obj
 def command(
-    session: Session, config: str, detach: bool, policy: str, kick: str, seed: int | None, timeout: float
+    session: Session, config: str, detach: bool, policy: str, kick: str, space: str, seed: int | None, timeout: float
 ) -> None:
     """Start the daemon for CONFIG: in the foreground until `asid down` or Ctrl-C, or with --detach.
 
@@ -39,11 +40,13 @@ def command(
 
         config = shown_config("smt2.toml")
     if detach:
-        _start_detached(session, config, policy, kick, seed, timeout)
+        _start_detached(session, config, timeout, policy=policy, kick=kick, space=space, seed=seed)
         return
     # The daemon takes the arguments of `python -m asid.live.serve`.
     arguments = [config, "--instance", session.instance]
-    for option, value in (("--policy", policy), ("--kick", kick), ("--seed", "" if seed is None else str(seed))):
+    for option, value in (
+        ("--policy", policy), ("--kick", kick), ("--space", space), ("--seed", "" if seed is None else str(seed))
+    ):  # fmt: skip
         arguments += [option, value] if value else []
     code = _serve(session, arguments)
     if code:
@@ -80,12 +83,10 @@ def _started(name: str, pid: int, status: dict[str, Any]) -> dict[str, Any]:
     return {"instance": name, "pid": pid, "run_dir": status["run_dir"], "status": status}
 
 
-def _start_detached(session: Session, config: str, policy: str, kick: str, seed: int | None, timeout_s: float) -> None:
+def _start_detached(session: Session, config: str, timeout_s: float, **options: Any) -> None:
     from asid import running
 
-    daemon = running.Daemon.start(
-        config, instance=session.instance, policy=policy, kick=kick, seed=seed, timeout_s=timeout_s
-    )
+    daemon = running.Daemon.start(config, instance=session.instance, timeout_s=timeout_s, **options)
     try:
         found = daemon.endpoints
         status = daemon.client().status()

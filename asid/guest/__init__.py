@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from asid.core.exits import TABLE_HANDLING, Handling
 from asid.errors import ConfigError
 from asid.guest.base import Exit, GuestSpec, Paced, Source, check_pace, pace_exit
 from asid.guest.idle import IdleSource
@@ -52,7 +51,6 @@ def make_source(
     vcpu: int,
     seed: int,
     base_dir: Path,
-    handling: Handling = TABLE_HANDLING,
     pace: str = "real",
     scale: float = 1.0,
 ) -> Source:
@@ -60,7 +58,7 @@ def make_source(
 
     Paths in `spec` count from `base_dir`, the directory of the configuration. Raise ConfigError for a spec that cannot
     be used and InputError for a file that cannot. `pace` and `scale` are those of `pace_exit`; they change times only,
-    never which exits come or which of them are full.
+    never which exits come, which of them are full, or what their details are.
     """
     check_pace(pace, scale)
     random = source_random(seed, vm, vcpu)
@@ -68,12 +66,12 @@ def make_source(
         return IdleSource()
     if spec.source == "mix":
         table = read_mix(guest_path(spec, base_dir))
-        mix = MixSource(table, mix_rate_hz(spec, table), random, handling, timeless=pace == "max")
+        mix = MixSource(table, mix_rate_hz(spec, table), random, timeless=pace == "max")
         return mix if pace != "scaled" else Paced(mix, pace, scale)
     if spec.source == "trace":
         trace = read_trace(guest_path(spec, base_dir))
         thread = find_thread(trace, spec.thread, vcpu)
-        exits = thread_exits(trace, thread, random, handling)
+        exits = thread_exits(trace, thread, random)
         return TraceSource([pace_exit(event, pace, scale) for event in exits], spec.loop)
     raise ConfigError(
         f"guest.source = {spec.source!r}",

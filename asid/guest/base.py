@@ -10,6 +10,8 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 from asid.core.exits import Isa
 from asid.errors import ConfigError
+from asid.mm.footprint import NO_PARTS
+from asid.mm.parts import Part
 
 PaceMode = Literal["real", "scaled", "max"]
 PACE_MODES: Final[tuple[PaceMode, ...]] = ("real", "scaled", "max")
@@ -21,7 +23,8 @@ class Exit(NamedTuple):
     """One VM exit: how long the guest runs before it, why it exits, how long its handling takes.
 
     All times are nanoseconds, never negative. `wake_ns` is the time a halted vCPU sleeps before it can run again; it
-    is 0 for every other reason. `reason` is the kernel's name.
+    is 0 for every other reason. `reason` is the kernel's name. `parts` is what the exit's details ask for beyond the
+    least that its handling takes, see `asid.mm.parts`.
     """
 
     after_ns: int
@@ -30,6 +33,7 @@ class Exit(NamedTuple):
     service_ns: int
     full: bool
     wake_ns: int = 0
+    parts: frozenset[Part] = NO_PARTS
 
 
 class Source(Protocol):

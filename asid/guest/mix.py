@@ -7,7 +7,7 @@ The table is a TOML file of asid's own, or the text of `perf kvm stat report`. T
     reason  = "MSR_WRITE"                    # any name `asid.core.exits` reads
     share   = 0.55                           # or rate = "1100/s", of one vCPU; the same one in every row
     service = "1.2us"                        # fixed, or { mean = "1.2us", min = "0.4us", max = "90us" }
-    full    = 0.02                           # optional: share of these exits that need the full address space
+    full    = 0.02                           # optional: share of these that need the full address space, see below
     wake    = "250us"                        # HLT only: how long the vCPU sleeps, in the same two forms
 
 HLT: the time a table gives for it is time asleep, not time in a handler. It becomes `wake_ns`, and `service_ns` is 0,
@@ -15,7 +15,11 @@ unless the row has a `wake` of its own beside `service`.
 
 Draws: `after_ns` is exponential (exits come at random, on average `rate` a second *of guest time*); the reason by its
 share; times by `asid.guest.spread`. Each exit takes four numbers from the source's own random.Random, whatever they are
-used for: another way of handling exits changes no reason and no time.
+used for: other details of the exits change no reason and no time.
+
+Details: an exit asks for what `asid.guest.details` draws, and whether it is fast is up to what is mapped. A row with a
+share `full` of its own says it instead: that share of its exits leaves the isolated address space whatever is mapped,
+and the others ask for nothing beyond the least.
 """
 
 from __future__ import annotations
@@ -31,9 +35,10 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from asid.core.exits import TABLE_HANDLING, Canonical, Handling, Isa, TableHandling, find, is_idle, suggestions
+from asid.core.exits import TABLE_HANDLING, Canonical, Isa, find, is_idle, suggestions
 from asid.errors import ConfigError, InputError
 from asid.guest.base import Exit
+from asid.guest.details import details_of
 from asid.guest.spread import Constant, Spread, fit
 from asid.trace.perf_kvm_stat import KvmStatRow, read_table
 from asid.trace.sniff import foreign, read_lines, sniff
@@ -49,7 +54,7 @@ _WANTED: Final = "a mix table (TOML with [[exit]] rows) or the text of perf kvm 
 
 @dataclass(frozen=True, slots=True)
 class MixEntry:
-    """One reason of a table. `weight` is its part, in any unit; `full` overrides the handling's own answer."""
+    """One reason of a table. `weight` is its part, in any unit; `full` is a share of its own, see above."""
 
     reason: Canonical
     weight: float
@@ -71,17 +76,16 @@ class MixTable:
 class MixSource:
     """Endless exits drawn from a table; never returns None.
 
-    With `timeless` every duration is 0 (pace "max"): the same reasons and the same full exits, made faster.
+    With `timeless` every duration is 0 (pace "max"): the same reasons and the same details, made faster.
     """
 
-    __slots__ = ("_cumulative", "_handling", "_last", "_mean_after_ns", "_random", "_rows", "_timeless", "_total")
+    __slots__ = ("_cumulative", "_last", "_mean_after_ns", "_random", "_rows", "_timeless", "_total")
 
     def __init__(
         self,
         table: MixTable,
         rate_hz: float,
         random: Random,
-        handling: Handling = TABLE_HANDLING,
         *,
         timeless: bool = False,
     ) -> None:
@@ -92,39 +96,36 @@ class MixSource:
         self._last = len(table.entries) - 1
         self._mean_after_ns = 1e9 / rate_hz
         self._random = random.random
-        self._handling = handling
-        # A share that is known beforehand spares a call per exit; None asks the handling each time.
-        shares = [
-            entry.full
-            if entry.full is not None
-            else handling.full_fraction(entry.reason.isa, entry.reason.number)
-            if isinstance(handling, TableHandling)
-            else None
-            for entry in table.entries
-        ]
-        self._rows = [(entry, share) for entry, share in zip(table.entries, shares, strict=True)]
-        self._timeless: list[tuple[Exit, Exit]] = []
-        if timeless:
-            named = [(entry.reason.name, entry.reason.isa) for entry in table.entries]
-            self._timeless = [(Exit(0, name, isa, 0, False), Exit(0, name, isa, 0, True)) for name, isa in named]
+        self._rows = [(entry, *_two_exits(entry)) for entry in table.entries]
+        self._timeless = timeless
 
     def next(self) -> Exit:
         random = self._random
         index = bisect_right(self._cumulative, random() * self._total)
         if index > self._last:
             index = self._last  # rounding may reach the end
-        after_draw, time_draw, full_draw = random(), random(), random()
-        entry, share = self._rows[index]
-        reason = entry.reason
-        full = full_draw < share if share is not None else self._ask(reason, full_draw)
+        after_draw, time_draw, details_draw = random(), random(), random()
+        entry, share, less, more = self._rows[index]
+        drawn = more if details_draw < share else less
         if self._timeless:
-            return self._timeless[index][full]
+            return drawn
         after_ns = int(-log1p(-after_draw) * self._mean_after_ns)
         wake_ns = 0 if entry.wake is None else entry.wake.draw(time_draw)
-        return Exit(after_ns, reason.name, reason.isa, entry.service.draw(time_draw), full, wake_ns)
+        return Exit(after_ns, drawn.reason, drawn.isa, entry.service.draw(time_draw), drawn.full, wake_ns, drawn.parts)
 
-    def _ask(self, reason: Canonical, draw: float) -> bool:
-        return self._handling.needs_full(reason.isa, reason.number, draw)
+
+def _two_exits(entry: MixEntry) -> tuple[float, Exit, Exit]:
+    """Return a row's exits without their times: the share of the second kind, the first and the second."""
+    isa, number, name = entry.reason
+    if entry.full is not None:
+        return entry.full, Exit(0, name, isa, 0, False), Exit(0, name, isa, 0, True)
+    details = details_of(isa, number)
+    share = TABLE_HANDLING.full_fraction(isa, number)
+    return (
+        share,
+        Exit(0, name, isa, 0, False, 0, details.usual),
+        Exit(0, name, isa, 0, True, 0, details.further),
+    )
 
 
 class _Times(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,11 +4,10 @@ Guest time is the distance entry -> exit, service time the distance exit -> entr
 is time asleep (`wake_ns`) and service is 0. The last exit of a recording has no entry; it is played with the time that
 the recording shows at least. A guest time that was not recorded (the first exit, or behind lost events) is 0.
 
-Full or fast
-    full   a kvm_userspace_exit lies between the exit and its entry; or the vCPU halts
-    fast   the table of reasons says that only a userspace exit would make it full, the recording has kvm_userspace_exit
-           events, and none lies here
-    else   what the handling says about the reason
+Details
+    A kvm_userspace_exit between an exit and its entry says that it went on to the VMM, and the absence of one says that
+    it did not, where the recording has such events at all. What it does not say is drawn: see `asid.guest.details`.
+    An exit that went to the VMM although its handler has nothing to do there is full, whatever is mapped.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from asid.core.exits import TABLE_HANDLING, Handling, TableHandling, find_number, is_idle
+from asid.core.exits import TABLE_HANDLING, find_number, is_idle
 from asid.errors import InputError
 from asid.guest.base import DURATION_NS_MAX, Exit
+from asid.guest.details import details_of, stayed_in_kernel, went_to_vmm
+from asid.mm.footprint import NO_PARTS
 from asid.trace.model import Pair, Thread, Trace
 
 
@@ -114,23 +115,29 @@ def check_clock(clock: str, path: str) -> None:
         )
 
 
-def thread_exits(trace: Trace, thread: Thread, random: Random, handling: Handling = TABLE_HANDLING) -> tuple[Exit, ...]:
+def thread_exits(trace: Trace, thread: Thread, random: Random) -> tuple[Exit, ...]:
     """Return the exits of a thread, tail included. One draw an exit. Raise InputError when times are TSC cycles."""
     check_clock(trace.clock, trace.path)
     pairs = [*thread.pairs, thread.tail] if thread.tail is not None else list(thread.pairs)
     told = trace.userspace_events > 0
-    return tuple(_to_exit(pair, told, random.random(), handling) for pair in pairs)
+    return tuple(_to_exit(pair, told, random.random()) for pair in pairs)
 
 
-def _to_exit(pair: Pair, told: bool, draw: float, handling: Handling) -> Exit:
+def _to_exit(pair: Pair, told: bool, draw: float) -> Exit:
     isa, number, name = pair.reason
     idle = is_idle(isa, number)
+    if pair.userspace:
+        parts = went_to_vmm(isa, number)
+    elif told:
+        parts = stayed_in_kernel(isa, number, draw)
+    else:
+        parts = details_of(isa, number).parts(draw)
     if pair.userspace or idle:
         full = True
     else:
         row = find_number(isa, number)
-        only_userspace = row is not None and row.when == "userspace" and isinstance(handling, TableHandling)
-        full = False if told and only_userspace else handling.needs_full(isa, number, draw)
+        only_userspace = row is not None and row.when == "userspace"
+        full = False if told and only_userspace else TABLE_HANDLING.needs_full(isa, number, draw)
     elapsed_ns = min(pair.service, DURATION_NS_MAX)
     return Exit(
         after_ns=min(pair.guest or 0, DURATION_NS_MAX),
@@ -139,4 +146,5 @@ def _to_exit(pair: Pair, told: bool, draw: float, handling: Handling) -> Exit:
         service_ns=0 if idle else elapsed_ns,
         full=full,
         wake_ns=elapsed_ns if idle else 0,
+        parts=NO_PARTS if parts is None else parts,
     )

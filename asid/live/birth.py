@@ -7,6 +7,7 @@ from multiprocessing import get_context, reduction
 from typing import Any
 
 from asid.config import Config
+from asid.mm.isolated import Entry
 from asid.script import Script
 
 
@@ -31,7 +32,8 @@ class Birth:
     ht: -1 for a coordinator. doorbells: one eventfd a sibling, by number. living: for a coordinator, the incarnation
     of each hyperthread that lives, 0 for none. attached: VM of each hyperthread's vCPU, 0 for none.
     held: for a coordinator, who holds its gate closed. interrupts: its NMI and #MC lines at its birth; checks: the
-    BROADCAST and SEVERITY words that go with the latter. script: what its core plays.
+    BROADCAST and SEVERITY words that go with the latter. script: what its core plays. mapping: what the isolated space
+    of each VM maps, by its number - 1, after `generation` changes.
     """
 
     core: int
@@ -57,6 +59,8 @@ class Birth:
     fresh: bool = True
     instance_root: str = ""
     script: Script | None = None
+    mapping: tuple[tuple[Entry, ...], ...] = ()
+    generation: int = 0
 
     @property
     def name(self) -> str:

@@ -36,6 +36,7 @@ from asid.live.parent import Parent
 from asid.live.ring import Ring
 from asid.live.rundir import RunDir, create_run
 from asid.live.telemetry import Telemetry
+from asid.space_build import file_text, mapping_at_start
 from asid.targets import resolve
 
 START_NS: Final = 30_000_000_000  # all processes up, or the start has failed
@@ -59,6 +60,7 @@ class Daemon(Parent):
         self.topology = self.config.topology
         self.policy, self.kick = self.config.policy.name, self.config.policy.kick
         self.until_exhausted = until_exhausted
+        self.mapping = tuple(mapping_at_start(loaded).values())
         self.node = Node()
         self.boot_id = secrets.token_hex(8)
         self.started_ns = time.monotonic_ns()
@@ -91,8 +93,9 @@ class Daemon(Parent):
         instance.clear_leftovers(self.paths)
         plain = resolved(self.loaded)
         self.run_dir: RunDir = create_run(
-            self.config.name, config_text=self.loaded.text or "", resolved=plain, seed=self.config.seed, path=run_dir
-        )
+            self.config.name, config_text=self.loaded.text or "", resolved=plain, seed=self.config.seed, path=run_dir,
+            mapping_text=file_text(self.loaded, self.mapping),
+        )  # fmt: skip
         self.run = self.run_dir
         instance.point_to_run(self.paths, self.run_dir.path)
         self.journal = JournalWriter(self.run_dir.journal)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from asid.live.merge import Merge
     from asid.live.operations import Operations
     from asid.live.procedures import Steps
+    from asid.mm.isolated import Entry
     from asid.script import Script
 
 STARVED_NS: Final = 500_000_000  # until a birth that the host refused is tried again
@@ -55,6 +56,7 @@ class Parent:
     policy: str  # in force: every process has it
     kick: str
     state: str
+    mapping: tuple[tuple[Entry, ...], ...]  # of each VM, by its number - 1
     vcpus: dict[Place, tuple[int, int]]  # (vm, vcpu) that a hyperthread runs, (0, 0) for none
 
     drain: Callable[[], None]
@@ -63,6 +65,7 @@ class Parent:
     begin_stop: Callable[[str], None]
 
     def __init__(self) -> None:
+        self.generation = 0  # changes of the mapping since the start
         self.holders: dict[int, dict[str, str]] = {}  # by core: what holds its gate closed, and for whom
         self.pages: dict[int, tuple[int, CorePage]] = {}  # by core: descriptor, mapping
         self.bells: dict[Place, int] = {}  # doorbells
@@ -93,7 +96,8 @@ class Parent:
             doorbells=tuple(Fd(self.bells[core, other]) for other in range(smt)),
             gate_path=str(self.paths.root / f"c{core}.sock"), link_path=str(self.link_path),
             config=self.config, base_dir=str(self.loaded.base_dir), policy=policy, kick=kick,
-            instance_root=str(self.paths.root), script=self.scripts[core] if self.scripts else None, **more,
+            instance_root=str(self.paths.root), script=self.scripts[core] if self.scripts else None,
+            mapping=self.mapping, generation=self.generation, **more,
         )  # fmt: skip
 
     def bear_coordinator(self, core: int) -> None:

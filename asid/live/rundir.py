@@ -1,7 +1,7 @@
 """The run directory: everything that one run leaves behind, under a name that is never used twice.
 
     <state>/asid/runs/20261104T101530Z-smt2-9f3a/
-        manifest.json  config.toml  config.resolved.json  journal.asid  stats.json  verdict.json  repro.sh
+        manifest.json  config.toml  config.resolved.json  space.toml  journal.asid  stats.json  verdict.json  repro.sh
     <state>/asid/runs/latest -> 20261104T101530Z-smt2-9f3a
 
 `manifest.json` says `running` until the daemon ends in order, then `ended`. One that says `running` while its process
@@ -31,6 +31,7 @@ from asid.errors import HostUnsuitable, InputError, PermissionRefused, refused_b
 
 JOURNAL = "journal.asid"
 MANIFEST = "manifest.json"
+SPACE = "space.toml"  # what the isolated space of each VM maps at the start; of no VM, no file
 LATEST = "latest"
 FREE_BYTES_MIN = 16 << 20  # some seconds of journal at full rate; less means the run would be worthless
 NAME_LENGTH_MAX = 40
@@ -108,12 +109,14 @@ def create_run(
     root: Path | None = None,
     path: Path | None = None,
     more: Mapping[str, Any] | None = None,
+    mapping_text: str = "",
 ) -> RunDir:
     """Make a new run directory with manifest, configuration and repro.sh, and point `latest` at it.
 
     config_text: the configuration as given. resolved: the same with every default. repro: the command that does this
-    run again, with CONFIG for the copy of the configuration (default: `asid run CONFIG --seed N`). path: this very
-    directory instead of a new name under root; it must not exist or be empty.
+    run again, with CONFIG for the copy of the configuration, SPACE for that of the mapping (default: `asid run CONFIG
+    --seed N --space SPACE`). path: this very directory instead of a new name under root; it must not exist or be empty.
+    mapping_text: of `asid.space_files.mapping_text`, or "" for none.
 
     Raises HostUnsuitable (no room), PermissionRefused, InputError (path is in use).
     """
@@ -138,7 +141,10 @@ def create_run(
     run = RunDir(made)
     write_atomically(made / "config.toml", config_text)
     run.write_json("config.resolved.json", resolved)
-    command = list(repro) or ["asid", "run", "CONFIG", "--seed", str(seed)]
+    if mapping_text:
+        write_atomically(made / SPACE, mapping_text)
+    mapped = ["--space", "SPACE"] if mapping_text else []
+    command = list(repro) or ["asid", "run", "CONFIG", "--seed", str(seed), *mapped]
     _write_repro(made / "repro.sh", command)
     run.write_json(
         MANIFEST,
@@ -293,7 +299,8 @@ def _point_latest(run: Path) -> None:
 
 def _write_repro(path: Path, command: Sequence[str]) -> None:
     # The resolved one: its paths are absolute, and what the command line changed is in it.
-    words = ['"$here/config.resolved.json"' if word == "CONFIG" else shlex.quote(word) for word in command]
+    copies = {"CONFIG": '"$here/config.resolved.json"', "SPACE": f'"$here/{SPACE}"'}
+    words = [copies.get(word) or shlex.quote(word) for word in command]
     if words[0] == "asid":
         words[:1] = [shlex.quote(sys.executable), "-m", "asid"]  # this very asid, on the PATH or not
     script = (

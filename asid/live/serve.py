@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asid.config import Loaded, load
+from asid.config import Loaded, load, mapping_given
 from asid.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from asid.judging import judge_run
 from asid.live import instance, leash
@@ -35,6 +35,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--instance", default=instance.DEFAULT_INSTANCE)
     parser.add_argument("--policy", default="")
     parser.add_argument("--kick", default="")
+    parser.add_argument("--space", default="")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--duration", type=int, default=0, help="ns; 0: until stopped")
@@ -52,6 +53,8 @@ def load_for(arguments: argparse.Namespace) -> Loaded:
         overrides["policy.name"] = arguments.policy
     if arguments.kick:
         overrides["policy.kick"] = arguments.kick
+    if arguments.space:
+        overrides["space.mapping"] = mapping_given(arguments.space)
     if arguments.seed is not None:
         overrides["seed"] = arguments.seed
     return load(arguments.config, overrides)
@@ -78,8 +81,10 @@ def serve(options: argparse.Namespace, on_ready: Ready = _ignore, on_end: Ended 
     if not options.checked:
         from asid.guest.check import check_guests
         from asid.policies import require_kick, require_tested
+        from asid.space_build import check_mapping
 
         check_guests(loaded)
+        check_mapping(loaded)
         require_tested(loaded.config.policy.name)
         require_kick(loaded.config.policy.name, options.kick)
     check_file_size()

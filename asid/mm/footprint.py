@@ -151,6 +151,16 @@ def footprint(isa: Isa, number: int, parts: Iterable[Part] | None = None) -> tup
     return _footprint(isa, number, chosen)
 
 
+@lru_cache(maxsize=1)
+def objects_touched() -> frozenset[str]:
+    """Return the names of what the handling of some exit touches, whatever its details ask for."""
+    return frozenset(
+        access.object
+        for (isa, number), handler in _HANDLERS.items()
+        for access in _footprint("vmx" if isa == "vmx" else "svm", number, frozenset(handler.parts))
+    )
+
+
 def accesses_of(*path: str) -> tuple[Access, ...]:
     """Return what the last function of a path touches itself, of a path that is no exit's: faults, switches."""
     return tuple(_own(path))

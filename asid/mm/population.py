@@ -1,4 +1,4 @@
-"""What the RFC maps into a VM's space, step by step, as its patches 19 to 27 do; and the least that can be switched to.
+"""What is mapped by name: what the RFC maps, step by step; the least that can be switched to; all that may be mapped.
 
 Each step is a function of the processor's kind that returns what it maps, with the why in its first line. Steps know no
 host; `Isolated.apply` maps what they return. `tear_down` is the way back, the last object first.
@@ -7,6 +7,8 @@ As posted and as meant
     `RFC` is version 1 as it was posted: the whole image, the whole first chunk of per-CPU variables, and every buffer
     in the host's own entries, which in the direct map are of 2 MiB. It exposes what lies around them.
     `MINIMAL` is what the processor and the fault path need and no more: where `asid space learn` begins.
+    `ALLOWED` is what learning would come to with every exit that there is: all that handlers touch and that is neither
+    the host's secret nor another VM's, each object in pages of its own.
 """
 
 from __future__ import annotations
@@ -17,9 +19,15 @@ from typing import Final
 from asid.core.exits import Isa
 from asid.errors import ConfigError
 from asid.mm.entry import Level
+from asid.mm.faulting import HANDLER, SWITCH
+from asid.mm.footprint import objects_touched
 from asid.mm.isolated import Entry, Isolated
+from asid.mm.objects import OBJECTS
+from asid.mm.secrets import is_secret
 
 Step = Callable[[Isa], tuple[Entry, ...]]
+_KINDS: Final[tuple[Isa, ...]] = ("vmx", "svm")
+_OTHER_NAMES: Final = ("other vcpu",)  # of an object that is mapped by its own
 
 
 def core(isa: Isa) -> tuple[Entry, ...]:
@@ -88,9 +96,23 @@ def least(isa: Isa) -> tuple[Entry, ...]:
     )
 
 
+def allowed(isa: Isa) -> tuple[Entry, ...]:
+    """Everything that some exit's handling, a fault or a switch touches and that a VM may reach, of either processor.
+
+    Either: an exit of the other kind can be injected, and is then handled as on its own machine.
+    """
+    entries = {entry.object: entry for kind in _KINDS for entry in least(kind)}
+    touched = objects_touched() | {access.object for access in (*HANDLER, *SWITCH)}
+    for row in OBJECTS:
+        if row.name in touched and not is_secret(row.sensitivity) and row.name not in _OTHER_NAMES:
+            entries.setdefault(row.name, Entry(row.name, split=True))
+    return tuple(entry._replace(step="allowed") for entry in entries.values())
+
+
 RFC: Final[tuple[Step, ...]] = (core, modules, l1d_flush_pages, vm_data, vcpu_data, task, memslots, buses)
 MINIMAL: Final[tuple[Step, ...]] = (least,)
-NAMED: Final = {"rfc": RFC, "minimal": MINIMAL}
+ALLOWED: Final[tuple[Step, ...]] = (allowed,)
+NAMED: Final = {"allowed": ALLOWED, "rfc": RFC, "minimal": MINIMAL}
 
 
 def entries_of(name: str, isa: Isa) -> tuple[Entry, ...]:

@@ -275,7 +275,7 @@ def test_no_descriptor_is_left(server):
 def test_toml_of_a_map_reads_back(tmp_path):
     import tomllib
 
-    from asid.running import _toml
+    from asid.start_files import _toml
 
     config = {"name": 'a "b"', "seed": 3, "machine": {"smt": 2}, "vm": [{"on": ["c0h0"], "guest": {"loop": True}}]}
     with contextlib.nullcontext():

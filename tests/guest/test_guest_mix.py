@@ -18,6 +18,8 @@ from asid.errors import InputError
 from asid.guest import Exit, MixSource, make_source
 from asid.guest.mix import MixEntry, MixTable, read_mix, read_mix_toml
 from asid.guest.spread import Constant, Exponential, TruncatedExponential
+from asid.mm.footprint import NO_PARTS
+from asid.mm.parts import Part
 
 # Two cores shared with others: an example may take long, and every test stays below a quarter of a second.
 FEW = settings(max_examples=40, deadline=None)
@@ -97,24 +99,33 @@ def test_the_same_seed_gives_the_same_exits_and_another_gives_others() -> None:
     assert drawn(table, 500) != drawn(table, 500, seed=2)
 
 
-class NeverFull:
-    def needs_full(self, isa: str, number: int, draw: float) -> bool:
-        return False
+def test_the_details_of_an_exit_are_drawn_by_the_share_of_its_reason() -> None:
+    text = "".join(ROW.replace("CPUID", reason) for reason in ("IO_INSTRUCTION", "HLT", "EPT_VIOLATION", "CPUID"))
+    exits = drawn(read_mix_toml(text.replace('"HLT"\nshare = 1\nservice', '"HLT"\nshare = 1\nwake')), 8_000)
+    asked = {(e.reason, e.parts) for e in exits}
+    device = frozenset({Part.VMM_DEVICE})
+    assert asked == {
+        ("IO_INSTRUCTION", NO_PARTS),
+        ("IO_INSTRUCTION", device),
+        ("HLT", frozenset({Part.BLOCKS})),
+        ("EPT_VIOLATION", frozenset({Part.NEEDS_PAGE})),
+        ("CPUID", NO_PARTS),
+    }
+    ports = [e.parts == device for e in exits if e.reason == "IO_INSTRUCTION"]
+    assert 0.45 < sum(ports) / len(ports) < 0.55  # the table of reasons says 0.5
 
 
-def test_another_handling_changes_no_reason_and_no_time() -> None:
-    table = read_mix(WEB)
-    fast = MixSource(table, 1000.0, Random(1), NeverFull())
-    ours = drawn(table, 2000)
-    theirs = [fast.next() for _ in range(2000)]
-    assert [e._replace(full=False) for e in ours] == [e._replace(full=False) for e in theirs]
-    assert {e.reason for e in theirs if e.full} <= {"EPT_MISCONFIG", "IO_INSTRUCTION"}  # rows with a share of their own
+def test_a_row_with_a_share_of_its_own_says_what_is_full_whatever_is_mapped() -> None:
+    exits = drawn(read_mix_toml(ROW.replace("CPUID", "EPT_VIOLATION") + "full = 0.25\n"), 4_000)
+    assert {e.parts for e in exits} == {NO_PARTS}
+    assert 0.2 < sum(e.full for e in exits) / len(exits) < 0.3
 
 
 def test_max_pace_gives_the_same_exits_without_time() -> None:
     table = read_mix(WEB)
     plain, timeless = drawn(table, 2000), drawn(table, 2000, timeless=True)
-    assert [(e.reason, e.full) for e in plain] == [(e.reason, e.full) for e in timeless]
+    assert [(e.reason, e.full, e.parts) for e in plain] == [(e.reason, e.full, e.parts) for e in timeless]
+    assert len({id(e) for e in timeless}) <= 2 * len(table.entries), "prepared once, two a row"
     assert all(e.after_ns == e.service_ns == e.wake_ns == 0 for e in timeless)
 
 

@@ -8,10 +8,11 @@ from random import Random
 import pytest
 
 from asid.config import Guest
-from asid.core.exits import TABLE_HANDLING
 from asid.errors import InputError
 from asid.guest import Exit, Source, TraceSource, make_source, vcpus
 from asid.guest.trace import find_thread, thread_exits
+from asid.mm.footprint import NO_PARTS
+from asid.mm.parts import Part
 from asid.trace.reader import read_trace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,40 +35,44 @@ def all_of(source: Source) -> list[Exit]:
 def test_a_thread_is_played_with_its_recorded_times() -> None:
     assert all_of(source_of("ftrace_two_vcpus.txt")) == [
         Exit(20_000, "MSR_WRITE", "vmx", 2_000, False),
-        Exit(18_000, "HLT", "vmx", 0, True, 900_000),
+        Exit(18_000, "HLT", "vmx", 0, True, 900_000, frozenset({Part.BLOCKS})),
     ]
 
 
 def test_a_userspace_exit_makes_it_full_and_its_absence_fast() -> None:
     exits = all_of(source_of("ftrace_two_vcpus.txt", vcpu=1))
     assert exits == [
-        Exit(28_000, "IO_INSTRUCTION", "vmx", 25_000, True),  # went to the VMM
+        Exit(28_000, "IO_INSTRUCTION", "vmx", 25_000, True, 0, frozenset({Part.VMM_DEVICE})),  # went to the VMM
         Exit(886_000, "IO_INSTRUCTION", "vmx", 2_000, False),  # did not, and the recording would have shown it
         Exit(7_000, "EXTERNAL_INTERRUPT", "vmx", 4_000, True),
         Exit(6_000, "TRIPLE_FAULT", "vmx", 6_000, True),  # without entry: took at least 6 us
     ]
 
 
-def test_without_userspace_events_the_table_decides(tmp_path: Path) -> None:
+def test_without_userspace_events_the_details_are_drawn(tmp_path: Path) -> None:
     lines = [line for line in (SAMPLES / "ftrace_two_vcpus.txt").read_text().splitlines() if "userspace" not in line]
     (tmp_path / "t.txt").write_text("\n".join(lines) + "\n")
     full = 0
     for seed in range(60):
         exits = all_of(source_of("t.txt", vcpu=1, base_dir=tmp_path, seed=seed))
-        full += sum(e.full for e in exits if e.reason == "IO_INSTRUCTION")
+        full += sum(e.parts == {Part.VMM_DEVICE} for e in exits if e.reason == "IO_INSTRUCTION")
     assert 40 <= full <= 80  # half of 120
 
 
-class AlwaysFull:
-    def needs_full(self, isa: str, number: int, draw: float) -> bool:
-        return True
+def test_a_userspace_exit_of_a_handler_without_such_a_part_is_full_whatever_is_mapped(tmp_path: Path) -> None:
+    text = (SAMPLES / "ftrace_two_vcpus.txt").read_text()
+    (tmp_path / "t.txt").write_text(text.replace("IO_INSTRUCTION", "CPUID"))
+    first, second, *_ = all_of(source_of("t.txt", vcpu=1, base_dir=tmp_path))
+    assert (first.reason, first.full, first.parts) == ("CPUID", True, NO_PARTS)  # went to the VMM for a signal, say
+    assert (second.reason, second.full, second.parts) == ("CPUID", False, NO_PARTS)
 
 
-def test_another_handling_decides_where_the_recording_does_not() -> None:
-    trace = read_trace(SAMPLES / "ftrace_two_vcpus.txt")
-    thread = find_thread(trace, vcpu=1)
-    assert all(e.full for e in thread_exits(trace, thread, Random(1), AlwaysFull()))
-    assert not all(e.full for e in thread_exits(trace, thread, Random(1), TABLE_HANDLING))
+def test_what_a_recording_does_not_tell_is_drawn_even_where_it_has_userspace_events(tmp_path: Path) -> None:
+    text = (SAMPLES / "ftrace_two_vcpus.txt").read_text()
+    (tmp_path / "t.txt").write_text(text.replace("EXTERNAL_INTERRUPT", "CR_ACCESS"))
+    asked = [all_of(source_of("t.txt", vcpu=1, base_dir=tmp_path, seed=seed))[2].parts for seed in range(120)]
+    assert set(asked) == {NO_PARTS, frozenset({Part.MMU_RESET})}
+    assert 15 <= asked.count(frozenset({Part.MMU_RESET})) <= 45  # a quarter
 
 
 def test_the_end_stays_the_end_and_a_loop_has_none() -> None:

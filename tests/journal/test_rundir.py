@@ -41,6 +41,17 @@ def test_what_is_in_it(root):
     assert set(required) <= set(manifest)
 
 
+def test_what_was_mapped_is_kept_and_done_again(root):
+    run = make(mapping_text="# nothing\n")
+    assert (run.path / "space.toml").read_text() == "# nothing\n"
+    assert run.manifest()["command"] == ["asid", "run", "CONFIG", "--seed", "42", "--space", "SPACE"]
+    assert (
+        '"$here/config.resolved.json" --seed 42 --space "$here/space.toml" "$@"' in (run.path / "repro.sh").read_text()
+    )
+    plain = make()
+    assert not (plain.path / "space.toml").exists() and "--space" not in (plain.path / "repro.sh").read_text()
+
+
 def test_no_half_written_file_is_left(root):
     run = make()
     assert not [path.name for path in run.path.iterdir() if path.name.startswith(".")]

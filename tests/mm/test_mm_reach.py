@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from asid.config import MAPPINGS
 from asid.core.exits import SVM, VMX
 from asid.errors import InputError
 from asid.mm.entry import Level
 from asid.mm.fault import FaultLog
 from asid.mm.faulting import Ending, handle, survives, switch
-from asid.mm.footprint import footprint, parts_of
+from asid.mm.footprint import footprint, parts_for, parts_of
 from asid.mm.host import Host, VmShape
 from asid.mm.isolated import Isolated
 from asid.mm.layout import Sensitivity
 from asid.mm.objects import OBJECTS
 from asid.mm.parts import Part
-from asid.mm.population import MINIMAL, RFC, populate
+from asid.mm.population import ALLOWED, MINIMAL, NAMED, RFC, populate
 from asid.mm.reach import Reach
 
 OPEN = (Sensitivity.NON_SENSITIVE, Sensitivity.THIS_VM)
@@ -51,6 +52,28 @@ def test_with_all_that_is_no_secret_an_exit_is_as_fast_as_the_table_of_exits_has
                     if seen.touched.sensitivity not in OPEN
                 }
     assert neighbours == {"perf events"}, "cpu_hw_events lies beside current_task, in a real kernel too"
+
+
+@pytest.mark.parametrize("layout", [{}, {"levels": 5}])
+def test_under_the_allowed_mapping_an_exit_is_full_as_the_table_of_exits_has_it(layout):
+    """Always, never, or with the part that its condition stands for: for every reason of both kinds of processor.
+
+    But for a read of a host's counter: cpu_hw_events lies beside current_task, in a real kernel too.
+    """
+    beside = set()
+    _, reach = make(ALLOWED, **layout)
+    assert survives(reach) == () and switch(reach, FaultLog()) is None
+    for reason in VMX + SVM:
+        isa, number = reason.isa, reason.number
+        assert reach.is_fast(isa, number) == (reason.handling != "full"), reason.name
+        assert reach.is_fast(isa, number, parts_for(isa, number, reason.when, False)) == (reason.handling != "full")
+        if reason.handling == "conditional" and reach.is_fast(isa, number, parts_for(isa, number, reason.when, True)):
+            beside.add(reason.name)
+    assert beside == {"RDPMC", "rdpmc"}
+
+
+def test_a_mapping_has_the_name_that_a_configuration_knows_it_by():
+    assert tuple(NAMED) == MAPPINGS
 
 
 def test_the_minimal_mapping_makes_every_exit_fault_and_each_fault_is_survived():
