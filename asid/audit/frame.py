@@ -15,10 +15,17 @@ CORES_MAX = 64
 VMS_MAX = 64
 SIBLINGS = (1, 2, 4, 8)
 SIGNED = frozenset({("death", "status"), ("held", "by")})  # minus a signal; -1 for nobody in particular
+ADDRESSES = frozenset({("fault", "ip"), ("fault", "address")})  # of a kernel: with all 64 bits
+ADDRESS_END = 1 << 64
+ENDINGS = frozenset({"left", "forced", "switch forced", "stopped"})
 SIBLING_NAMED = frozenset({"to", "for_ht", "by"})
 
 _NUMBERS = {
-    name: tuple(field.name for field in kind.fields if field.kind == "int" and (name, field.name) not in SIGNED)
+    name: tuple(
+        (field.name, ADDRESS_END if (name, field.name) in ADDRESSES else NUMBERS_END)
+        for field in kind.fields
+        if field.kind == "int" and (name, field.name) not in SIGNED
+    )
     for name, kind in RECORD_TYPES.items()
 }
 _SIBLINGS = {
@@ -41,8 +48,8 @@ class Frame:
     def fault_of(self, record: Record) -> str | None:
         """Say what cannot be in a record whose form is good, or None."""
         ts, kind, core, ht, data = record.ts, record.type, record.core, record.ht, record.data
-        for name in _NUMBERS[kind]:
-            if not 0 <= data.get(name, 0) < NUMBERS_END:
+        for name, end in _NUMBERS[kind]:
+            if not 0 <= data.get(name, 0) < end:
                 return f"{kind}: {name} = {data[name]} cannot be"
         if not (0 <= ts < NUMBERS_END and 0 <= record.round < NUMBERS_END and 0 <= record.tseq < NUMBERS_END):
             return f"{kind}: ts {ts}, round {record.round}, tseq {record.tseq} cannot be"
@@ -61,6 +68,8 @@ class Frame:
                 return f"{kind}: {name} = {data[name]}, but a core has {self.smt} hyperthreads"
         if data.get("wait_ns", 0) > ts - self.begin_ts:
             return f"{kind}: wait_ns = {data['wait_ns']} is longer than the run"
+        if kind == "fault" and data["ending"] not in ENDINGS:
+            return f"{kind}: ending {data['ending']!r:.40} is none that is known"
         if kind == "policy":
             return self._fault_of_policy(data)
         return None

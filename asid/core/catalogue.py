@@ -83,8 +83,34 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     (
         "leave",
         "hyperthread",
-        "kind:ack|send|bare|rendezvous|stun reason:str wait_ns:int",
-        "the full address space was reached; wait_ns from wanting it to having it",
+        "kind:ack|send|bare|rendezvous|stun reason:str wait_ns:int object?:str",
+        "the full address space was reached; wait_ns from wanting it to having it; object: what the exit's handling "
+        "missed first in the isolated one, empty when it would have left whatever is mapped",
+    ),
+    (
+        "fault",
+        "hyperthread",
+        "vm:int ip:int address:int error:int at:str on:str object:str reason:str ending:str trace:str",
+        "an isolation fault: the handler of an exit of this reason missed an object of its VM's isolated space; told "
+        "once a place and life of the hyperthread. ip, address: of the instruction and of what it missed, at and on "
+        "the same as %pS; error: the processor's code. ending: left, it is followed by the leave; forced, its own "
+        "handler faulted and the switch was forced; switch forced, it hit the switch itself; stopped, nothing could be "
+        "run and the hyperthread is lost. trace: the callers, nearest first, with ; between; empty without "
+        "page_fault_stack",
+    ),
+    ("fault.full", "hyperthread", "places:int", "so many places have faulted that no further one is told"),
+    (
+        "space.map",
+        "hyperthread",
+        "vm:int object:str generation:int",
+        "from here on this hyperthread decides with the object mapped for the VM; generation counts the changes of the "
+        "VM's mapping. Exits told before it were decided without",
+    ),
+    (
+        "space.unmap",
+        "hyperthread",
+        "vm:int object:str generation:int",
+        "from here on this hyperthread decides with the object not mapped for the VM, as at space.map",
     ),
     ("gate.wait", "hyperthread", "wait_ns:int vm:int", "an ask was admitted; wait_ns since it was made"),
     (

@@ -85,6 +85,31 @@ def test_numbers_and_names_that_cannot_be(tale, kind, changes, why):
     assert any(why in reason for reason in verdict.reasons), verdict.reasons
 
 
+FAULT = {
+    "vm": 1, "ip": 0xFFFFFFFF81E45600, "address": 0xFFFF888100000000, "error": 2, "at": "do_IRQ+0x7/0xd0",
+    "on": "0xffff888100000000", "object": "irq_desc", "reason": "EXTERNAL_INTERRUPT", "ending": "stopped", "trace": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, ""),
+        ({"address": 2 * VAST - 1}, ""),
+        ({"address": 2 * VAST}, "address = 18446744073709551616 cannot be"),
+        ({"ip": -1}, "ip = -1 cannot be"),
+        ({"error": VAST}, "cannot be"),
+        ({"vm": 65}, "vm = 65, at most 64"),
+        ({"ending": "right"}, "ending 'right'"),
+        ({"ending": ""}, "ending ''"),
+    ],
+)
+def test_a_fault_is_at_an_address_of_64_bits_and_ends_as_faults_do(tale, changes, why):
+    tale.say(5, "fault", 0, 0, 1, **{**FAULT, **changes})
+    reasons = ordinary(tale).audit().reasons
+    assert any(why in reason for reason in reasons) if why else not reasons
+
+
 @pytest.mark.parametrize(
     ("place", "why"),
     [
