@@ -203,7 +203,8 @@ class ConfigGetRet(Ret, frozen=True):
 
 
 class InjectExitArgs(Args, frozen=True):
-    """VM exits. `full` forces the address space in which the exit is handled; auto leaves it to the policy."""
+    """VM exits. What is mapped and the policy decide where one is handled. `full`: yes, it needs the full address space
+    whatever is mapped; no, its details ask for nothing beyond the least; auto, for what this reason's usually do."""
 
     target: Target
     reason: Reason = "EPT_VIOLATION"
@@ -243,9 +244,9 @@ class InjectMceArgs(Args, frozen=True):
 
 class InjectIrqArgs(Args, frozen=True):
     """Device interrupts, taken wherever the target stands: in guest (an EXTERNAL_INTERRUPT exit), in the isolated
-    address space, in HOST, or parked, with or without a vCPU. `full`: whether the handler touches what the isolated
-    address space does not map, and so makes a leave first; auto is yes. `vector` goes into the inject record, and
-    changes nothing else."""
+    address space, in HOST, or parked, with or without a vCPU. `full`: whether the handler makes a leave first; auto is
+    yes, unless everything that a device's handler touches is mapped; no, it touches nothing but what is mapped.
+    `vector` goes into the inject record, and changes nothing else."""
 
     target: Target
     vector: Annotated[int, Meta(ge=32, le=255)] = 236

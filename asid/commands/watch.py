@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asid.commands.session import Session, instance_option
+from asid.report.faults import FaultLines
 from asid.units import parse_duration_ns
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ def command(
     until_ns = time.monotonic_ns() + parse_duration_ns(duration) if duration else None
     with session.client() as client, client.events(*topics, since=since) as events:
         started_ns = client.endpoints.started_ns
+        faults = FaultLines(whole=since is not None and since <= 1)
         try:
-            left = follow(events, until_ns, count, lambda event: _print(session, event, started_ns))
+            left = follow(events, until_ns, count, lambda event: _print(session, event, started_ns, faults))
         finally:
             if events.lost:
                 session.note(f"asid: {events.lost:,} records were lost on the way and not in the journal")
@@ -63,15 +65,20 @@ def follow(events: Events, until_ns: int | None, count: int | None, show: Callab
     return count
 
 
-def _print(session: Session, event: Event, started_ns: int) -> None:
-    session.line({"topic": event.topic, **event.as_dict()}, lambda: render(event, started_ns), schema="event/1")
+def _print(session: Session, event: Event, started_ns: int, faults: FaultLines) -> None:
+    session.line({"topic": event.topic, **event.as_dict()}, lambda: render(event, started_ns, faults), schema="event/1")
 
 
-def render(event: Event, started_ns: int) -> str:
-    """Return one line: time since start, number, place, type, round, cause, data."""
+def render(event: Event, started_ns: int, faults: FaultLines | None = None) -> str:
+    """Return one line: time since start, number, place, type, round, cause, data. Of an isolation fault it is the
+    kernel's own line, with its call trace in lines below. faults: of all that was shown so far."""
     place = f"c{event.core}" if event.core >= 0 else "-"
     place += f"h{event.ht}" if event.ht >= 0 else ""
     seconds = (event.ts - started_ns) / 1e9 if event.ts else 0.0
+    if event.type == "fault":
+        data, *below = (faults or FaultLines(whole=False)).of(event.data)
+        head = f"{seconds:12.6f} {event.seq:>8} {place:<6} {event.type:<12}"
+        return "\n".join((f"{head} {data}", *(f"{'':{len(head)}} {line}" for line in below)))
     data = " ".join(f"{name}={_short(value)}" for name, value in event.data.items())
     story = (f" round={event.round}" if event.round else "") + (f" cause={event.cause}" if event.cause else "")
     return f"{seconds:12.6f} {event.seq:>8} {place:<6} {event.type:<12} {data}{story}".rstrip()

@@ -50,6 +50,7 @@ class Chronicle:
         self._isolated: tuple[int, int] | None = None
         self._wanted_ns = 0
         self._reason = ""
+        self._object = ""
         self._asked_ns = time.monotonic_ns()
         self._held: tuple[int, int] | None = None
         self._interrupts: list[tuple[str, int, int, int, Mode]] = []
@@ -85,16 +86,9 @@ class Chronicle:
             return
         self.notebook.note("ht.mode", self._change(self.mode, new, before.vm), after.round, self.cause, ts=now)
         self.mode = new
-
-    def _host(self, before: HyperthreadState, after: HyperthreadState, spec: Spec, now: int) -> None:
-        """HOST was entered: by a handler, or by a leave, which has a record of its own."""
-        kick = None if before.frames else self._kick_of(before, spec)
-        via = before.frames[-1].what.name.lower() if kick is None else _VIA[kick]
-        change = self._change(self.mode, Mode.HOST, before.vm, via)
-        key = self.notebook.note("ht.mode", change, after.round, self.cause, ts=now)
-        self.mode = Mode.HOST
-        if kick is not None:
-            data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": now - self._wanted_ns}
+        if new is Mode.HOST and not before.frames:
+            wait_ns = now - self._wanted_ns
+            data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": wait_ns, "object": self._object}
             self.notebook.note("leave", data, after.round, key)
 
     def _kick_of(self, state: HyperthreadState, spec: Spec) -> Kick:
@@ -119,8 +113,9 @@ class Chronicle:
         """Show every change of mode as it is performed, ENTER and fast exits too: telemetry class `r`."""
         self.notebook.show(RAW, self._change(before.mode, after.mode, before.vm), after.round)
 
-    def wants_host(self, reason: str) -> None:
-        self._reason = reason
+    def wants_host(self, reason: str, missed: str = "") -> None:
+        """An exit leaves. missed: the object that it missed first, if it is for that."""
+        self._reason, self._object = reason, missed
         self._wanted_ns = time.monotonic_ns()
         self.cause = self.notebook.last
 
@@ -211,6 +206,18 @@ class Chronicle:
         """An external interrupt that did not hit the guest was handled."""
         where = Mode.ISOLATED if mode is Mode.ENTER else mode
         self.notebook.note("irq", {"id": number, "from": where.name, "full": full, "took_ns": took_ns}, round_)
+
+    def fault(self, data: dict[str, Any], round_: int) -> None:
+        """The isolated space had no translation for an access, at a place that was not known yet."""
+        self.notebook.note("fault", data, round_)
+
+    def faults_full(self, places: int, round_: int) -> None:
+        """Places of faults are kept no more."""
+        self.notebook.note("fault.full", {"places": places}, round_)
+
+    def mapping(self, kind: str, vm: int, name: str, generation: int, round_: int) -> None:
+        """An object of this VM was mapped, or unmapped (kind), behind all exits that are noted."""
+        self.notebook.note(kind, {"vm": vm, "object": name, "generation": generation}, round_)
 
     def flush(self, round_: int) -> None:
         self.tally.note(self.notebook, round_)

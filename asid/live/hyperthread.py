@@ -30,6 +30,7 @@ from asid.live.birth import Birth
 from asid.live.chronicle import Chronicle
 from asid.live.fast import sees_all
 from asid.live.irqs import Irqs
+from asid.live.isolation import Isolation, ShutDown
 from asid.live.link import Link
 from asid.live.node import Frames, Node, ParentGone, hush_doorbell, prepare_child, ring_doorbell
 from asid.live.notebook import Notebook
@@ -60,6 +61,7 @@ from asid.live.rendezvous import Rendezvous
 from asid.live.ring import Ring
 from asid.live.traps import step_name, trap_of
 from asid.live.vcpu import Vcpu
+from asid.mm.parts import Part
 from asid.targets import resolve
 
 # Clearing the buffers of a core. What is known of a flush of the L1D is its theory, 512 to 768 cycles for a writeback
@@ -70,10 +72,6 @@ READY_NS = 50_000_000  # a new hyperthread that hears nothing says again that it
 READY_NS_MAX = 10_000_000_000
 HANDLER_NS = 2_000  # own work of an NMI or #MC handler
 SHUTDOWN_STATUS = 86  # of a process that a #MC inside a #MC has ended
-
-
-class ShutDown(Exception):
-    """A #MC while the last one is in progress: nothing more is done on this hyperthread."""
 
 
 class Hyperthread:
@@ -96,6 +94,7 @@ class Hyperthread:
             lambda state: likely_of_hyperthread(birth.ht, state),
             lambda state: state,
         )
+        self.isolation = Isolation(self)
         self.set_policy(birth.policy, birth.kick)
         self.state = core.born(birth.inc, birth.coord, self.words[self.own + REQUEST])
         self.icr_by = self.state  # when it wrote the ICR: a handler may come before the bus has delivered
@@ -134,12 +133,15 @@ class Hyperthread:
             nmi_isolated=config.policy.nmi == "isolated", mcip=config.mce.nested == "shutdown",
         )  # fmt: skip
         self.hot_loop = sees_all(self.spec)
+        self.isolation.forget()
 
     # --- the loop -----------------------------------------------------------------------------------------
 
     def run(self) -> None:
         while True:
             self.take_interrupts()
+            if self.isolation.changes:
+                self.isolation.change()
             action = core.next_action(self.state)
             if action is not None:
                 self.perform(action)
@@ -441,16 +443,16 @@ class Hyperthread:
     def on_link(self, message: dict[str, Any]) -> None:
         op = message["op"]
         if op == "exit":
-            event = Exit(0, message["reason"], message["isa"], message["service_ns"], message["full"], 0)
-            self.vcpu.inject(message["id"], event, message["n"])
+            self.vcpu.inject(message["id"], exit_of(message), message["n"])
         elif op == "irq":
-            event = Exit(0, message["reason"], message["isa"], message["service_ns"], message["full"], 0)
-            self.irqs.raise_line(message["id"], event, message["n"])
+            self.irqs.raise_line(message["id"], exit_of(message), message["n"], mapped=message["mapped"])
         elif op == "refuse":
             self.vcpu.refuse()
         elif op == "vcpu":
             self.vcpu.number = message["vcpu"]
             self.link.tell({"op": "done", "id": message["id"]})
+        elif op == "space":
+            self.isolation.changes.append(message)
         elif op == "policy":
             self.set_policy(message["name"], message["kick"])
             self.link.tell({"op": "done", "id": message["id"]})
@@ -462,6 +464,12 @@ class Hyperthread:
         self.chronicle.flush(self.state.round)
         self.notebook.flush()
         self.node.set_timer("tally", TALLY_NS, self.on_tally)
+
+
+def exit_of(message: dict[str, Any]) -> Exit:
+    """Return the exit that a message injects."""
+    parts = frozenset(map(Part, message["parts"]))
+    return Exit(0, message["reason"], message["isa"], message["service_ns"], message["full"], parts=parts)
 
 
 def made_for(birth: Birth) -> Hyperthread:

@@ -15,6 +15,7 @@ from asid.core import hyperthread as core
 from asid.core.events import Mode
 from asid.core.hyperthread import HyperthreadState, Phase, What
 from asid.guest.base import Exit
+from asid.live.isolation import WHATEVER_IS_MAPPED
 
 if TYPE_CHECKING:
     from asid.live.hyperthread import Hyperthread
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Line:
-    """Interrupts of one injection that still wait. id: of the injection; n: how many."""
+    """Interrupts of one injection that still wait. id: of the injection; n: how many; mapped: their handler touches
+    nothing but what is mapped, whatever that is."""
 
     id: int
     event: Exit
     n: int
+    mapped: bool = False
 
 
 class Irqs:
@@ -37,9 +40,9 @@ class Irqs:
         self.lines: deque[Line] = deque()
         self.begun: tuple[int, Mode] | None = None  # one that is being handled: since when, and where it hit
 
-    def raise_line(self, id_: int, event: Exit, n: int) -> None:
-        """n interrupts, handled one after another."""
-        self.lines.append(Line(id_, event, n))
+    def raise_line(self, id_: int, event: Exit, n: int, *, mapped: bool = False) -> None:
+        """n interrupts, handled one after another. mapped: see Line."""
+        self.lines.append(Line(id_, event, n, mapped))
 
     def due(self) -> bool:
         """Return whether one waits and may be taken now. A lease is left its first instruction."""
@@ -50,18 +53,26 @@ class Irqs:
 
     def take(self) -> None:
         """Let the oldest in."""
-        ht, state, event = self.ht, self.ht.state, self.lines[0].event
+        ht, state, line = self.ht, self.ht.state, self.lines[0]
+        event = line.event
         self.begun = (ht.node.now_ns(), state.mode)
         if state.phase is Phase.HOSTING:
             ht.spin(event.service_ns)
             ht.step(core.FULL_IRQ)
             self.handled(full=False)
-        elif ht.policy.needs_full(event.full, event.reason):
-            ht.chronicle.wants_host(event.reason)
+        elif (missed := self.missed(line)) is not None:
+            ht.chronicle.wants_host(event.reason, missed)
             ht.vcpu.interrupted(event, halted=state.phase is Phase.HALTED)
             ht.step(core.FULL_IRQ)
         else:
             ht.step(core.FAST_IRQ)
+
+    def missed(self, line: Line) -> str | None:
+        """Return what a handler misses first; None when it runs where the interrupt hits."""
+        ht, event = self.ht, line.event
+        if line.mapped:
+            return WHATEVER_IS_MAPPED if ht.policy.needs_full(False, event.reason) else None
+        return ht.isolation.missed(event)
 
     def frame_ended(self, before: HyperthreadState) -> None:
         """A handler on top of something else has ended; was it an interrupt's?"""

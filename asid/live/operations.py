@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from asid import optypes as t
 from asid import policies
-from asid.core.exits import TABLE_HANDLING, canonical
+from asid.core.exits import canonical
 from asid.core.policy import KICKS
 from asid.errors import BadArgument, ConfigError, Conflict, NoSuchObject
+from asid.guest.details import details_of as details_of_exit
 from asid.live.children import Place, absent
 from asid.live.injector import Batch
 from asid.live.procedures import BOUND_NS, NEVER_NS, Procedure, Procedures
+from asid.mm.footprint import NO_PARTS
 
 if TYPE_CHECKING:
     from asid.config import Config
@@ -232,7 +234,7 @@ class Operations(Procedures):
         if isinstance(args, t.InjectExitArgs):
             details = exit_details(args.reason, args.full)
         elif isinstance(args, t.InjectIrqArgs):
-            details = {**exit_details("EXTERNAL_INTERRUPT", args.full), "vector": args.vector}
+            details = {**irq_details(args.full), "vector": args.vector}
         elif isinstance(args, t.InjectStallArgs):
             details = {"for_ns": args.for_ms * 1_000_000}
         count = getattr(args, "count", 1)
@@ -271,15 +273,25 @@ def details_of(spec: Any, config: Config) -> dict[str, Any]:
     if spec.what == "exit":
         return exit_details(spec.reason or "EPT_VIOLATION", "auto")
     if spec.what == "irq":
-        return exit_details("EXTERNAL_INTERRUPT", "yes")
+        return irq_details("yes")
     return {"scope": config.mce.mode} if spec.what == "mce" else {}
 
 
 def exit_details(reason: str, full: str) -> dict[str, Any]:
-    """Return the message of an injected exit. Raise BadArgument for a reason that the kernel does not have."""
+    """Return the message of an injected exit. Raise BadArgument for a reason that the kernel does not have.
+
+    full: yes, whatever is mapped. no: of what details may ask for, nothing. auto: what most exits of this reason do.
+    """
     try:
         isa, number, name = canonical(reason)
     except Exception as error:
         raise BadArgument(str(error), where="inject.exit: reason", hint="asid schema ops; e.g. EPT_VIOLATION") from None
-    needs = full == "yes" or (full == "auto" and TABLE_HANDLING.needs_full(isa, number, 0.5))
-    return {"reason": name, "isa": isa, "service_ns": 0, "full": needs}
+    parts = details_of_exit(isa, number).parts(0.5) if full == "auto" else NO_PARTS
+    words = sorted(part.value for part in parts)
+    return {"reason": name, "isa": isa, "service_ns": 0, "full": full == "yes", "parts": words}
+
+
+def irq_details(full: str) -> dict[str, Any]:
+    """Return the message of an external interrupt. full: yes, whatever is mapped; no, its handler touches only what is
+    mapped; auto, it touches what those of devices do."""
+    return {**exit_details("EXTERNAL_INTERRUPT", full), "mapped": full == "no"}

@@ -39,6 +39,7 @@ class Vcpu:
         self.poll_ns = 0  # a halt that ends within this is polled for
         self.exit: Exit | None = None  # the next exit of the source, or the one being handled
         self.unfinished = False  # the handler of a fast exit has begun: `left_ns` of it are still to come
+        self.counted = False  # and the exit is in the tally already
         self.left_ns = 0
         self.took_ns = 0  # of the handler, so far
         self.awake_ns = 0  # when the halt that it polls for ends
@@ -60,6 +61,9 @@ class Vcpu:
         self.unfinished = False
         self.from_injection = False
         self.exhausted = False
+        self.ht.isolation.attach(vm)
+        if vm and self.ht.birth.config.vm[vm - 1].guest.source != "idle":
+            self.ht.isolation.prepare()
         if not vm:
             self.ht.link.tell({"op": "idle"})
 
@@ -162,8 +166,9 @@ class Vcpu:
     def exits(self, event: Exit) -> None:
         """One VM exit. A fast one that needs no time may be done here (see `loops`); the rest in steps."""
         ht, polled = self.ht, self.polls(event)
-        if ht.policy.needs_full(event.full and not polled, event.reason):
-            ht.chronicle.wants_host(event.reason)
+        missed = ht.isolation.missed(event, polled=polled)
+        if missed is not None:
+            ht.chronicle.wants_host(event.reason, missed)
             self.until_ns = HOST_BEGINS
             ht.step(core.IDLE_EXIT if event.wake_ns else core.FULL_EXIT)
         elif event.service_ns or polled or not self.loops():
@@ -219,7 +224,8 @@ class Vcpu:
             return True
         ht, begin_ns, polled = self.ht, self.now_ns(), self.polls(event)
         if not self.unfinished:
-            self.unfinished, self.left_ns, self.took_ns = True, event.service_ns, 0
+            self.unfinished, self.counted = True, False
+            self.left_ns, self.took_ns = event.service_ns, 0
             self.awake_ns = begin_ns + event.service_ns + event.wake_ns
         if polled:
             self.left_ns = max(0, self.awake_ns - begin_ns)  # time asleep passes wherever the vCPU is
@@ -234,10 +240,18 @@ class Vcpu:
         self.left_ns = max(0, until - now)
         if self.left_ns:
             return ht.kicked()
-        ht.chronicle.tally.add(event.reason, event.isa, 1, max(1, self.took_ns), "polled" if polled else "")
+        self.count()
         self.unfinished = False
         self.exit_over()
         return True
+
+    def count(self) -> None:
+        """The fast exit under way, if any, goes into the tally: it is over, or what it was decided by is to change."""
+        event = self.exit
+        if self.unfinished and not self.counted and event is not None:
+            halt = "polled" if self.polls(event) else ""
+            self.ht.chronicle.tally.add(event.reason, event.isa, 1, max(1, self.took_ns), halt)
+            self.counted = True
 
     def exit_over(self) -> None:
         """The exit is done. An injected one makes way for that of the source, which was on its way and still comes."""
@@ -274,7 +288,7 @@ class Vcpu:
             return
         if ht.notebook.full:
             ht.notebook.flush()
-        if ht.policy.needs_full(event.full, event.reason) or event.service_ns or not self.loops():
+        if event.service_ns or not self.loops() or ht.isolation.missed(event) is not None:
             if self.retire():
                 self.aside = (self.exit, self.until_ns)
                 self.exit = event

@@ -62,26 +62,30 @@ class Isolated:
 
     def map(self, name: str, level: Level = Level.PTE, *, split: bool = False, step: str = "") -> None:
         """Map every copy of an object. Raise MappingRefused: EBUSY if it is, EINVAL for no object, as Space.map."""
+        self.apply((Entry(name, level, split, step),))
+
+    def _map(self, entry: Entry) -> None:
+        """Map an object, but for one of a task: those are mapped together."""
+        name, level, split, _ = entry
         if name not in OBJECT:
             raise self._refused("EINVAL", name, "it is no object", "a name of asid.mm.objects", "See asid space show.")
         if name in self._entries:
             raise self._refused("EBUSY", name, "it is mapped", "each object once", "Unmap it first.")
-        with self.space.table.all_or_nothing():
-            self._set(Entry(name, level, split, step))
-            if name in TASK_OBJECTS:
-                self._map_tasks()
-            elif (variable := self.host.variable(name, self.vm)) is not None:
-                size = self.host.at(name, self.vm).size
-                self.space.map_percpu(variable, size, level, what=name, split=split)
-            elif OBJECT[name].area == "modules":
-                place = self.host.at(name, self.vm)
-                self.space.map_module(name.removesuffix(" module"), place.start, place.size)
-            else:
-                for place in self.host.all_of(name, self.vm):
-                    if not self._is_range(place.start, name):
-                        self.space.map(place.start, place.size, level, what=name, split=split)
-                    if name in REALLOCATED:
-                        self._note(name, place)
+        self._set(entry)
+        if name in TASK_OBJECTS:
+            return
+        if (variable := self.host.variable(name, self.vm)) is not None:
+            size = self.host.at(name, self.vm).size
+            self.space.map_percpu(variable, size, level, what=name, split=split)
+        elif OBJECT[name].area == "modules":
+            place = self.host.at(name, self.vm)
+            self.space.map_module(name.removesuffix(" module"), place.start, place.size)
+        else:
+            for place in self.host.all_of(name, self.vm):
+                if not self._is_range(place.start, name):
+                    self.space.map(place.start, place.size, level, what=name, split=split)
+                if name in REALLOCATED:
+                    self._note(name, place)
 
     def unmap(self, name: str) -> Entry:
         """Take away every copy of an object, and return what it was mapped as. Raise MappingRefused, EINVAL."""
@@ -109,8 +113,12 @@ class Isolated:
     def apply(self, entries: Iterable[Entry]) -> None:
         """Map all of these, or none. Raise as map does."""
         with self.space.table.all_or_nothing():
+            tasks = False
             for entry in entries:
-                self.map(entry.object, entry.level, split=entry.split, step=entry.step)
+                self._map(entry)
+                tasks = tasks or entry.object in TASK_OBJECTS
+            if tasks:
+                self._map_tasks()
 
     def free(self) -> None:
         """Take everything away and give the table back; the host's is as it was."""

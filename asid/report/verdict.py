@@ -73,6 +73,8 @@ def _said(record: Mapping[str, Any]) -> str:
         vm = f"(vm{data['vm']})" if data["new"] in ("GUEST", "ISOLATED") else ""
         via = f" by {data['via']}" if data.get("via") else ""
         return f"{data['old']} -> {data['new']}{vm}{via}"
+    if record["type"] == "fault":
+        return f"{data['object']} at {data['at']}, {data['ending']}"
     words = [f"{key}={value}" for key, value in data.items() if key != "hist"]
     return " ".join(words)
 

@@ -34,6 +34,7 @@ from asid.live.page import (
     make_page,
 )
 from asid.live.ring import Ring, make_ring
+from asid.mm.population import entries_of
 
 CONFIG: dict[str, Any] = {
     "name": "one",
@@ -69,6 +70,8 @@ class OneHyperthread:
         nmi: str = "full",
         inc: int = 1,
         request: int = 0,
+        mapping: str = "allowed",
+        vms: int = 1,
     ) -> None:
         self.page_fd, self.ring_fd = make_page(0, 4), make_ring("c0h0")
         before = CorePage(self.page_fd, 4)
@@ -79,11 +82,13 @@ class OneHyperthread:
         real, made = sockets.new_context, []
         sockets.new_context = lambda: made.append(real()) or made[-1]  # type: ignore[assignment,func-returns-value]
         self._link = sockets.daemon_link_router(self._context, root / "l.sock")
-        config = load_config({**CONFIG, "apic": {"mode": apic}, "policy": {"nmi": nmi}})
+        shapes = [{"on": [f"c0h{ht}"], "guest": {"source": "idle"}} for ht in range(vms)]
+        config = load_config({**CONFIG, "vm": shapes, "apic": {"mode": apic}, "policy": {"nmi": nmi}})
         self.birth = Birth(
             core=0, ht=0, siblings=4, inc=inc, coord=1, page=Fd(self.page_fd), ring=Fd(self.ring_fd),
             doorbells=tuple(map(Fd, self.bells)), gate_path=str(root / "g.sock"), link_path=str(root / "l.sock"),
             config=config, base_dir=str(root), policy=policy, kick=kick, vcpu=(1, 0),
+            mapping=(entries_of(mapping, "vmx"),) * vms,
         )  # fmt: skip
         try:
             self.ht = Hyperthread(self.birth)

@@ -9,6 +9,7 @@ from played_machine import MS, PlayedMachine, S
 
 from asid import optypes as t
 from asid.errors import BadArgument, Busy, Conflict, NoAnswer
+from asid.live.operations import exit_details
 from asid.live.procedures import PROCEDURE_NS, SILENT_NS
 
 GATE, H0, H1 = (0, -1), (0, 0), (0, 1)
@@ -371,10 +372,30 @@ def test_random_gaps_begin_with_one_and_need_a_rate(machine):
             machine.operations.begin("inject.nmi", t.InjectNmiArgs(**{**given, **missing}), 2, "me")
 
 
-@pytest.mark.parametrize(("given", "vector"), [({}, 236), ({"vector": 77}, 77)])
-def test_an_interrupt_of_a_device_is_a_full_exit_with_its_vector(machine, given, vector):
+@pytest.mark.parametrize(
+    ("given", "vector", "full", "mapped"),
+    [({}, 236, False, False), ({"vector": 77, "full": "yes"}, 77, True, False), ({"full": "no"}, 236, False, True)],
+)
+def test_an_interrupt_of_a_device_has_its_vector_and_what_its_handler_touches(machine, given, vector, full, mapped):
     batches = []
     machine.injector.accept = batches.append
     machine.operations.begin("inject.irq", t.InjectIrqArgs(target="c0h1", **given), 1, "me")
-    details = {"reason": "EXTERNAL_INTERRUPT", "isa": "vmx", "service_ns": 0, "full": True, "vector": vector}
+    details = {"reason": "EXTERNAL_INTERRUPT", "isa": "vmx", "service_ns": 0, "full": full, "parts": []}
+    details |= {"mapped": mapped, "vector": vector}
     assert [(batch.what, batch.details) for batch in batches] == [("irq", details)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "full", "parts"),
+    [
+        ("EPT_VIOLATION", "auto", ["needs-page"]),
+        ("EPT_VIOLATION", "no", []),
+        ("EPT_VIOLATION", "yes", []),
+        ("HLT", "auto", ["blocks"]),
+        ("IO_INSTRUCTION", "auto", []),  # half of them go to the VMM: not most
+    ],
+)
+def test_an_injected_exit_asks_for_what_its_reason_usually_does(reason, full, parts):
+    assert exit_details(reason, full) == {
+        "reason": reason, "isa": "vmx", "service_ns": 0, "full": full == "yes", "parts": parts
+    }  # fmt: skip

@@ -1,0 +1,185 @@
+"""What isolated address spaces mean to one hyperthread: is an exit handled there, and if not, what did it miss first?
+
+Rule 1. It knows what is mapped of every VM, and keeps the space of the VM that it runs: built where nobody waits for
+        it, else when it is first asked. Under a policy whose every exit is full there is none to ask.
+Rule 2. Kinds of exits are decided once a mapping: by reason, parts, and whether they are full whatever is mapped.
+Rule 3. A miss is reported when its kind is decided, which is when the first exit of that kind is there: once a place
+        and life of the hyperthread. Handlers of NMI and #MC ask nothing here.
+Rule 4. A change is made between two actions, when the fast exits before it are noted and no handler is on top.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from asid.config import Loaded
+from asid.core.exits import Isa, canonical
+from asid.errors import MappingRefused
+from asid.guest.base import Exit
+from asid.mm import faulting
+from asid.mm.entry import Level
+from asid.mm.fault import FaultLog
+from asid.mm.footprint import footprint
+from asid.mm.isolated import Entry
+from asid.mm.parts import Part
+from asid.mm.reach import Reach
+from asid.space_build import host_of, isolated_of
+
+if TYPE_CHECKING:
+    from asid.live.hyperthread import Hyperthread
+
+BLOCKS: Final = frozenset({Part.BLOCKS})
+WHATEVER_IS_MAPPED: Final = ""  # missed by an exit that is full and would be with any mapping, or by its policy
+_UNDECIDED: Final = "?"
+
+
+class ShutDown(Exception):
+    """Nothing more can be run here: a #MC while the last one is in progress, or a triple fault."""
+
+
+class Isolation:
+    """The isolated space of whoever runs on hyperthread `ht`, and what is mapped of the other VMs."""
+
+    def __init__(self, ht: Hyperthread) -> None:
+        birth = ht.birth
+        self.ht = ht
+        self.vm = 0
+        self.changes: deque[dict[str, Any]] = deque()  # told, and not made yet
+        self._cpu = birth.core * birth.config.machine.smt + birth.ht
+        self._mapped = [{entry.object: entry for entry in entries} for entries in birth.mapping]
+        self._log = FaultLog(stack=birth.config.space.page_fault_stack)
+        self._reach: Reach | None = None
+        self._missed: dict[tuple[Isa, str, frozenset[Part], bool], str | None] = {}
+
+    # --- whose --------------------------------------------------------------------------------------------
+
+    def attach(self, vm: int) -> None:
+        """Begin with another VM; 0 for none."""
+        self.vm = vm
+        self._reach = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Decide anew from here on: the policy, the VM or what is mapped is another."""
+        self._missed.clear()
+
+    def prepare(self) -> None:
+        """Build the space now, if exits are going to ask for it."""
+        if self.vm and not self.ht.policy.every_exit_full:
+            self._reach_of_vm()
+
+    def _reach_of_vm(self) -> Reach:
+        if self._reach is None:
+            birth = self.ht.birth
+            host = host_of(Loaded(birth.config, None, "", Path(birth.base_dir), {}))
+            isolated = isolated_of(host, self.vm, tuple(self._mapped[self.vm - 1].values()))
+            self._reach = Reach(isolated, self.ht.vcpu.number, self._cpu)
+        return self._reach
+
+    # --- exits --------------------------------------------------------------------------------------------
+
+    def missed(self, event: Exit, *, polled: bool = False) -> str | None:
+        """Return None when an exit is fast; else the object that its handler misses first, if it is for that.
+
+        polled: it is a halt, and nobody is scheduled out for it. Raise ShutDown where not even a fault can be handled.
+        """
+        parts, full = event.parts, event.full
+        if polled:
+            parts, full = parts - BLOCKS, False
+        key = event.isa, event.reason, parts, full
+        found = self._missed.get(key, _UNDECIDED)
+        if found is _UNDECIDED:
+            found = self._missed[key] = self._decide(*key)
+        if found is None and event.wake_ns and not polled:
+            return WHATEVER_IS_MAPPED  # whoever sleeps is scheduled out
+        return found
+
+    def _decide(self, isa: Isa, reason: str, parts: frozenset[Part], full: bool) -> str | None:
+        policy = self.ht.policy
+        if policy.every_exit_full:
+            return WHATEVER_IS_MAPPED
+        if not self.vm:  # no space of a VM is loaded
+            return WHATEVER_IS_MAPPED if policy.needs_full(True, reason) else None
+        if full or policy.needs_full(False, reason):
+            if not policy.needs_full(True, reason):
+                return None
+            self._switch(reason)
+            return WHATEVER_IS_MAPPED
+        reach = self._reach_of_vm()
+        miss = reach.first_miss(footprint(isa, canonical(reason, isa).number, parts))
+        if miss is None or not policy.needs_full(True, reason):
+            return None
+        self._report(faulting.handle(reach, miss, self._log), miss.access.object, reason)
+        return miss.access.object
+
+    def _switch(self, reason: str) -> None:
+        """An exit leaves, whatever is mapped; what the switch itself touches may be missing."""
+        handled = faulting.switch(self._reach_of_vm(), self._log)
+        if handled is not None:
+            self._report(handled, handled.missing[0].access.object, reason)
+
+    def _report(self, handled: faulting.Handled, object_: str, reason: str) -> None:
+        """Note a fault, if its place is new; and that there is no room for more of them, once."""
+        ht, before, self._log = self.ht, self._log, handled.log
+        fault, ending = handled.fault, handled.ending
+        if len(self._log.places) > len(before.places):
+            show = self._reach_of_vm().isolated.host.symbols.show
+            ht.chronicle.fault(
+                {
+                    "vm": self.vm,
+                    "ip": fault.ip,
+                    "address": fault.address,
+                    "error": int(fault.error),
+                    "at": show(fault.ip),
+                    "on": show(fault.address),
+                    "object": object_,
+                    "reason": reason,
+                    "ending": ending.value,
+                    "trace": ";".join(map(show, fault.trace)) if self._log.stack else "",
+                },
+                ht.state.round,
+            )
+        elif self._log.unlogged == 1 > before.unlogged:
+            ht.chronicle.faults_full(len(self._log.places), ht.state.round)
+        if ending is faulting.Ending.STOPPED:
+            ht.chronicle.flush(ht.state.round)
+            raise ShutDown
+
+    # --- what is mapped -----------------------------------------------------------------------------------
+
+    def change(self) -> None:
+        """Make the changes that were told, unless a handler is on top."""
+        ht = self.ht
+        while self.changes and not ht.state.frames:
+            message = self.changes.popleft()
+            added = tuple(Entry(name, Level(level), split, step) for name, level, split, step in message["map"])
+            self._change(message["vm"], message["unmap"], added, message["generation"])
+            ht.link.tell({"op": "done", "id": message["id"]})
+
+    def _change(self, vm: int, gone: Iterable[str], added: tuple[Entry, ...], generation: int) -> None:
+        ht, mapped = self.ht, self._mapped[vm - 1]
+        gone = [name for name in gone if name in mapped]
+        for name in gone:
+            del mapped[name]
+        added = tuple(entry for entry in added if mapped.get(entry.object) != entry)
+        mapped.update((entry.object, entry) for entry in added)
+        if vm != self.vm:
+            return
+        ht.vcpu.count()  # what was decided by the mapping of before is noted under it
+        ht.chronicle.flush(ht.state.round)
+        self.forget()
+        if self._reach is not None:
+            isolated = self._reach.isolated
+            try:
+                for name in gone:
+                    isolated.unmap(name)
+                isolated.apply(added)
+            except MappingRefused:
+                self._reach = None  # it is built anew from all that is mapped
+        for name in gone:
+            ht.chronicle.mapping("space.unmap", vm, name, generation, ht.state.round)
+        for entry in added:
+            ht.chronicle.mapping("space.map", vm, entry.object, generation, ht.state.round)
