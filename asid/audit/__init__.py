@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from asid.audit.history import gather
+from asid.audit.spaces import Spaces
 from asid.audit.verdict import FAIL, PASS, UNKNOWN, Verdict, Window, judge, judge_records, story_of
 from asid.core.record import Record
 
@@ -37,7 +38,7 @@ def audit(source: Iterable[Record] | Path | str) -> Verdict:
         if damage is not None:
             where = "at its end" if damage.tail else "in the middle"
             text = f"{where}, byte {damage.offset}: {damage.reason}"
-        verdict = judge(history, text)
+        verdict = judge(history, text, Spaces(path.parent))
         if verdict.first is not None:
             verdict.story = story_of(reader, verdict.first[1])
     return verdict

@@ -16,6 +16,7 @@ TITLES = {
     "G3": "one VM to a core at a time",
     "G4": "no guest instruction after a kick",
     "G5": "rounds and incarnations only grow",
+    "G6": "what is not mapped makes a leave",
     "G8": "each injection done exactly once",
     "G9": "no guest where others' data is left",
     "G10": "NMI and #MC nest, restore, never wait",

@@ -16,9 +16,20 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from asid.audit.decided import Decided
 from asid.audit.frame import Frame
 from asid.audit.regime import INVOLUNTARY, UNSAID, Regime
-from asid.audit.rows import DoneRow, GateRow, InjectRow, IntrRow, IpiRow, LongWait, ModeRow, ProcessRow, SeenRow
+from asid.audit.rows import (
+    DoneRow,
+    GateRow,
+    InjectRow,
+    IntrRow,
+    IpiRow,
+    LongWait,
+    ModeRow,
+    ProcessRow,
+    SeenRow,
+)
 from asid.core.record import RECORD_TYPES, Record, bucket_of, fault_of
 
 FAULTS_KEPT = 5
@@ -49,6 +60,7 @@ class CoreHistory:
         self.long_waits: list[LongWait] = []  # in their hyperthreads' own words
         self.last_ts: dict[int, int] = {}  # by writer: a hyperthread's own records, -1 the coordinator's
         self.stamps = array("q")
+        self.decided = Decided()
 
     def hts(self) -> list[int]:
         """Return every hyperthread that was ever heard of, in order."""
@@ -241,9 +253,11 @@ class History:
         if modes and row.ts < modes[-1].ts:
             self._fault(f"record {record.seq}: the clock of c{record.core}h{record.ht} went back")
         modes.append(row)
+        if row.new == "GUEST":
+            self.core(record.core).decided.ran(record.ht, row.vm)
 
     def _on_exit(self, record: Record) -> None:
-        self._own(record)
+        core = self._own(record)
         n = record.data["n"]
         self.counts.exits += n
         if halt := record.data.get("halt"):
@@ -253,6 +267,7 @@ class History:
             self.counts.full += n
         else:
             self.counts.fast_ns += record.data["sum_ns"]
+            core.decided.was_fast(record, len(self.regimes))
         if self._exits_open:
             self._count_injected(record, n)
 
@@ -288,6 +303,8 @@ class History:
             modes = core.modes.get(record.ht)
             if modes and modes[-1].new == "HOST":
                 core.reasons[modes[-1].seq] = (record.data["reason"], record.seq)
+            if record.data.get("object"):
+                core.decided.missed_one(record)
             counts.leaves += 1
             counts.leave_wait[bucket] = counts.leave_wait.get(bucket, 0) + 1
             counts.leave_wait_max_ns = max(counts.leave_wait_max_ns, wait_ns)
@@ -316,6 +333,12 @@ class History:
         self.counts.ipis += 1
         self.counts.kicks_sent += row.why not in INVOLUNTARY
 
+    def _on_fault(self, record: Record) -> None:
+        self._own(record).decided.faulted(record)
+
+    def _on_mapped(self, record: Record) -> None:
+        self._own(record).decided.changed(record)
+
     def _on_flush(self, record: Record) -> None:
         core = self._own(record)
         if record.data["what"] != "control":
@@ -342,6 +365,9 @@ _HANDLERS: dict[str, Callable[[History, Record], None]] = {
     "kick.seen": History._on_seen,
     "ipi": History._on_ipi,
     "flush": History._on_flush,
+    "fault": History._on_fault,
+    "space.map": History._on_mapped,
+    "space.unmap": History._on_mapped,
 }
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 BARE = frozenset({"none", "nosmt", "core-sched"})
 UNGUARDED = frozenset({"none", "core-sched"})  # a guest beside HOST is what they allow
 GATELESS = frozenset({"none"})  # ... and this one beside another VM, too
+ISOLATING = frozenset({"asi", "asi-irqoff", "asi-stun"})  # exits are handled in the isolated address space
 UNFLUSHED = frozenset({"none"})
 IDLES_BARE = frozenset({"kick-except-idle"})  # a leave for idling kicks nobody
 VIA_OF_KICK = {"ack": "grant", "rendezvous": "grant", "send": "send", "stun": "stun"}
@@ -55,6 +56,11 @@ class Regime(NamedTuple):
         if self.rules in IDLES_BARE:
             return self.via, "bare"
         return (self.via, "grant") if self.rules == "nosmt" else (self.via,)  # an interrupt finds a parked sibling
+
+    @property
+    def isolates(self) -> bool:
+        """Whether what is mapped decides where an exit is handled."""
+        return self.rules in ISOLATING
 
     @property
     def flushes(self) -> bool:

@@ -86,6 +86,53 @@ class IpiRow(NamedTuple):
     why: str
 
 
+class FaultRow(NamedTuple):
+    """One isolation fault."""
+
+    ts: int
+    seq: int
+    vm: int
+    object: str
+    reason: str
+    ending: str
+
+
+class MissedRow(NamedTuple):
+    """One leave for something that the isolated space lacks. vm: whose space. decided_ns: when it was missed."""
+
+    ts: int
+    seq: int
+    vm: int
+    object: str
+    reason: str
+    decided_ns: int
+
+
+class MappedRow(NamedTuple):
+    """One space.map or, when not `mapped`, space.unmap."""
+
+    ts: int
+    seq: int
+    vm: int
+    object: str
+    generation: int
+    mapped: bool
+    level: str = "PTE"
+    split: bool = True
+
+
+class FastKind(NamedTuple):
+    """Fast exits that were decided alike. changes: how many changes of what is mapped its hyperthread had told before;
+    vms: those that it may have run; policies: how many there had been."""
+
+    ht: int
+    changes: int
+    vms: tuple[int, ...]
+    isa: str
+    reason: str
+    policies: int
+
+
 class InjectRow(NamedTuple):
     """One inject, of n."""
 

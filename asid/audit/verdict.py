@@ -23,10 +23,12 @@ from asid.audit.handlers import g10_interrupts
 from asid.audit.history import CoreHistory, History, gather
 from asid.audit.injections import g8_injections
 from asid.audit.intervals import Clash, Lease, clashes, leases, mode_intervals
+from asid.audit.isolation import g6_isolation
 from asid.audit.leaks import Leak, g9_flush
 from asid.audit.liveness import PENDING_NS, l1_leaves, l2_asks, l3_progress, waits_of
 from asid.audit.origins import holes
 from asid.audit.recovery import g11_fail_closed, l4_recovery
+from asid.audit.spaces import Spaces
 from asid.core.record import Record, as_map, percentile
 from asid.errors import EXIT_FAIL, EXIT_OK, EXIT_UNKNOWN
 
@@ -128,8 +130,9 @@ def summary(values_ns: list[int]) -> dict[str, int]:
     }
 
 
-def judge(history: History, damage: str | None = None) -> Verdict:
-    """Run every check over the history of a run. damage: what is wrong with the journal's file, or None."""
+def judge(history: History, damage: str | None = None, spaces: Spaces | None = None) -> Verdict:
+    """Run every check over the history of a run. damage: what is wrong with the journal's file, or None. spaces: what
+    was mapped, when the journal lies in a run directory."""
     intervals = {
         number: [row for ht in core.hts() for row in mode_intervals(history, core, ht)]
         for number, core in history.cores.items()
@@ -145,6 +148,7 @@ def judge(history: History, damage: str | None = None) -> Verdict:
         g3_one_vm(history, overlaps),
         g4_kick(history),
         g5_rounds(history),
+        g6_isolation(history, spaces),
         g8_injections(history),
         g9,
         g10_interrupts(history),

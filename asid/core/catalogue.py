@@ -7,6 +7,8 @@ from __future__ import annotations
 
 MODES = ("OFFLINE", "PARKED", "HOST", "ISOLATED", "GUEST")
 
+LEVELS = ("PTE", "PMD", "PUD", "P4D", "PGD")  # of page-table entries
+
 # How a hyperthread came to be in HOST. "grant": a leave that the gate granted after every lease was handed back (kicks
 # `ack` and `rendezvous`); "send", "stun": a leave that waits for nobody; "bare": one that kicks nobody; the others did
 # not ask.
@@ -102,8 +104,9 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     (
         "space.map",
         "hyperthread",
-        "vm:int object:str generation:int",
-        "from here on this hyperthread decides with the object mapped for the VM; generation counts the changes of the "
+        f"vm:int object:str generation:int level?:{'|'.join(LEVELS)} split?:bool",
+        "from here on this hyperthread decides with the object mapped for the VM, in entries of this level (left out: "
+        "PTE), of larger ones only the pages asked for (split; left out: true); generation counts the changes of the "
         "VM's mapping. Exits told before it were decided without",
     ),
     (

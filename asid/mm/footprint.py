@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
-from asid.core.exits import VMX_BASIC_MASK, Isa, name_of, normal_number
+from asid.core.exits import VMX_BASIC_MASK, Isa, find, name_of, normal_number
 from asid.core.exits_vmx import VMX_FLAGS
 from asid.errors import InputError
 from asid.mm import footprint_svm, footprint_vmx
@@ -149,6 +149,17 @@ def footprint(isa: Isa, number: int, parts: Iterable[Part] | None = None) -> tup
     """
     chosen = usual_parts(isa, number) if parts is None else frozenset(parts)
     return _footprint(isa, number, chosen)
+
+
+def footprint_of(reason: str, isa: Isa | None = None, *, whole: bool = False) -> tuple[Access, ...]:
+    """Return what handling an exit of this name touches at least; whole: with everything that details may ask for.
+
+    isa: None for that which the name tells. () for a name that no exit has.
+    """
+    known = find(reason, isa)
+    if known is None:
+        return ()
+    return _footprint(known.isa, known.number, frozenset(parts_of(known.isa, known.number)) if whole else NO_PARTS)
 
 
 @lru_cache(maxsize=1)

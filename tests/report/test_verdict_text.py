@@ -94,7 +94,7 @@ def test_a_verdict_of_nothing_at_all_can_be_shown():
 
 
 def test_one_line():
-    assert summary_line(audit(run(ASKED)).as_map()).startswith("PASS: 2 held, 0 broken, 11 not exercised")
+    assert summary_line(audit(run(ASKED)).as_map()).startswith("PASS: 2 held, 0 broken, 12 not exercised")
     line = summary_line(audit(run(*LEAK, policy="none")).as_map())
     assert line.startswith("FAIL: ") and "2 broken (G2, G9)" in line and line.endswith("exposure 1 x, max 61.0us")
 
