@@ -111,7 +111,7 @@ class Mce(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Space(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The isolated address spaces, as `asid space` builds them."""
+    """The isolated address spaces, as `asid space` builds them and runs have them."""
 
     layout: Annotated[
         Literal["x86-64-4level", "x86-64-5level"], Meta(description="Page-table layout of the emulated kernel.")

@@ -9,7 +9,8 @@ Rule 4. What turns out to make no exit fast is taken back at the end: it would e
 What is saved
     A full exit is one leave, and with siblings one kick of them. An object saves the full exits a second that would
     come back without it: of two objects that the same exits need, both save these. Rates are those of the workload,
-    per second of its vCPUs' own time: guest, handlers and halts.
+    per second of its vCPUs' own time: guest, handlers and halts. An exit that is full whatever is mapped is counted,
+    and nothing is learned from it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from asid.config import Loaded, vm_name
-from asid.core.exits import Isa, canonical, find_number, is_idle
+from asid.core.exits import Isa, canonical, is_idle
 from asid.errors import InputError
 from asid.guest import Exit, make_source
 from asid.mm.entry import ENTRIES, PAGE, Level
 from asid.mm.fault import FaultLog
 from asid.mm.faulting import handle
-from asid.mm.footprint import Access, footprint, parts_for
+from asid.mm.footprint import Access, footprint
 from asid.mm.host import Host
 from asid.mm.isolated import Entry, Isolated, object_of
 from asid.mm.objects import OBJECT
@@ -42,13 +43,14 @@ NS: Final = 1_000_000_000
 
 
 class Kind(NamedTuple):
-    """Exits that are handled alike: of one vCPU, one reason, with the same parts."""
+    """Exits that are handled alike: of one vCPU, one reason, with the same parts. full: whatever is mapped."""
 
     vcpu: int
     isa: Isa
     number: int
     name: str
     parts: frozenset[Part]
+    full: bool = False
 
     @property
     def accesses(self) -> tuple[Access, ...]:
@@ -96,16 +98,16 @@ class Addition(NamedTuple):
 
 
 class OfVm(NamedTuple):
-    """What was learned for one VM. before, after: the full exits' part of all, 0 to 1. refused: (object, whose, full
-    exits a second that miss it). left: kinds of exits that would be fast if all was mapped that may be.
-    curve: what each object buys and costs from where it began (`asid.space_pareto`); empty unless it was asked for.
-    """
+    """What was learned for one VM. before, after: the full exits' part of all, 0 to 1; anyway: of these, those that are
+    full whatever is mapped. refused: (object, whose, full
+    exits a second that miss it). left: kinds of exits that would be fast if all was mapped that may be."""
 
     name: str
     exits: int
     rate_hz: float
     before: float
     after: float
+    anyway: float
     additions: tuple[Addition, ...]
     refused: tuple[tuple[str, str, float], ...]
     dropped: tuple[str, ...]
@@ -143,11 +145,10 @@ def play(loaded: Loaded, vm: int, exits: int) -> Workload:
 def kind_of(event: Exit, vcpu: int, halt_poll_ns: int = 0) -> Kind:
     """Return what an exit's handling does. A halt that is polled for does not block."""
     isa, number, name = canonical(event.reason, event.isa)
-    row = find_number(isa, number)
-    parts = parts_for(isa, number, row.when if row else "", event.full)
+    parts = event.parts
     if is_idle(isa, number) and event.wake_ns <= halt_poll_ns:
         parts -= {Part.BLOCKS}
-    return Kind(vcpu, isa, number, name, parts)
+    return Kind(vcpu, isa, number, name, parts, event.full)
 
 
 def learn(loaded: Loaded, mapping: str, *, rounds: int, exits: int, secrets: bool, pareto: bool = False) -> Learned:
@@ -205,7 +206,7 @@ class _Learner:
         added: list[str] = []
         refused: list[str] = []
         for kind in self.work.counts:
-            miss = self._miss(kind)
+            miss = None if kind.full else self._miss(kind)
             if miss is None:
                 continue
             done = handle(self._reach(kind.vcpu), miss, self.log)
@@ -224,7 +225,7 @@ class _Learner:
     def finish(self) -> OfVm:
         """Take back what makes nothing fast, and say what each of the rest saves and exposes."""
         full_hz = self._full_hz()
-        left = sum(1 for kind in self.work.counts if self._miss(kind) and self._could(kind))
+        left = sum(1 for kind in self.work.counts if not kind.full and self._miss(kind) and self._could(kind))
         dropped: list[str] = []
         # While something is left, nothing is known to be of no use. One at a time: two may do the same for an exit.
         saves = self._saves()
@@ -241,6 +242,7 @@ class _Learner:
             total,
             self.before / total if total else 0.0,
             full_hz / total if total else 0.0,
+            sum(self.work.rate_hz(kind) for kind in self.work.counts if kind.full) / total if total else 0.0,
             additions,
             self._refused(),
             tuple(sorted(dropped)),
@@ -251,7 +253,7 @@ class _Learner:
         """Return for each object that was added the rate of the fast exits that nothing else would keep fast."""
         saves = dict.fromkeys(self.added, 0.0)
         for kind in self.work.counts:
-            if self._miss(kind):
+            if kind.full or self._miss(kind):
                 continue
             reach = self._reach(kind.vcpu)
             needed: set[str] = set()
@@ -281,6 +283,8 @@ class _Learner:
     def _refused(self) -> tuple[tuple[str, str, float], ...]:
         rates: dict[str, float] = {}
         for kind in self.work.counts:
+            if kind.full:
+                continue
             names = {_object_of(miss) for miss in self._reach(kind.vcpu).misses(kind.accesses)}
             for name in sorted(name for name in names if not self.may(name)):
                 rates[name] = rates.get(name, 0.0) + self.work.rate_hz(kind)
@@ -302,7 +306,7 @@ class _Learner:
         return self._reach(kind.vcpu).first_miss(kind.accesses)
 
     def _full_hz(self) -> float:
-        return sum(self.work.rate_hz(kind) for kind in self.work.counts if self._miss(kind))
+        return sum(self.work.rate_hz(kind) for kind in self.work.counts if kind.full or self._miss(kind))
 
     def _entry(self, name: str) -> Entry:
         """Return how an object is mapped: in pages of its own, or in entries of 2 MiB where it fills them."""

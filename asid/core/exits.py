@@ -1,9 +1,9 @@
-"""VM exit reasons: numbers, names, and whether handling one needs the full address space.
+"""VM exit reasons: numbers, names, and how often the details of one take its handling further than others.
 
 Rule 1. A reason is (isa, number). Names are for people: the kernel's name is the one we print, every other is read.
-Rule 2. This file reads no clock and draws no random number: who asks `needs_full` brings the draw.
-Rule 3. `Handling` is the only door to "is this exit full?". Today a table answers (`TableHandling`); a model of the
-        address space can answer later without a change in any guest source.
+Rule 2. This file reads no clock and draws no random number.
+Rule 3. Whether an exit is fast is not said here: that is up to what its handling touches (`asid.mm.footprint`) and what
+        is mapped.
 
 Names
     `canonical` reads the kernel's text (`EPT_VIOLATION`, `npf`, `PF excp`), the trace plugin's (`PENDING_INTERRUPT`,
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple, Protocol, cast
+from typing import Final, Literal, NamedTuple, cast
 
 from asid.core.exits_svm import SVM_ROWS
 from asid.core.exits_vmx import VMX_FLAGS, VMX_ROWS, Row
@@ -41,41 +41,36 @@ class Canonical(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExitReason:
-    """One row of the table. `full_fraction` is the share of exits that need the full address space, 0.0 to 1.0.
-
-    `when` says what that share depends on: "userspace", "schedule", "host", or "" when the share is 0 or 1.
+    """One row of the table. `share` of its exits, above 0.0 and below 1.0, have a detail that takes their handling
+    further: to where `when` says. 0.0 and "" where the exits of a reason do not differ.
     """
 
     isa: Isa
     number: int
     name: str
     other_names: tuple[str, ...]
-    full_fraction: float
+    share: float
     when: When
     why: str
-
-    @property
-    def handling(self) -> Literal["fast", "full", "conditional"]:
-        """fast: isolated address space only. full: always leaves it. conditional: see `full_fraction` and `when`."""
-        if self.full_fraction == 0.0:
-            return "fast"
-        return "full" if self.full_fraction == 1.0 else "conditional"
 
     @property
     def canonical(self) -> Canonical:
         return Canonical(self.isa, self.number, self.name)
 
 
+def _read_row(isa: Isa, row: Row) -> ExitReason:
+    if len(row) == 4:
+        number, name, others, why = row
+        return ExitReason(isa, number, name, others, 0.0, "", why)
+    number, name, others, share, when, why = row
+    assert 0.0 < share < 1.0, row
+    assert when in ("userspace", "schedule", "host"), row
+    return ExitReason(isa, number, name, others, share, cast(When, when), why)
+
+
 def _read_rows(isa: Isa, rows: tuple[Row, ...]) -> tuple[ExitReason, ...]:
-    reasons = tuple(
-        ExitReason(isa, number, name, others, fraction, cast(When, when), why)
-        for number, name, others, fraction, when, why in rows
-    )
-    for reason in reasons:
-        assert 0.0 <= reason.full_fraction <= 1.0, reason
-        assert reason.when in ("", "userspace", "schedule", "host"), reason
-        assert (reason.when == "") == (reason.handling != "conditional"), reason
-        assert reason.why, reason
+    reasons = tuple(_read_row(isa, row) for row in rows)
+    assert all(reason.why for reason in reasons), f"{isa}: a reason without a why"
     assert len({r.number for r in reasons}) == len(reasons), f"{isa}: a number twice"
     return reasons
 
@@ -248,33 +243,3 @@ def suggestions(text: str, isa: Isa | None = None) -> tuple[str, ...]:
 def is_idle(isa: str, number: int) -> bool:
     """True for HLT and its kin: the vCPU waits to be woken, so the time until its next entry is not service time."""
     return (isa, number & VMX_BASIC_MASK if isa == "vmx" else number) in _IDLE
-
-
-class Handling(Protocol):
-    """Says whether the handling of one exit needs the full address space."""
-
-    def needs_full(self, isa: str, number: int, draw: float) -> bool:
-        """Return True for a full exit. `draw` is uniform in [0, 1), from the caller's own seeded source."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TableHandling:
-    """`Handling` by the table of this file: full when the draw falls below the reason's share.
-
-    A number that is not in the table, and an entry that failed (bit 31 on VMX), is full: in doubt, leave.
-    """
-
-    def needs_full(self, isa: str, number: int, draw: float) -> bool:
-        assert 0.0 <= draw < 1.0, draw
-        return draw < self.full_fraction(isa, number)
-
-    def full_fraction(self, isa: str, number: int) -> float:
-        """Return the share of exits of this kind that are full, 0.0 to 1.0."""
-        if isa == "vmx" and number & (1 << 31):
-            return 1.0
-        row = find_number(isa, number)
-        return 1.0 if row is None else row.full_fraction
-
-
-TABLE_HANDLING: Final = TableHandling()

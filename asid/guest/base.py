@@ -23,8 +23,9 @@ class Exit(NamedTuple):
     """One VM exit: how long the guest runs before it, why it exits, how long its handling takes.
 
     All times are nanoseconds, never negative. `wake_ns` is the time a halted vCPU sleeps before it can run again; it
-    is 0 for every other reason. `reason` is the kernel's name. `parts` is what the exit's details ask for beyond the
-    least that its handling takes, see `asid.mm.parts`.
+    is 0 for every other reason. `reason` is the kernel's name. `full`: it needs the full address space whatever is
+    mapped; else the mapping and `parts` decide, which is what its details ask for beyond the least that its handling
+    takes, see `asid.mm.parts`.
     """
 
     after_ns: int

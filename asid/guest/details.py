@@ -10,11 +10,13 @@ Pure: a draw comes in as a number in [0, 1), parts go out.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from asid.core.exits import Isa, find_number
-from asid.mm.footprint import parts_for, usual_parts
+from asid.mm.footprint import footprint, parts_for, usual_parts
 from asid.mm.parts import Part
+
+TO_USERSPACE: Final = "prepare_exit_to_usermode"
 
 
 class Details(NamedTuple):
@@ -37,16 +39,16 @@ def details_of(isa: Isa, number: int) -> Details:
     row = None if isa == "vmx" and number & 1 << 31 else find_number(isa, number)
     if row is None or not row.when:
         return Details(usual, usual, 0.0)
-    return Details(usual, parts_for(isa, number, row.when, True), row.full_fraction)
+    return Details(usual, parts_for(isa, number, row.when, True), row.share)
 
 
 def went_to_vmm(isa: Isa, number: int) -> frozenset[Part] | None:
-    """Return the parts of an exit that went on to the VMM; None when its handler has no part that would take it there.
+    """Return the parts of an exit that went on to the VMM; None when its handler would not have taken it there.
 
     Then it did for another reason (a signal, a request of the VMM), and needed the full address space whatever it was.
     """
     parts = parts_for(isa, number, "userspace", True)
-    return parts if parts != usual_parts(isa, number) else None
+    return parts if any(access.function == TO_USERSPACE for access in footprint(isa, number, parts)) else None
 
 
 def stayed_in_kernel(isa: Isa, number: int, draw: float) -> frozenset[Part]:

@@ -35,7 +35,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from asid.core.exits import TABLE_HANDLING, Canonical, Isa, find, is_idle, suggestions
+from asid.core.exits import Canonical, Isa, find, is_idle, suggestions
 from asid.errors import ConfigError, InputError
 from asid.guest.base import Exit
 from asid.guest.details import details_of
@@ -120,12 +120,8 @@ def _two_exits(entry: MixEntry) -> tuple[float, Exit, Exit]:
     if entry.full is not None:
         return entry.full, Exit(0, name, isa, 0, False), Exit(0, name, isa, 0, True)
     details = details_of(isa, number)
-    share = TABLE_HANDLING.full_fraction(isa, number)
-    return (
-        share,
-        Exit(0, name, isa, 0, False, 0, details.usual),
-        Exit(0, name, isa, 0, True, 0, details.further),
-    )
+    less, more = (Exit(0, name, isa, 0, False, 0, parts) for parts in (details.usual, details.further))
+    return details.share, less, more
 
 
 class _Times(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from asid.core.exits import TABLE_HANDLING, find_number, is_idle
+from asid.core.exits import is_idle
 from asid.errors import InputError
 from asid.guest.base import DURATION_NS_MAX, Exit
 from asid.guest.details import details_of, stayed_in_kernel, went_to_vmm
@@ -132,19 +132,13 @@ def _to_exit(pair: Pair, told: bool, draw: float) -> Exit:
         parts = stayed_in_kernel(isa, number, draw)
     else:
         parts = details_of(isa, number).parts(draw)
-    if pair.userspace or idle:
-        full = True
-    else:
-        row = find_number(isa, number)
-        only_userspace = row is not None and row.when == "userspace"
-        full = False if told and only_userspace else TABLE_HANDLING.needs_full(isa, number, draw)
     elapsed_ns = min(pair.service, DURATION_NS_MAX)
     return Exit(
         after_ns=min(pair.guest or 0, DURATION_NS_MAX),
         reason=name,
         isa=isa,
         service_ns=0 if idle else elapsed_ns,
-        full=full,
+        full=parts is None,
         wake_ns=elapsed_ns if idle else 0,
         parts=NO_PARTS if parts is None else parts,
     )

@@ -15,6 +15,7 @@ from asid.core.hyperthread import WORK, Frame, HyperthreadState, Phase, Spec, Wh
 from asid.core.record import bucket_of
 from asid.guest.base import Exit
 from asid.live.notebook import RAW, Notebook, Tally, exit_data
+from asid.mm.isolated import Entry
 
 TO_GUEST = (set_mode(Mode.GUEST),)
 _NAMES = tuple(mode.name for mode in Mode)
@@ -215,9 +216,14 @@ class Chronicle:
         """Places of faults are kept no more."""
         self.notebook.note("fault.full", {"places": places}, round_)
 
-    def mapping(self, kind: str, vm: int, name: str, generation: int, round_: int) -> None:
-        """An object of this VM was mapped, or unmapped (kind), behind all exits that are noted."""
-        self.notebook.note(kind, {"vm": vm, "object": name, "generation": generation}, round_)
+    def mapped(self, vm: int, entry: Entry, generation: int, round_: int) -> None:
+        """An object of this VM was mapped, behind all exits that are noted."""
+        data = {"vm": vm, "object": entry.object, "generation": generation}
+        self.notebook.note("space.map", {**data, "level": entry.level.name, "split": entry.split}, round_)
+
+    def unmapped(self, vm: int, name: str, generation: int, round_: int) -> None:
+        """An object of this VM was unmapped, behind all exits that are noted."""
+        self.notebook.note("space.unmap", {"vm": vm, "object": name, "generation": generation}, round_)
 
     def flush(self, round_: int) -> None:
         self.tally.note(self.notebook, round_)

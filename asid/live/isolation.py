@@ -11,7 +11,8 @@ Rule 4. A change is made between two actions, when the fast exits before it are 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +26,7 @@ from asid.mm.fault import FaultLog
 from asid.mm.footprint import footprint
 from asid.mm.isolated import Entry
 from asid.mm.parts import Part
-from asid.mm.reach import Reach
+from asid.mm.reach import Miss, Reach
 from asid.space_build import host_of, isolated_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 BLOCKS: Final = frozenset({Part.BLOCKS})
 WHATEVER_IS_MAPPED: Final = ""  # missed by an exit that is full and would be with any mapping, or by its policy
 _UNDECIDED: Final = "?"
+
+
+Kind = tuple[Isa, str, frozenset[Part], bool]  # of exits that are decided alike: full, whatever is mapped
 
 
 class ShutDown(Exception):
@@ -52,7 +56,8 @@ class Isolation:
         self._mapped = [{entry.object: entry for entry in entries} for entries in birth.mapping]
         self._log = FaultLog(stack=birth.config.space.page_fault_stack)
         self._reach: Reach | None = None
-        self._missed: dict[tuple[Isa, str, frozenset[Part], bool], str | None] = {}
+        self._missed: dict[Kind, str | None] = {}
+        self._due: dict[Kind, Callable[[], None]] = {}  # reports of kinds that are decided and were not there yet
 
     # --- whose --------------------------------------------------------------------------------------------
 
@@ -65,6 +70,7 @@ class Isolation:
     def forget(self) -> None:
         """Decide anew from here on: the policy, the VM or what is mapped is another."""
         self._missed.clear()
+        self._due.clear()
 
     def prepare(self) -> None:
         """Build the space now, if exits are going to ask for it."""
@@ -90,14 +96,25 @@ class Isolation:
         if polled:
             parts, full = parts - BLOCKS, False
         key = event.isa, event.reason, parts, full
-        found = self._missed.get(key, _UNDECIDED)
-        if found is _UNDECIDED:
-            found = self._missed[key] = self._decide(*key)
+        found = self._found(key)
+        if self._due and (report := self._due.pop(key, None)) is not None:
+            report()
         if found is None and event.wake_ns and not polled:
             return WHATEVER_IS_MAPPED  # whoever sleeps is scheduled out
         return found
 
-    def _decide(self, isa: Isa, reason: str, parts: frozenset[Part], full: bool) -> str | None:
+    def misses(self, event: Exit) -> bool:
+        """Say whether an exit that is yet to come will be full; if it faults, that is reported when it is there."""
+        return self._found((event.isa, event.reason, event.parts, event.full)) is not None
+
+    def _found(self, key: Kind) -> str | None:
+        found = self._missed.get(key, _UNDECIDED)
+        if found is _UNDECIDED:
+            found = self._missed[key] = self._decide(key)
+        return found
+
+    def _decide(self, key: Kind) -> str | None:
+        isa, reason, parts, full = key
         policy = self.ht.policy
         if policy.every_exit_full:
             return WHATEVER_IS_MAPPED
@@ -106,14 +123,18 @@ class Isolation:
         if full or policy.needs_full(False, reason):
             if not policy.needs_full(True, reason):
                 return None
-            self._switch(reason)
+            self._due[key] = partial(self._switch, reason)
             return WHATEVER_IS_MAPPED
         reach = self._reach_of_vm()
         miss = reach.first_miss(footprint(isa, canonical(reason, isa).number, parts))
         if miss is None or not policy.needs_full(True, reason):
             return None
-        self._report(faulting.handle(reach, miss, self._log), miss.access.object, reason)
+        self._due[key] = partial(self._fault, miss, reason)
         return miss.access.object
+
+    def _fault(self, miss: Miss, reason: str) -> None:
+        """The handler of an exit misses something."""
+        self._report(faulting.handle(self._reach_of_vm(), miss, self._log), miss.access.object, reason)
 
     def _switch(self, reason: str) -> None:
         """An exit leaves, whatever is mapped; what the switch itself touches may be missing."""
@@ -180,6 +201,6 @@ class Isolation:
             except MappingRefused:
                 self._reach = None  # it is built anew from all that is mapped
         for name in gone:
-            ht.chronicle.mapping("space.unmap", vm, name, generation, ht.state.round)
+            ht.chronicle.unmapped(vm, name, generation, ht.state.round)
         for entry in added:
-            ht.chronicle.mapping("space.map", vm, entry.object, generation, ht.state.round)
+            ht.chronicle.mapped(vm, entry, generation, ht.state.round)

@@ -288,7 +288,7 @@ class Vcpu:
             return
         if ht.notebook.full:
             ht.notebook.flush()
-        if event.service_ns or not self.loops() or ht.isolation.missed(event) is not None:
+        if event.service_ns or not self.loops() or ht.isolation.misses(event):
             if self.retire():
                 self.aside = (self.exit, self.until_ns)
                 self.exit = event

@@ -48,6 +48,7 @@ def learned_text(found: Learned, columns: Callable[..., str]) -> str:
         lines.append("")
     for vm in found.vms:
         shares = f"full {vm.before:.1%} before, {vm.after:.1%} after"
+        shares += f" ({vm.anyway:.1%} whatever is mapped)" if vm.anyway else ""
         lines.append(f"{vm.name}: {vm.exits:,} exits, {vm.rate_hz:,.0f}/s; {shares}")
         if vm.additions:
             rows = [
@@ -106,5 +107,7 @@ def _whose(name: str) -> str:
 
 def _outcome(found: Learned) -> str:
     if found.complete:
-        return "no fault is left" if not any(vm.after for vm in found.vms) else "the faults left need secrets"
-    return "UNKNOWN: the rounds ran out; more would be added"
+        lines.append("no fault is left" if not any(vm.refused for vm in found.vms) else "the faults left need secrets")
+    else:
+        lines.append("UNKNOWN: the rounds ran out; more would be added")
+    return "\n".join(lines)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asid.core import exits
-from asid.core.exits import SVM, TABLE_HANDLING, VMX, Canonical, canonical, find, find_number, is_idle, name_of
+from asid.core.exits import SVM, VMX, Canonical, canonical, find, find_number, is_idle, name_of
 from asid.core.exits_vmx import VMX_FLAGS
 from asid.errors import InputError
 
@@ -163,40 +163,24 @@ def test_plugin_names_mean_the_kernel_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "handling"),
+    ("name", "share", "when"),
     [
-        ("CPUID", "fast"),
-        ("MSR_WRITE", "fast"),
-        ("PREEMPTION_TIMER", "fast"),
-        ("msr", "fast"),
-        ("vintr", "fast"),
-        ("HLT", "full"),
-        ("hlt", "full"),
-        ("EXTERNAL_INTERRUPT", "full"),
-        ("interrupt", "full"),
-        ("EPT_VIOLATION", "full"),
-        ("npf", "full"),
-        ("TRIPLE_FAULT", "full"),
-        ("IO_INSTRUCTION", "conditional"),
-        ("io", "conditional"),
-        ("EPT_MISCONFIG", "conditional"),
-        ("PAUSE_INSTRUCTION", "conditional"),
+        ("CPUID", 0.0, ""),
+        ("msr", 0.0, ""),
+        ("HLT", 0.0, ""),
+        ("EXTERNAL_INTERRUPT", 0.0, ""),
+        ("npf", 0.0, ""),
+        ("IO_INSTRUCTION", 0.5, "userspace"),
+        ("EPT_MISCONFIG", 0.5, "userspace"),
+        ("io", 0.5, "userspace"),
+        ("PAUSE_INSTRUCTION", 0.05, "schedule"),
+        ("CR_ACCESS", 0.25, "host"),
     ],
 )
-def test_handling_class(name: str, handling: str) -> None:
+def test_only_where_exits_of_a_reason_differ_there_is_a_share(name: str, share: float, when: str) -> None:
     reason = canonical(name)
     row = find_number(reason.isa, reason.number)
-    assert row is not None and row.handling == handling
-    draws = [n / 1000 for n in range(1000)]
-    full = sum(TABLE_HANDLING.needs_full(reason.isa, reason.number, draw) for draw in draws)
-    assert full == pytest.approx(1000 * row.full_fraction, abs=1)
-
-
-def test_in_doubt_the_handling_leaves() -> None:
-    assert TABLE_HANDLING.needs_full("vmx", 9999, 0.999)
-    assert TABLE_HANDLING.needs_full("svm", 9999, 0.999)
-    assert TABLE_HANDLING.needs_full("vmx", 10 | 1 << 31, 0.999)  # a failed entry, whatever the reason
-    assert not TABLE_HANDLING.needs_full("vmx", 10, 0.0)
+    assert row is not None and (row.share, row.when) == (share, when)
 
 
 def test_idle_reasons() -> None:

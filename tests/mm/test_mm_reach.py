@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from full_exits import is_full
 
 from asid.config import MAPPINGS
 from asid.core.exits import SVM, VMX
@@ -43,7 +44,7 @@ def test_with_all_that_is_no_secret_an_exit_is_as_fast_as_the_table_of_exits_has
     _, reach = everything_open
     neighbours = set()  # of what is mapped, in one page: such an access does not fault
     for reason in VMX + SVM:
-        assert reach.is_fast(reason.isa, reason.number) == (reason.handling != "full"), reason.name
+        assert reach.is_fast(reason.isa, reason.number) == (not is_full(reason.isa, reason.name)), reason.name
         for part in parts_of(reason.isa, reason.number):
             if part.when and reach.is_fast(reason.isa, reason.number, frozenset({part})):
                 neighbours |= {
@@ -64,10 +65,10 @@ def test_under_the_allowed_mapping_an_exit_is_full_as_the_table_of_exits_has_it(
     _, reach = make(ALLOWED, **layout)
     assert survives(reach) == () and switch(reach, FaultLog()) is None
     for reason in VMX + SVM:
-        isa, number = reason.isa, reason.number
-        assert reach.is_fast(isa, number) == (reason.handling != "full"), reason.name
-        assert reach.is_fast(isa, number, parts_for(isa, number, reason.when, False)) == (reason.handling != "full")
-        if reason.handling == "conditional" and reach.is_fast(isa, number, parts_for(isa, number, reason.when, True)):
+        isa, number, full = reason.isa, reason.number, is_full(reason.isa, reason.name)
+        assert reach.is_fast(isa, number) == (not full), reason.name
+        assert reach.is_fast(isa, number, parts_for(isa, number, reason.when, False)) == (not full)
+        if reason.when and reach.is_fast(isa, number, parts_for(isa, number, reason.when, True)):
             beside.add(reason.name)
     assert beside == {"RDPMC", "rdpmc"}
 
