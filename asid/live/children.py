@@ -194,15 +194,16 @@ class Children:
     """
 
     def __init__(
-        self, node: Node, root: Path, on_death: Callable[[Child, int], None], say: Callable[[str], None]
-    ) -> None:
+        self, node: Node, root: Path, on_death: Callable[[Child, int], None], say: Callable[[str], None],
+        config: Path | None = None,
+    ) -> None:  # fmt: skip
         self.by_place: dict[Place, Child] = {}
         self._node = node
         self._on_death = on_death
         self._say = say
         self._unsaid: dict[int, BaseProcess] = {}  # by sentinel: dead and told, but for the fork server's word
         SPAWN.set_forkserver_preload(PRELOAD)
-        fork_server.settle(root)
+        fork_server.settle(root, config)
 
     def bear(self, birth: Birth, ring_fd: int, now_ns: int) -> Child:
         """Start a process. The place must be empty: a death is done with before the next birth. Raise OSError."""

@@ -222,7 +222,7 @@ class Chronicle:
         self.notebook.note("space.map", {**data, "level": entry.level.name, "split": entry.split}, round_)
 
     def unmapped(self, vm: int, name: str, generation: int, round_: int) -> None:
-        """An object of this VM was unmapped, behind all exits that are noted."""
+        """An object of this VM was unmapped, likewise."""
         self.notebook.note("space.unmap", {"vm": vm, "object": name, "generation": generation}, round_)
 
     def flush(self, round_: int) -> None:

@@ -119,7 +119,7 @@ class Daemon(Parent):
             capabilities=("live", "events.fetch", "jobs"),
         )  # fmt: skip
         self.control = Control(self.operations, identity)
-        self.children = Children(self.node, self.paths.root, self.on_death, self.warn)
+        self.children = Children(self.node, self.paths.root, self.on_death, self.warn, self.run_dir.resolved)
         self.node.add_socket(self.urgent, lambda frames: self._on_request(self.urgent, frames, urgent=True))
         self.node.add_socket(self.ctl, lambda frames: self._on_request(self.ctl, frames, urgent=False))
         self.node.add_socket(self.link, self.on_link)

@@ -21,6 +21,7 @@ from asid.live.sockets import ipc_endpoint
 
 BIRTH_S: Final = 20.0  # the first birth includes the fork server's own start, on a host that may be busy
 LOOK_S: Final = 0.02
+CONFIG: Final = "ASID_NEST_CONFIG"  # variable of its environment, from which a path is read
 LISTENER: Final = "listener-12345678"  # what multiprocessing calls its socket, the last eight at random
 
 _server: Any = forkserver._forkserver  # its lock is held while it is reaped: under it, its pid is its own
@@ -34,13 +35,16 @@ class ForkServerEnded(OSError):
         super().__init__(errno.EOWNERDEAD, "the fork server ended during a birth")
 
 
-def settle(root: Path) -> None:
+def settle(root: Path, config: Path | None = None) -> None:
     """Have its socket in the instance's directory, where whoever clears up finds it. Raise ConfigError: no room there.
 
-    In a directory that multiprocessing makes it would outlive a daemon that is killed.
+    In a directory that multiprocessing makes it would outlive a daemon that is killed. config: of the machine, for what
+    children have in common (`asid.live.nest`); there is no other way to tell it than its environment.
     """
     ipc_endpoint(root / LISTENER)
     _current._config["tempdir"] = str(root)
+    if config is not None:
+        os.environ[CONFIG] = str(config)
 
 
 def wake() -> int:
@@ -76,6 +80,7 @@ def end() -> None:
     with contextlib.suppress(OSError):  # of its socket, which may be cleared away already
         _server._stop()
     _current._config["tempdir"] = None
+    os.environ.pop(CONFIG, None)
 
 
 @contextlib.contextmanager

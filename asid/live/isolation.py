@@ -1,7 +1,8 @@
 """What isolated address spaces mean to one hyperthread: is an exit handled there, and if not, what did it miss first?
 
-Rule 1. It knows what is mapped of every VM, and keeps the space of the VM that it runs: built where nobody waits for
-        it, else when it is first asked. Under a policy whose every exit is full there is none to ask.
+Rule 1. It knows what is mapped of every VM, and has the space of the VM that it runs: that which the fork server built
+        for all, with what has changed since; else its own, built when it is first asked. Under a policy whose every
+        exit is full there is none to ask.
 Rule 2. Kinds of exits are decided once a mapping: by reason, parts, and whether they are full whatever is mapped.
 Rule 3. A miss is reported when its kind is decided, which is when the first exit of that kind is there: once a place
         and life of the hyperthread. Handlers of NMI and #MC ask nothing here.
@@ -10,24 +11,25 @@ Rule 4. A change is made between two actions, when the fast exits before it are 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from asid.config import Loaded
+from asid.config import Loaded, load
 from asid.core.exits import Isa, canonical
-from asid.errors import MappingRefused
+from asid.errors import AsidError, MappingRefused
 from asid.guest.base import Exit
 from asid.mm import faulting
 from asid.mm.entry import Level
 from asid.mm.fault import FaultLog
 from asid.mm.footprint import footprint
-from asid.mm.isolated import Entry
+from asid.mm.isolated import Entry, Isolated
 from asid.mm.parts import Part
-from asid.mm.reach import Miss, Reach
-from asid.space_build import host_of, isolated_of
+from asid.mm.reach import Reach
+from asid.space_build import host_of, isolated_of, mapping_at_start
 
 if TYPE_CHECKING:
     from asid.live.hyperthread import Hyperthread
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 BLOCKS: Final = frozenset({Part.BLOCKS})
 WHATEVER_IS_MAPPED: Final = ""  # missed by an exit that is full and would be with any mapping, or by its policy
 _UNDECIDED: Final = "?"
+BUILD_NS: Final = 500_000_000  # that a start may take longer for what is built once for all
+_built: dict[int, Isolated] = {}  # by VM; in a child it is a copy of the fork server's
 
 
 Kind = tuple[Isa, str, frozenset[Part], bool]  # of exits that are decided alike: full, whatever is mapped
@@ -42,6 +46,26 @@ Kind = tuple[Isa, str, frozenset[Part], bool]  # of exits that are decided alike
 
 class ShutDown(Exception):
     """Nothing more can be run here: a #MC while the last one is in progress, or a triple fault."""
+
+
+def build(config: Path) -> None:
+    """Build the spaces that exits will ask for, for every child that is forked from this process later.
+
+    config: of the machine. What cannot be built is left to the children, who have somebody to tell.
+    """
+    until_ns = time.monotonic_ns() + BUILD_NS
+    try:
+        loaded = load(config)
+        busy = [vm for vm, spec in enumerate(loaded.config.vm, start=1) if spec.guest.source != "idle"]
+        if not busy:
+            return
+        host, entries = host_of(loaded), mapping_at_start(loaded)
+        for vm in busy:
+            if time.monotonic_ns() >= until_ns:
+                return
+            _built[vm] = isolated_of(host, vm, entries[vm])
+    except AsidError:
+        return
 
 
 class Isolation:
@@ -72,18 +96,31 @@ class Isolation:
         self._missed.clear()
         self._due.clear()
 
-    def prepare(self) -> None:
-        """Build the space now, if exits are going to ask for it."""
-        if self.vm and not self.ht.policy.every_exit_full:
-            self._reach_of_vm()
-
     def _reach_of_vm(self) -> Reach:
         if self._reach is None:
-            birth = self.ht.birth
-            host = host_of(Loaded(birth.config, None, "", Path(birth.base_dir), {}))
-            isolated = isolated_of(host, self.vm, tuple(self._mapped[self.vm - 1].values()))
+            isolated = self._prepared() or self._own()
             self._reach = Reach(isolated, self.ht.vcpu.number, self._cpu)
         return self._reach
+
+    def _prepared(self) -> Isolated | None:
+        """Return the space that the fork server built, with what is mapped now; None when there is none."""
+        isolated, mapped = _built.get(self.vm), self._mapped[self.vm - 1]
+        if isolated is None:
+            return None
+        built = {entry.object: entry for entry in isolated.entries}
+        gone = [name for name, entry in built.items() if mapped.get(name) != entry]
+        added = tuple(entry for name, entry in mapped.items() if built.get(name) != entry)
+        try:
+            change(isolated, gone, added)
+        except MappingRefused:  # in this order; in another it was not
+            del _built[self.vm]
+            return None
+        return isolated
+
+    def _own(self) -> Isolated:
+        birth = self.ht.birth
+        host = host_of(Loaded(birth.config, None, "", Path(birth.base_dir), {}))
+        return isolated_of(host, self.vm, tuple(self._mapped[self.vm - 1].values()))
 
     # --- exits --------------------------------------------------------------------------------------------
 
@@ -182,9 +219,7 @@ class Isolation:
 
     def _change(self, vm: int, gone: Iterable[str], added: tuple[Entry, ...], generation: int) -> None:
         ht, mapped = self.ht, self._mapped[vm - 1]
-        gone = [name for name in gone if name in mapped]
-        for name in gone:
-            del mapped[name]
+        gone = [name for name in gone if mapped.pop(name, None)]
         added = tuple(entry for entry in added if mapped.get(entry.object) != entry)
         mapped.update((entry.object, entry) for entry in added)
         if vm != self.vm:
@@ -193,14 +228,20 @@ class Isolation:
         ht.chronicle.flush(ht.state.round)
         self.forget()
         if self._reach is not None:
-            isolated = self._reach.isolated
             try:
-                for name in gone:
-                    isolated.unmap(name)
-                isolated.apply(added)
+                change(self._reach.isolated, gone, added)
             except MappingRefused:
+                _built.pop(vm, None)
                 self._reach = None  # it is built anew from all that is mapped
         for name in gone:
             ht.chronicle.unmapped(vm, name, generation, ht.state.round)
         for entry in added:
             ht.chronicle.mapped(vm, entry, generation, ht.state.round)
+
+
+def change(isolated: Isolated, gone: Iterable[str], added: tuple[Entry, ...]) -> None:
+    """Unmap and map objects of a space, all of them or none. Raise MappingRefused."""
+    with isolated.space.table.all_or_nothing():
+        for name in gone:
+            isolated.unmap(name)
+        isolated.apply(added)

@@ -31,6 +31,7 @@ from asid.errors import HostUnsuitable, InputError, PermissionRefused, refused_b
 
 JOURNAL = "journal.asid"
 MANIFEST = "manifest.json"
+RESOLVED = "config.resolved.json"
 SPACE = "space.toml"  # what the isolated space of each VM maps at the start; of no VM, no file
 LATEST = "latest"
 FREE_BYTES_MIN = 16 << 20  # some seconds of journal at full rate; less means the run would be worthless
@@ -61,6 +62,10 @@ class RunDir:
     @property
     def journal(self) -> Path:
         return self.path / JOURNAL
+
+    @property
+    def resolved(self) -> Path:
+        return self.path / RESOLVED
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest, with `status` as it is now; an empty map when there is none that can be read."""
@@ -140,7 +145,7 @@ def create_run(
         )
     run = RunDir(made)
     write_atomically(made / "config.toml", config_text)
-    run.write_json("config.resolved.json", resolved)
+    run.write_json(RESOLVED, resolved)
     if mapping_text:
         write_atomically(made / SPACE, mapping_text)
     mapped = ["--space", "SPACE"] if mapping_text else []

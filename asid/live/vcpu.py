@@ -62,8 +62,6 @@ class Vcpu:
         self.from_injection = False
         self.exhausted = False
         self.ht.isolation.attach(vm)
-        if vm and self.ht.birth.config.vm[vm - 1].guest.source != "idle":
-            self.ht.isolation.prepare()
         if not vm:
             self.ht.link.tell({"op": "idle"})
 

@@ -80,7 +80,7 @@ class Ward:
 
 @pytest.fixture
 def ward(monkeypatch):
-    monkeypatch.setattr(fork_server, "settle", lambda root: None)
+    monkeypatch.setattr(fork_server, "settle", lambda root, config: None)
     monkeypatch.setattr(fork_server, "end", lambda: None)
     monkeypatch.setattr(fork_server, "wake", lambda: 0)
     return Ward()

@@ -242,7 +242,7 @@ def test_without_entry_code_the_hyperthread_is_lost(make):
 
 def test_where_every_exit_is_full_nothing_is_isolated_and_nothing_faults(make, monkeypatch):
     one = make(policy="kick-every-exit", mapping="minimal")
-    monkeypatch.setattr(isolation, "host_of", None)
+    monkeypatch.setattr(isolation, "host_of", None)  # not even built
     one.enter()
     assert exits(one, CPUID)
     assert of_type(one, "fault") == []
@@ -257,3 +257,50 @@ def test_an_interrupt_leaves_for_what_devices_handlers_touch(make):
     assert one.ht.irqs.missed(one.ht.irqs.lines[0]) is None
     one.ht.isolation.attach(0)
     assert one.ht.isolation.missed(event) == WHATEVER_IS_MAPPED, "no space of a VM is loaded"
+
+
+MACHINE = """
+[machine]
+cores = 1
+smt = 4
+[[vm]]
+on = ["c0h0"]
+guest = { source = "%s", table = "table.toml" }
+"""
+
+
+def built(root, monkeypatch, source):
+    monkeypatch.setattr(isolation, "_built", {})
+    (root / "table.toml").write_text('[[exit]]\nreason = "CPUID"\nshare = 1\nservice = "1us"\n')
+    (root / "machine.toml").write_text(MACHINE % source)
+    isolation.build(root / "machine.toml")
+    return isolation._built
+
+
+def test_spaces_that_exits_will_ask_are_built_once_for_all(make, monkeypatch, tmp_path):
+    [(vm, space_of_vm)] = built(tmp_path, monkeypatch, "mix").items()
+    monkeypatch.setattr(isolation, "host_of", None)  # never built again
+    one = make()
+    one.enter()
+    assert vm == 1 and one.ht.isolation.missed(CPUID) is None
+    space(one, unmap=["kvm"])
+    assert not space_of_vm.has("kvm"), "in a child it is the child's own copy"
+    later = make(inc=2)
+    later.enter()
+    assert later.ht.isolation.missed(CPUID) is None, "born with another mapping, which is the one that counts"
+
+
+@pytest.mark.parametrize("source", ["idle", "trace"])
+def test_what_nobody_asks_or_cannot_be_read_is_not_built(monkeypatch, tmp_path, source):
+    assert built(tmp_path, monkeypatch, source) == {}
+
+
+def test_a_change_that_no_table_takes_as_told_is_made_by_building_anew(make):
+    """Of an object that is mapped another way, say: the mapping that was told is what counts."""
+    one = make()
+    one.enter()
+    one.records()
+    assert one.ht.isolation.missed(CPUID) is None
+    space(one, unmap=["kvm"], mapped=["vcpu"])
+    assert one.ht.isolation.missed(CPUID) == "kvm"
+    assert [data["split"] for data in of_type(one, "space.map")] == [True]
