@@ -62,6 +62,7 @@ LIMITS: dict[str, int] = {
 assert REQUEST_BYTES_MAX <= FRAME_BYTES_MAX, "a request that is too long gets an error, not a cut connection"
 assert t.TEXT_LENGTH_MAX * 4 + 400 <= REQUEST_BYTES_MAX, "the longest text fits into a request, in any script"
 assert t.TOPICS_MAX <= ITEMS_MAX
+assert t.OBJECTS_MAX <= ITEMS_MAX
 assert IN_FLIGHT_MAX <= TICKETS_MAX
 assert BURST_MAX <= RATE_HZ_MAX
 
@@ -113,6 +114,7 @@ _TABLE = (
     _read("hist.get", t.HistGetArgs, t.HistGetRet, "A distribution: exits, leaves, gate waits, exposure."),
     _read("policy.list", t.Nothing, t.PolicyListRet, "Policies known and the one in force."),
     _read("config.get", t.Nothing, t.ConfigGetRet, "The configuration as resolved."),
+    _read("space.get", t.SpaceGetArgs, t.SpaceGetRet, "What the isolated spaces of VMs map."),
     _act("inject.exit", t.InjectExitArgs, t.InjectRet, "Make VM exits happen."),
     _act("inject.nmi", t.InjectNmiArgs, t.InjectRet, "Send NMIs."),
     _act("inject.mce", t.InjectMceArgs, t.InjectRet, "Raise machine checks."),
@@ -123,6 +125,10 @@ _TABLE = (
          urgent=True),
     _act("gate.release", t.GateReleaseArgs, t.GateRet, "Let gates open again.", urgent=True),
     _act("policy.set", t.PolicySetArgs, t.PolicySetRet, "Change the policy, of all gates together.",
+         role="admin", targets=(), everything=True),
+    _act("space.map", t.SpaceMapArgs, t.SpaceChangeRet, "Map objects into a VM's isolated space.",
+         role="admin", targets=(), everything=True),
+    _act("space.unmap", t.SpaceUnmapArgs, t.SpaceChangeRet, "Unmap objects from a VM's isolated space.",
          role="admin", targets=(), everything=True),
     _act("ht.plug", t.HtPlugArgs, t.HtRet, "Give hyperthreads back.", role="admin"),
     _act("ht.unplug", t.HtUnplugArgs, t.HtRet, "Take hyperthreads away.", role="admin"),

@@ -28,6 +28,7 @@ FETCH_EVENTS_MAX = 1_000  # records in one answer of events.fetch
 STATS_ROWS_MAX = 1_000  # rows in one answer of stats.get
 TOPIC_LENGTH_MAX = 64
 TOPICS_MAX = 32
+OBJECTS_MAX = 64  # objects in one change of a mapping; there are fewer
 INT63_MAX = 2**63 - 1
 
 assert INJECT_INLINE_MAX < INJECT_COUNT_MAX, "else no count would make a job"
@@ -44,6 +45,10 @@ GapsSeed = Annotated[int, Meta(ge=0, le=INT63_MAX, description="of random gaps")
 Seq = Annotated[int, Meta(ge=0, le=INT63_MAX, description="number of a record")]
 # The end is said by looking ahead: `$` would also match in front of a final line end.
 Reason = Annotated[str, Meta(pattern=r"^[A-Z0-9_]{1,64}(?![\s\S])", description="exit reason, the kernel's name")]
+ObjectNames = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]],
+    Meta(min_length=1, max_length=OBJECTS_MAX, description="objects of the kernel, as asid space show names them"),
+]
 Role = Literal["observer", "operator", "admin"]
 
 
@@ -199,6 +204,20 @@ class ConfigGetRet(Ret, frozen=True):
     config: dict[str, Any]
 
 
+class SpaceGetArgs(Args, frozen=True):
+    """A VM by its name or as `vm1`; all of them when empty. Of many VMs ask one at a time: an answer has a limit."""
+
+    vm: OptName = ""
+
+
+class SpaceGetRet(Ret, frozen=True):
+    """A map a VM: vm, name, changing (hyperthreads are being told of a change), objects (a map each: object, whose,
+    step, level, split, ranges, and bytes: asked, slack) and totals (bytes: mapped, asked, slack, secret; ranges;
+    directories; generation: number of the machine's last change of mappings that was this VM's, 0 before)."""
+
+    spaces: list[dict[str, Any]]
+
+
 # ---------------------------------------------------------------- injecting
 
 
@@ -326,6 +345,38 @@ class PolicySetRet(Ret, frozen=True):
     old: str
     new: str
     kick: str
+
+
+class SpaceMapArgs(Args, frozen=True):
+    """Objects to map for a VM, all or none. auto: each in pages of its own. Whose data a VM must not reach is refused
+    unless `allow_secrets`; what else lies in the entries of a higher level is not."""
+
+    vm: Name
+    objects: ObjectNames
+    level: Literal["auto", "PTE", "PMD", "PUD", "P4D", "PGD"] = "auto"
+    split: Literal["auto", "yes", "no"] = "auto"
+    allow_secrets: bool = False
+
+
+class SpaceUnmapArgs(Args, frozen=True):
+    """Objects to unmap for a VM, all or none."""
+
+    vm: Name
+    objects: ObjectNames
+
+
+class SpaceChangeRet(Ret, frozen=True):
+    """What was changed, once every hyperthread that lives has it. mapped, secret: bytes that the VM reaches, and those
+    of the host or of other VMs among them, before and after. lacks: objects that the handler of an isolation fault
+    misses now: such a fault is forced into the full address space, or stops the hyperthread."""
+
+    vm: int
+    name: str
+    generation: int
+    changed: list[str]
+    mapped: tuple[int, int]
+    secret: tuple[int, int]
+    lacks: list[str] = []
 
 
 class HtPlugArgs(Args, frozen=True):

@@ -14,6 +14,7 @@ from asid.core.exits import Isa
 from asid.errors import AsidError, ConfigError
 from asid.guest import FILE_KEYS, make_source
 from asid.guest.mix import read_mix
+from asid.mm.entry import ENTRIES, PAGE, Level
 from asid.mm.host import Host, VmShape
 from asid.mm.isolated import Entry, Isolated
 from asid.mm.population import entries_of
@@ -142,3 +143,11 @@ def isolated_of(host: Host, vm: int, entries: tuple[Entry, ...]) -> Isolated:
     isolated = Isolated(host, vm)
     isolated.apply(entries)
     return isolated
+
+
+def own_pages(host: Host, vm: int, name: str, step: str) -> Entry:
+    """Return how an object is mapped with the least beside it: in pages of its own, in entries of 2 MiB where it fills
+    them."""
+    place = host.all_of(name, vm)[0]
+    whole = (place.start | place.size) % (ENTRIES * PAGE) == 0
+    return Entry(name, Level.PMD if whole else Level.PTE, not whole, step)

@@ -23,7 +23,6 @@ from asid.config import Loaded, vm_name
 from asid.core.exits import Isa, canonical, is_idle
 from asid.errors import InputError
 from asid.guest import Exit, make_source
-from asid.mm.entry import ENTRIES, PAGE, Level
 from asid.mm.fault import FaultLog
 from asid.mm.faulting import handle
 from asid.mm.footprint import Access, footprint
@@ -33,11 +32,10 @@ from asid.mm.objects import OBJECT
 from asid.mm.parts import Part
 from asid.mm.reach import Miss, Reach
 from asid.mm.secrets import Ownership, is_secret, secret_bytes
-from asid.space_build import host_of, isolated_of, mapping_of
+from asid.space_build import host_of, isolated_of, mapping_of, own_pages
 from asid.space_pareto import Lack, Point, curve
 
 STEP: Final = "learned"
-_HUGE: Final = ENTRIES * PAGE
 _ALIASES: Final = {"other vcpu": "vcpu"}
 NS: Final = 1_000_000_000
 
@@ -308,15 +306,9 @@ class _Learner:
     def _full_hz(self) -> float:
         return sum(self.work.rate_hz(kind) for kind in self.work.counts if kind.full or self._miss(kind))
 
-    def _entry(self, name: str) -> Entry:
-        """Return how an object is mapped: in pages of its own, or in entries of 2 MiB where it fills them."""
-        place = self.host.all_of(name, self.vm)[0]
-        whole = (place.start | place.size) % _HUGE == 0
-        return Entry(name, Level.PMD if whole else Level.PTE, not whole, STEP)
-
     def map(self, isolated: Isolated, name: str) -> None:
         """Map an object into one of this VM's spaces, as a learned one is."""
-        isolated.apply((self._entry(name),))
+        isolated.apply((own_pages(self.host, self.vm, name, STEP),))
 
 
 class _Played:

@@ -54,6 +54,13 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
         "old:str new:str kick:str like?:str ways?:str",
         "the policy changed: stamped while every gate is held and nobody has a lease, before any gate opens under it",
     ),
+    (
+        "space.change",
+        "daemon",
+        "vm:int generation:int mapped:str unmapped:str",
+        "what is mapped for this VM is another: whoever is born from here on has it from its birth, the others note "
+        "when they do. Objects, `;` between them; of those mapped with level and split, as in `guest FPU PTE split`",
+    ),
     ("mark", "daemon", "text:str", "a client's remark"),
     (
         "job",

@@ -5,19 +5,21 @@ What takes several processes is a procedure (`asid.live.procedures`): each is fi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from asid import optypes as t
 from asid import policies
-from asid.core.exits import canonical
+from asid.config import vm_name
+from asid.core.exits import TABLE_HANDLING, canonical
 from asid.core.policy import KICKS
 from asid.errors import BadArgument, ConfigError, Conflict, NoSuchObject
 from asid.guest.details import details_of as details_of_exit
 from asid.live.children import Place, absent
 from asid.live.injector import Batch
 from asid.live.procedures import BOUND_NS, NEVER_NS, Procedure, Procedures
-from asid.mm.footprint import NO_PARTS
+from asid.live.spaces import Change
 
 if TYPE_CHECKING:
     from asid.config import Config
@@ -131,6 +133,39 @@ class Operations(Procedures):
         self._bind(ticket, f"the policy is {name}; the gates open as soon as their coordinators answer")
         yield from self._release(cores, "policy", client)
         return {"old": old, "new": name, "kick": policies.kick_in_force(name, kick)}
+
+    def do_space_map(self, args: t.SpaceMapArgs, client: str, ticket: int) -> Procedure:
+        def change(vm: int) -> Change:
+            return self.spaces.map(
+                vm, args.objects, level=args.level, split=args.split, secrets=args.allow_secrets
+            )  # fmt: skip
+
+        return self._remap(args.vm, "space.map", change, ticket)
+
+    def do_space_unmap(self, args: t.SpaceUnmapArgs, client: str, ticket: int) -> Procedure:
+        return self._remap(args.vm, "space.unmap", lambda vm: self.spaces.unmap(vm, args.objects), ticket)
+
+    def _remap(self, name: str, op: str, change: Callable[[int], Change], ticket: int) -> Procedure:
+        """Change a VM's mapping here, and be done when every hyperthread that lives has it.
+
+        No gate is held and nobody is killed for his silence: each decides by what it has, and whoever is stopped makes
+        the change before it decides anything again. Two changes of one VM come one after the other.
+        """
+        vm = self.vm_named(name, f"{op}: vm")
+        while vm in self.remapping:
+            yield set()
+        self.remapping.add(vm)
+        try:
+            done = change(vm)
+            self._bind(ticket, "the mapping is changed; hyperthreads that did not answer have it when they go on")
+            yield self._ask(self.daemon.children.hyperthreads(), done.message())
+        finally:
+            self.remapping.discard(vm)
+        return {
+            "vm": vm, "name": vm_name(self.daemon.config, vm), "generation": done.generation,
+            "changed": [*done.gone, *(entry.object for entry in done.added)],
+            "mapped": done.mapped, "secret": done.secret, "lacks": list(done.lacks),
+        }  # fmt: skip
 
     def do_ht_unplug(self, args: t.HtUnplugArgs, client: str, ticket: int) -> Procedure:
         """Keep away all that do not stay away already: those that are about to be born again, too."""

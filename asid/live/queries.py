@@ -13,9 +13,10 @@ from asid import optypes as t
 from asid import policies
 from asid.core.events import Mode
 from asid.core.record import as_map, topic_of
-from asid.errors import BadArgument
+from asid.errors import BadArgument, NoSuchObject
 from asid.live.children import Place
 from asid.live.page import INSNS, MCE, MODE, NMI, ROUND, base_of, interrupt_parts
+from asid.live.spaces import Spaces, named_vm
 from asid.targets import resolve
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class Queries:
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
+        self.spaces = Spaces(daemon)
+        self.remapping: set[int] = set()  # VMs whose mapping hyperthreads are being told of
 
     def seq(self) -> int:
         return self.daemon.merge.seq
@@ -102,6 +105,20 @@ class Queries:
                 }
             )
         return {"vms": vms}
+
+    def vm_named(self, name: str, where: str) -> int:
+        """Return the number of a VM, by its name or as vm1. Raise NoSuchObject."""
+        vm = named_vm(self.daemon.config, name)
+        if not vm:
+            names = [each.name or f"vm{number}" for number, each in enumerate(self.daemon.config.vm, start=1)]
+            allowed = f"one of {', '.join(names)}" if names else ""
+            raise NoSuchObject(f"there is no VM {name!r}", where=where, allowed=allowed, hint="asid status")
+        return vm
+
+    def query_space_get(self, args: t.SpaceGetArgs) -> dict[str, Any]:
+        vms = range(1, len(self.daemon.config.vm) + 1)
+        wanted = (self.vm_named(args.vm, "space.get: vm"),) if args.vm else vms
+        return {"spaces": [{**self.spaces.look(vm), "changing": vm in self.remapping} for vm in wanted]}
 
     def query_gate_get(self, args: t.TargetArgs) -> dict[str, Any]:
         cores = sorted({core for core, _ in self.resolve(args.target)})

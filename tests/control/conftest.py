@@ -41,7 +41,12 @@ LOOKS: dict[str, dict[str, Any]] = {
     "hist.get": {"buckets": [], "n": 0},
     "policy.list": {"policies": [{"name": "asi"}], "current": "asi", "kick": "ack"},
     "config.get": {"config": {"name": "t"}},
+    "space.get": {"spaces": []},
 }
+
+REMAPPED = {
+    "vm": 1, "name": "a", "generation": 1, "changed": ["buses"], "mapped": [8192, 4096], "secret": [16, 0]
+}  # fmt: skip
 
 # What it says of what it did; an injection says how much it took, every other operation what it changed.
 DEEDS: dict[str, dict[str, Any]] = {
@@ -49,6 +54,8 @@ DEEDS: dict[str, dict[str, Any]] = {
     "gate.hold": {"cores": []},
     "gate.release": {"cores": []},
     "policy.set": {"old": "asi", "new": "none", "kick": "ack"},
+    "space.map": REMAPPED,
+    "space.unmap": REMAPPED,
 }
 
 

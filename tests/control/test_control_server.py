@@ -21,6 +21,8 @@ NEEDED = {
     "policy.set": {"name": "none"},
     "events.fetch": {"since": 5},
     "mark": {"text": "here"},
+    "space.map": {"vm": "vm1", "objects": ["buses"]},
+    "space.unmap": {"vm": "vm1", "objects": ["buses"]},
 }
 
 

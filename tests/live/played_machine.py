@@ -11,10 +11,13 @@ from typing import Any
 
 import msgpack
 
-from asid.config import load_config
+from asid.config import Loaded, load_config
 from asid.live import parent as parent_
 from asid.live.operations import Operations
 from asid.live.parent import Parent
+from asid.mm.entry import Level
+from asid.mm.isolated import Entry
+from asid.space_build import mapping_at_start
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -62,6 +65,8 @@ class Actor:
         self.held = set(birth.held)
         self.vms = dict(enumerate(birth.attached))  # a coordinator's: which VM is to run where
         self.number = birth.vcpu[1]
+        self.mapped = [{entry.object: entry for entry in entries} for entries in birth.mapping]
+        self.generation = birth.generation
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
         self.wanted = self.wanted or signum == signal.SIGKILL
@@ -77,7 +82,8 @@ class PlayedMachine(Parent):
         self.config = load_config({"machine": {"cores": 2, "smt": 2}, "vm": [{"on": ["c*"]}]})
         self.topology = self.config.topology
         self.node = Clock()  # type: ignore[assignment]
-        self.loaded = SimpleNamespace(base_dir=".")  # type: ignore[assignment]
+        self.loaded = Loaded(self.config, None, "", Path("."), {})
+        self.mapping = tuple(mapping_at_start(self.loaded).values())
         self.paths = SimpleNamespace(root=Path("."))  # type: ignore[assignment]
         self.link_path = "."  # type: ignore[assignment]
         self.notes: list[tuple[str, dict[str, Any]]] = []
@@ -153,6 +159,13 @@ class PlayedMachine(Parent):
             actor.held.discard(message["what"])
         elif op == "policy":
             actor.policy = (message["name"], message["kick"])
+        elif op == "space":
+            mapped = actor.mapped[message["vm"] - 1]
+            for name in message["unmap"]:
+                del mapped[name]
+            for name, level, split, step in message["map"]:
+                mapped[name] = Entry(name, Level(level), split, step)
+            actor.generation = message["generation"]
         elif op == "vcpu":
             actor.number = message["vcpu"]
         elif op in ("attach", "detach"):
