@@ -23,7 +23,7 @@ from asid.host import Finding, findings
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ROOT / "asid" / "commands"
-SUPPORT = {"__init__", "session"}
+SUPPORT = {"__init__", "session", "space_live"}
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ VERBS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ),
     (
         "Address spaces",
-        (("space", "show|audit|diff|learn|dump: what a VM's isolated space maps and exposes"),),
+        (("space", "show|audit|diff|learn|dump|map|unmap: what a VM's isolated space maps and exposes"),),
     ),
     (
         "Artefacts",

@@ -1,4 +1,4 @@
-"""asid space: the isolated address spaces of a configuration, what they expose, and how a mapping is learned."""
+"""asid space: isolated address spaces, what they map and expose, and how a mapping is learned and changed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from asid import saving
-from asid.commands.session import Session, Usage, columns
+from asid.commands.session import Session, Usage, columns, instance_option
+from asid.commands.space_live import map_, show_live, space_table, sums_line, unmap
 from asid.errors import EXIT_FAIL, EXIT_UNKNOWN
 
 if TYPE_CHECKING:
@@ -32,55 +34,48 @@ SAVED = ("the mapping", "--output")
 
 @click.group()
 def command() -> None:
-    """Show, compare and learn what the isolated address space of each VM maps."""
+    """Show, compare, learn and change what the isolated address space of each VM maps."""
 
 
-@command.command(epilog="asid space show configs/smt2.toml\nasid space show configs/smt2.toml --mapping learned.toml")
-@click.argument("config", type=FILE)
+command.add_command(map_, "map")
+command.add_command(unmap)
+
+
+@command.command(
+    epilog="asid space show configs/smt2.toml\nasid space show configs/smt2.toml --mapping learned.toml\n"
+    "asid space show --vm vm1"
+)
+@click.argument("config", type=FILE, required=False)
 @mapping_option
 @vm_option
 @click.option("--ranges", is_flag=True, help="Each range with its address.")
+@instance_option
 @click.pass_obj
-def show(session: Session, config: Path, mapping: str, vm: str | None, ranges: bool) -> None:
-    """Show what the space of each VM of CONFIG maps, at which level, and how much lies beside what was asked for."""
+def show(session: Session, config: Path | None, mapping: str, vm: str | None, ranges: bool) -> None:
+    """Show what the space of each VM of CONFIG maps, at which level, and how much lies beside what was asked for.
+
+    Without CONFIG: of the VMs of the daemon that runs, as they are mapped now.
+    """
     from asid.report.spaces import mapped_rows, size_words, totals
 
+    _require_fitting(live=config is None)
+    if config is None:
+        show_live(session, vm)
+        return
     texts, documents = [], []
     for isolated in _spaces(config, mapping, vm):
-        rows, sums = mapped_rows(isolated), totals(isolated)
+        rows, sums = [row._asdict() for row in mapped_rows(isolated)], totals(isolated)
         listed = [
             {"start": f"{seen.start:#x}", "size": seen.size, "level": seen.level.name, "what": seen.what}
             for seen in isolated.space.ranges()
         ]
-        documents.append(
-            {"name": isolated.name, "objects": [row._asdict() for row in rows], "totals": sums, "ranges": listed}
-        )
-        table = columns(
-            ("OBJECT", "WHOSE", "STEP", "LEVEL", "RANGES", "ASKED", "BESIDE"),
-            [
-                (
-                    row.object,
-                    row.whose,
-                    row.step or "-",
-                    f"{row.level}{' split' if row.split else ''}",
-                    row.ranges,
-                    size_words(row.asked),
-                    size_words(row.slack),
-                )
-                for row in rows
-            ],
-            right=(4, 5, 6),
-        )
-        lines = [f"{isolated.name}: mapping {mapping}", table]
+        documents.append({"name": isolated.name, "objects": rows, "totals": sums, "ranges": listed})
+        lines = [f"{isolated.name}: mapping {mapping}", space_table(rows)]
         if ranges:
             cells = [(item["start"], size_words(seen.size), item["level"], item["what"])
                      for item, seen in zip(listed, isolated.space.ranges(), strict=True)]  # fmt: skip
             lines += ["", columns(("START", "SIZE", "LEVEL", "WHAT"), cells, right=(1,))]
-        lines += [
-            f"{sums['mapped']:,} bytes mapped, {sums['slack']:,} of them beside what was asked for, {sums['secret']:,}"
-            f" of the host's or of other VMs; {sums['ranges']} ranges, {sums['directories']} directories"
-        ]
-        texts.append("\n".join(lines))
+        texts.append("\n".join([*lines, sums_line(sums)]))
     session.show({"config": str(config), "mapping": mapping, "vms": documents}, "\n\n".join(texts))
 
 
@@ -232,6 +227,20 @@ def learn(
 
 
 # --- what the verbs share -----------------------------------------------------------------------------------
+
+
+def _require_fitting(*, live: bool) -> None:
+    """Raise Usage for an option that says nothing of what is to be shown: the machine that runs, or a configuration."""
+    context = click.get_current_context()
+    for option in ("mapping", "ranges") if live else ("instance",):
+        if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            raise Usage(
+                f"--{option} {'without' if live else 'with'} CONFIG",
+                where=context.command_path,
+                state="the daemon that runs is asked" if live else "no daemon is asked",
+                allowed=f"{'with' if live else 'without'} one",
+                hint=f"{context.command_path} --help",
+            )
 
 
 def _loaded(path: Path) -> Loaded:

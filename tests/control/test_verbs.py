@@ -13,7 +13,7 @@ from asid.commands.inject import arguments
 from asid.commands.inject import render as inject_render
 from asid.commands.status import render as status_render
 from asid.commands.watch import render as watch_render
-from asid.errors import ConfigError
+from asid.errors import BadArgument, ConfigError, Conflict
 from asid.live.subscriber import Event
 
 STATUS = {
@@ -188,3 +188,105 @@ def test_renderings():
         {"instance": "t", "pid": 1, "status": {**STATUS, "counters": {}}, "hts": [], "gates": []}, 2 * 10**9
     )
     assert "up 2.0 s" in screen and "lost" not in screen
+
+
+# --- address spaces of the machine that runs
+
+
+SPACE = {
+    "vm": 1, "name": "tenant", "changing": False,
+    "objects": [{"object": "buses", "whose": "this VM's", "step": "live", "level": "PTE", "split": True, "ranges": 1,
+                 "asked": 24_008, "slack": 568}],
+    "totals": {"mapped": 24_576, "asked": 24_008, "slack": 568, "secret": 0, "ranges": 1, "directories": 4,
+               "generation": 2},
+}  # fmt: skip
+
+
+@pytest.fixture
+def spaces(server):
+    """What the machine says of its VMs' spaces: two of them."""
+    other = {**SPACE, "vm": 2, "name": "noisy", "changing": True, "totals": {**SPACE["totals"], "generation": 0}}
+    found = {"tenant": SPACE, "noisy": other}
+    machine = server.desk.machine
+    old = machine.query
+
+    def query(op, args):
+        if op == "vm.list":
+            return {"vms": [{"vm": space["vm"], "name": name} for name, space in found.items()]}
+        return {"spaces": [found[args.vm]]} if op == "space.get" else old(op, args)
+
+    machine.query = query
+    return found
+
+
+def test_the_spaces_of_the_machine_that_runs(asid, spaces):
+    code, out, _ = asid("space", "show")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == "tenant: as mapped now, change 2"
+    assert lines[2].split() == ["buses", "this", "VM's", "live", "PTE", "split", "1", "24,008", "B", "568", "B"]
+    assert "noisy: as mapped now, as at the start; some hyperthreads do not have it yet" in lines
+    assert lines[3].startswith("24,576 bytes mapped, 568 of them beside what was asked for, 0 of the host's")
+    one = asid("space", "show", "--vm", "noisy")[1]
+    assert one.startswith("noisy: ") and "tenant" not in one
+    document = json.loads(asid("space", "show", "--json")[1])
+    assert (document["schema"], document["instance"], document["vms"][0]) == ("space.show/1", "t", SPACE)
+
+
+def test_a_machine_without_vms_has_no_space(asid):
+    assert asid("space", "show")[:2] == (0, "t has no VM\n")
+
+
+def test_mapping_and_unmapping_say_what_became_of_it(asid, server):
+    code, out, err = asid("space", "unmap", "vm1", "buses")
+    assert (code, err) == (0, "")
+    assert out == (
+        "a: unmapped buses: 4,096 bytes less within reach; of the host's or of other VMs 0 now, 16 before (seq 42)\n"
+    )
+    _, args, _, _ = server.desk.machine.begun[-1]
+    assert (args.vm, args.objects) == ("vm1", ["buses"])
+    line = ("space", "map", "vm1", "random pool", "buses", "--level", "PMD", "--no-split", "--allow-secrets")
+    assert asid(*line)[0] == 0
+    _, args, _, _ = server.desk.machine.begun[-1]
+    assert args.objects == ["random pool", "buses"]
+    assert (args.level, args.split, args.allow_secrets) == ("PMD", "no", True)
+    assert asid("space", "map", "vm1", "buses")[0] == 0
+    _, args, _, _ = server.desk.machine.begun[-1]
+    assert (args.level, args.split, args.allow_secrets) == ("auto", "auto", False)
+
+
+def test_who_takes_away_what_faults_need_is_warned(asid, server):
+    server.desk.machine.ret = {
+        "vm": 1, "name": "a", "generation": 1, "changed": ["x"], "mapped": [1, 1], "secret": [0, 0], "lacks": ["x"]
+    }  # fmt: skip
+    code, out, err = asid("space", "unmap", "vm1", "task_struct", "--json")
+    assert code == 0 and json.loads(out)["lacks"] == ["x"]
+    assert "the handler of an isolation fault misses x now" in err
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [
+        (Conflict("EBUSY: it is mapped", where="space.map: a, 'buses'", allowed="each once", hint="Unmap it."), 10),
+        (BadArgument("secret to a VM: random pool", where="space.map: objects", hint="Leave it out."), 2),
+    ],
+)
+def test_a_refused_mapping_is_told_with_the_way_out(asid, server, refusal, code):
+    server.desk.machine.refusal = refusal
+    found, _, err = asid("space", "map", "vm1", "buses")
+    assert found == code and str(refusal) in err and f"hint: {refusal.hint}" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (("space", "show", "--ranges"), "--ranges without CONFIG"),
+        (("space", "show", "--mapping", "rfc"), "--mapping without CONFIG"),
+        (("space", "show", "configs/smt2.toml", "--instance", "t"), "--instance with CONFIG"),
+        (("space", "map", "vm1"), "missing argument 'OBJECT...'"),
+        (("space", "map", "vm1", "buses", "--level", "PTX"), "PTX"),
+    ],
+)
+def test_what_does_not_go_together_is_a_usage_error(asid, line, says):
+    code, _, err = asid(*line)
+    assert code == 2 and says in err and "hint: " in err
