@@ -28,7 +28,7 @@ from asid.mm.faulting import handle
 from asid.mm.footprint import Access, footprint
 from asid.mm.host import Host
 from asid.mm.isolated import Entry, Isolated, object_of
-from asid.mm.objects import OBJECT
+from asid.mm.objects import ALIASES, OBJECT
 from asid.mm.parts import Part
 from asid.mm.reach import Miss, Reach
 from asid.mm.secrets import Ownership, is_secret, secret_bytes
@@ -36,7 +36,6 @@ from asid.space_build import host_of, isolated_of, mapping_of, own_pages
 from asid.space_pareto import Lack, Point, curve
 
 STEP: Final = "learned"
-_ALIASES: Final = {"other vcpu": "vcpu"}
 NS: Final = 1_000_000_000
 
 
@@ -349,7 +348,7 @@ class _Played:
 
 
 def _object_of(miss: Miss) -> str:
-    return _ALIASES.get(miss.access.object, miss.access.object)
+    return ALIASES.get(miss.access.object, miss.access.object)
 
 
 def _reachable(isolated: Isolated, ownership: Ownership) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from asid.mm.entry import Level
 from asid.mm.faulting import survives
 from asid.mm.host import Host
 from asid.mm.isolated import Entry, Isolated
-from asid.mm.objects import OBJECT
+from asid.mm.objects import ALIASES, OBJECT
 from asid.mm.reach import Reach
 from asid.mm.secrets import Ownership, is_secret, secret_bytes
 from asid.report.spaces import mapped_rows, totals
@@ -99,7 +99,7 @@ class Spaces:
         Raise BadArgument for no object, a secret without `secrets` and what a page table cannot do; Conflict for what
         is mapped, or has no room.
         """
-        _require_objects(names, "space.map")
+        names = _objects(names, "space.map")
         held = [name for name in names if is_secret(OBJECT[name].sensitivity)]
         if held and not secrets:
             said = ", ".join(f"{name} ({OBJECT[name].sensitivity.value})" for name in held)
@@ -117,8 +117,18 @@ class Spaces:
 
     def unmap(self, vm: int, names: Sequence[str]) -> Change:
         """Unmap objects, all or none. Raise BadArgument for no object, Conflict for what is not mapped."""
-        _require_objects(names, "space.unmap")
+        names = _objects(names, "space.unmap")
         isolated = self.isolated(vm)
+        lacking = [name for name in names if not isolated.has(name)]
+        if lacking:
+            raise Conflict(
+                f"EINVAL: {', '.join(lacking)}: not mapped",
+                where=f"space.unmap: {isolated.name}",
+                state="nothing was unmapped",
+                allowed=f"of {', '.join(entry.object for entry in isolated.entries) or 'none: nothing is mapped'}",
+                hint="asid space show lists what is mapped.",
+                data={"errno": "EINVAL"},
+            )
 
         def unmap() -> None:
             with isolated.space.table.all_or_nothing():
@@ -163,9 +173,11 @@ def _entry(isolated: Isolated, name: str, level: str, split: str) -> Entry:
     return entry if split == "auto" else entry._replace(split=split == "yes")
 
 
-def _require_objects(names: Sequence[str], op: str) -> None:
-    """Raise BadArgument for a name that is no object's, and for one that is there twice."""
-    for place, name in enumerate(names):
+def _objects(names: Sequence[str], op: str) -> tuple[str, ...]:
+    """Return objects by the names that they are mapped by. Raise BadArgument for one that is none, or comes twice."""
+    found: list[str] = []
+    for given in names:
+        name = ALIASES.get(given, given)
         if name not in OBJECT:
             near = get_close_matches(name, OBJECT, 1)
             raise BadArgument(
@@ -175,17 +187,18 @@ def _require_objects(names: Sequence[str], op: str) -> None:
                 allowed=f"one of {', '.join(OBJECT)}",
                 hint=f"Did you mean {near[0]!r}?" if near else "asid space show lists what is mapped.",
             )
-        if name in names[:place]:
+        if name in found:
             raise BadArgument(
                 f"{name!r} comes twice", where=f"{op}: objects", state="nothing was changed",
                 allowed="each object once", hint="Leave one of them out.",
             )  # fmt: skip
+        found.append(name)
+    return tuple(found)
 
 
 def _refusal(refused: MappingRefused, op: str) -> ControlError:
     """Return what a client is told of a rule that stood against a change."""
-    of_state = refused.errno in ("EBUSY", "ENOMEM") or op == "space.unmap"
-    kind: type[ControlError] = Conflict if of_state else BadArgument
+    kind: type[ControlError] = Conflict if refused.errno in ("EBUSY", "ENOMEM") else BadArgument
     return kind(
         refused.what, where=f"{op}: {refused.where}", state=refused.state, allowed=refused.allowed, hint=refused.hint,
         data={"errno": refused.errno},

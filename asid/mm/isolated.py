@@ -182,8 +182,14 @@ class Isolated:
         self.space.table.on_undo(partial(self._entries.pop, entry.object, None))
 
     def _forget(self, entry: Entry) -> None:
+        before = dict(self._entries)
         del self._entries[entry.object]
-        self.space.table.on_undo(partial(self._entries.__setitem__, entry.object, entry))
+        self.space.table.on_undo(partial(self._restore, before))
+
+    def _restore(self, entries: dict[str, Entry]) -> None:
+        """Have these again, in their order."""
+        self._entries.clear()
+        self._entries.update(entries)
 
     def _note(self, name: str, place: Placed | None) -> None:
         old = self._where.get(name)

@@ -101,4 +101,6 @@ OBJECTS: Final[tuple[Object, ...]] = (
 # fmt: on
 
 OBJECT: Final[dict[str, Object]] = {row.name: row for row in OBJECTS}
+# What handlers touch under another name than that by which it is mapped: for another vCPU it is one more of this VM's.
+ALIASES: Final = {"other vcpu": "vcpu"}
 assert len(OBJECT) == len(OBJECTS), "an object twice"

@@ -22,12 +22,11 @@ from asid.mm.entry import Level
 from asid.mm.faulting import HANDLER, SWITCH
 from asid.mm.footprint import objects_touched
 from asid.mm.isolated import Entry, Isolated
-from asid.mm.objects import OBJECTS
+from asid.mm.objects import ALIASES, OBJECTS
 from asid.mm.secrets import is_secret
 
 Step = Callable[[Isa], tuple[Entry, ...]]
 _KINDS: Final[tuple[Isa, ...]] = ("vmx", "svm")
-_OTHER_NAMES: Final = ("other vcpu",)  # of an object that is mapped by its own
 
 
 def core(isa: Isa) -> tuple[Entry, ...]:
@@ -104,7 +103,7 @@ def allowed(isa: Isa) -> tuple[Entry, ...]:
     entries = {entry.object: entry for kind in _KINDS for entry in least(kind)}
     touched = objects_touched() | {access.object for access in (*HANDLER, *SWITCH)}
     for row in OBJECTS:
-        if row.name in touched and not is_secret(row.sensitivity) and row.name not in _OTHER_NAMES:
+        if row.name in touched and not is_secret(row.sensitivity) and row.name not in ALIASES:
             entries.setdefault(row.name, Entry(row.name, split=True))
     return tuple(entry._replace(step="allowed") for entry in entries.values())
 

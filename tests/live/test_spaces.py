@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from played_machine import PlayedMachine
 
 from asid import optypes as t
@@ -11,6 +13,8 @@ from asid.errors import BadArgument, Conflict, NoAnswer, NoSuchObject
 from asid.live.procedures import PROCEDURE_NS
 from asid.mm.entry import Level
 from asid.mm.isolated import Entry
+from asid.mm.objects import OBJECT
+from asid.space_build import isolated_of
 
 H0, H1 = (0, 0), (0, 1)
 PLACES = [(core, ht) for core in range(2) for ht in range(2)]
@@ -102,8 +106,9 @@ def test_a_secret_is_mapped_only_when_secrets_are_allowed(machine):
         ("space.map", ["buses"], Conflict, "space.map: vm1, 'buses': EBUSY: it is mapped"),
         ("space.map", ["bus"], BadArgument, "'bus' is no object of the kernel"),
         ("space.map", ["pml_pg", "pml_pg"], BadArgument, "'pml_pg' comes twice"),
-        ("space.unmap", ["VMM's memory"], Conflict, "EINVAL: it is not mapped"),
-        ("space.unmap", ["buses", "VMM's memory"], Conflict, "EINVAL: it is not mapped"),
+        ("space.map", ["vcpu", "other vcpu"], BadArgument, "'vcpu' comes twice"),
+        ("space.unmap", ["VMM's memory"], Conflict, "space.unmap: vm1: EINVAL: VMM's memory: not mapped"),
+        ("space.unmap", ["buses", "VMM's memory"], Conflict, "EINVAL: VMM's memory: not mapped"),
         ("space.unmap", ["kvn"], BadArgument, "'kvn' is no object of the kernel"),
     ],
 )
@@ -114,6 +119,11 @@ def test_what_is_refused_changes_nothing_and_says_why(machine, op, objects, kind
     assert machine.mapping is before and machine.generation == 0 and records(machine) == []
     assert not any(actor.mail for actor in machine.by_place.values())
     assert looked(machine)["totals"]["generation"] == 0 and not machine.operations.remapping
+
+
+def test_another_vcpu_is_mapped_as_every_vcpu_is(machine):
+    assert changed(machine, "space.unmap", objects=["other vcpu"])["changed"] == ["vcpu"]
+    assert changed(machine, "space.map", 2, objects=["other vcpu"])["changed"] == ["vcpu"]
 
 
 def test_a_name_that_is_near_is_in_the_hint(machine):
@@ -184,3 +194,32 @@ def test_without_what_the_handler_of_a_fault_needs_the_answer_warns(machine):
         "task stack", "cpu_tlbstate",
     ]  # fmt: skip
     assert vm_name(machine.config, 1) == "vm1"
+
+
+CHANGES = st.lists(
+    st.tuples(
+        st.booleans(),
+        st.lists(st.sampled_from(sorted(OBJECT)), min_size=1, max_size=3),
+        st.sampled_from(["auto", *Level.__members__]),
+        st.sampled_from(["auto", "yes", "no"]),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(CHANGES)
+def test_whatever_is_changed_or_refused_the_mapping_is_that_of_the_space_and_of_everybody(monkeypatch, changes):
+    machine = PlayedMachine(monkeypatch)
+    for ticket, (mapping, objects, level, split) in enumerate(changes):
+        before = looked(machine)
+        how = {"level": level, "split": split, "allow_secrets": True} if mapping else {}
+        answer = changed(machine, "space.map" if mapping else "space.unmap", ticket, objects=objects, **how)
+        assert isinstance(answer, dict | BadArgument | Conflict), answer
+        assert isinstance(answer, dict) or looked(machine) == before
+    isolated = machine.operations.spaces.isolated(1)
+    assert isolated.entries == machine.mapping[0]
+    anew = isolated_of(isolated.host, 1, machine.mapping[0])
+    assert list(anew.space.table.runs(flags=0)) == list(isolated.space.table.runs(flags=0))
+    for place in PLACES:
+        assert machine.by_place[place].mapped[0] == {entry.object: entry for entry in machine.mapping[0]}

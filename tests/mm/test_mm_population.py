@@ -117,6 +117,20 @@ def test_a_refused_step_has_changed_nothing(host, isolated):
     assert [entry.object for entry in isolated.entries] == ["pio_data"]
 
 
+def test_an_undone_unmap_leaves_the_entries_in_their_order(isolated):
+    populate(isolated, MINIMAL, "vmx")
+    before, image = isolated.entries, isolated.space.table.image()
+
+    def unmap_three():
+        with isolated.space.table.all_or_nothing():
+            for name in (before[0].object, before[3].object, "vcpu"):
+                isolated.unmap(name)
+
+    with pytest.raises(MappingRefused, match="it is not mapped"):
+        unmap_three()
+    assert isolated.entries == before and isolated.space.table.image() == image
+
+
 def test_what_is_no_object_or_not_mapped_is_refused_in_five_parts(isolated):
     for refused in (lambda: isolated.map("vcpus"), lambda: isolated.unmap("vcpu")):
         with pytest.raises(MappingRefused) as caught:
