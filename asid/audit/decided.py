@@ -54,9 +54,13 @@ class Decided:
 
     def changed(self, record: Record) -> None:
         """Note that something was mapped or unmapped."""
-        data = record.data
-        row = MappedRow(
-            record.ts, record.seq, data["vm"], data["object"], data["generation"], record.type == "space.map",
-            data.get("level", "PTE"), data.get("split", True),
-        )  # fmt: skip
-        self.changes.setdefault(record.ht, []).append(row)
+        self.changes.setdefault(record.ht, []).append(mapped_row(record, record.type == "space.map"))
+
+
+def mapped_row(record: Record, mapped: bool) -> MappedRow:
+    """Return the row of an object that was mapped or unmapped."""
+    data = record.data
+    return MappedRow(
+        record.ts, record.seq, data["vm"], data["object"], data["generation"], mapped,
+        data.get("level", "PTE"), data.get("split", True),
+    )  # fmt: skip

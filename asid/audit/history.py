@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from asid.audit.decided import Decided
+from asid.audit.decided import Decided, mapped_row
 from asid.audit.frame import Frame
 from asid.audit.regime import INVOLUNTARY, UNSAID, Regime
 from asid.audit.rows import (
@@ -26,6 +26,7 @@ from asid.audit.rows import (
     IntrRow,
     IpiRow,
     LongWait,
+    MappedRow,
     ModeRow,
     ProcessRow,
     SeenRow,
@@ -104,6 +105,7 @@ class History:
         self.dones: dict[int, list[DoneRow]] = {}
         self.exits_of: dict[int, int] = {}  # exits of an injection's reason that its target had while it was open
         self.regimes: list[Regime] = []  # the policies, in the order in which they were in force
+        self.remapped: list[MappedRow] = []  # what was mapped and unmapped, in the daemon's words
         self.records = 0
         self.loss = 0
         self.faults: list[str] = []
@@ -339,6 +341,9 @@ class History:
     def _on_mapped(self, record: Record) -> None:
         self._own(record).decided.changed(record)
 
+    def _on_remapped(self, record: Record) -> None:
+        self.remapped.append(mapped_row(record, record.data["mapped"]))
+
     def _on_flush(self, record: Record) -> None:
         core = self._own(record)
         if record.data["what"] != "control":
@@ -366,6 +371,7 @@ _HANDLERS: dict[str, Callable[[History, Record], None]] = {
     "ipi": History._on_ipi,
     "flush": History._on_flush,
     "fault": History._on_fault,
+    "space.change": History._on_remapped,
     "space.map": History._on_mapped,
     "space.unmap": History._on_mapped,
 }

@@ -6,8 +6,9 @@ Rule 2. By names first: when every object that is touched was mapped, nothing is
 Rule 3. Where it is not certain with which mapping a hyperthread decided, every one that it may have had is asked, and
         the run gets the benefit of the doubt.
 
-A generation of a VM's mapping is the same for all hyperthreads; each tells those changes that it makes while it runs
-that VM. One that was born later, or that ran another VM meanwhile, has made others too, untold.
+A generation of a VM's mapping is the same for all hyperthreads. The daemon tells each change; a hyperthread tells those
+that it makes while it runs that VM. One that was born later, or that ran another VM meanwhile, has made others too,
+untold.
 """
 
 from __future__ import annotations
@@ -172,8 +173,8 @@ def _mapped(object: str, level: str = "PTE", split: bool = False, step: str = ""
 def _generations(history: History) -> dict[int, dict[int, dict[tuple[str, bool], MappedRow]]]:
     """Return the changes of each VM's mapping by generation, each once, with the one that was told first."""
     found: dict[int, dict[int, dict[tuple[str, bool], MappedRow]]] = {}
-    rows = (row for core in history.cores.values() for rows in core.decided.changes.values() for row in rows)
-    for row in sorted(rows):
+    rows = [row for core in history.cores.values() for rows in core.decided.changes.values() for row in rows]
+    for row in sorted([*history.remapped, *rows]):
         found.setdefault(row.vm, {}).setdefault(row.generation, {}).setdefault((row.object, row.mapped), row)
     return found
 

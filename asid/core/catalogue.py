@@ -57,9 +57,10 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     (
         "space.change",
         "daemon",
-        "vm:int generation:int mapped:str unmapped:str",
-        "what is mapped for this VM is another: whoever is born from here on has it from its birth, the others note "
-        "when they do. Objects, `;` between them; of those mapped with level and split, as in `guest FPU PTE split`",
+        f"vm:int object:str generation:int mapped:bool level?:{'|'.join(LEVELS)} split?:bool",
+        "an object is mapped for this VM from here on, or is no longer: whoever is born later has it so at its birth, "
+        "the others tell when they do. level and split as at space.map, left out when it is not mapped; generation: "
+        "number of the change, of all VMs together",
     ),
     ("mark", "daemon", "text:str", "a client's remark"),
     (
@@ -113,8 +114,8 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
         "hyperthread",
         f"vm:int object:str generation:int level?:{'|'.join(LEVELS)} split?:bool",
         "from here on this hyperthread decides with the object mapped for the VM, in entries of this level (left out: "
-        "PTE), of larger ones only the pages asked for (split; left out: true); generation counts the changes of the "
-        "VM's mapping. Exits told before it were decided without",
+        "PTE), of larger ones only the pages asked for (split; left out: true); generation: number of the change, of "
+        "all VMs together. Exits told before it were decided without",
     ),
     (
         "space.unmap",

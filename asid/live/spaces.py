@@ -54,12 +54,17 @@ class Change:
         entries = [[entry.object, int(entry.level), entry.split, entry.step] for entry in self.added]
         return {"op": "space", "vm": self.vm, "generation": self.generation, "map": entries, "unmap": list(self.gone)}
 
-    def record(self) -> dict[str, Any]:
-        """What the journal is told."""
-        mapped = (f"{entry.object} {entry.level.name}{' split' if entry.split else ''}" for entry in self.added)
-        return {
-            "vm": self.vm, "generation": self.generation, "mapped": ";".join(mapped), "unmapped": ";".join(self.gone)
-        }  # fmt: skip
+    def records(self) -> list[dict[str, Any]]:
+        """What the journal is told, an object each."""
+        gone = [{"object": name, "mapped": False} for name in self.gone]
+        added = [
+            {"object": entry.object, "mapped": True, "level": entry.level.name, "split": entry.split}
+            for entry in self.added
+        ]
+        return [
+            {"vm": self.vm, "object": each.pop("object"), "generation": self.generation, **each}
+            for each in (*gone, *added)
+        ]
 
 
 class Spaces:
@@ -154,7 +159,8 @@ class Spaces:
         change = Change(
             vm, daemon.generation, added, gone, (before[0], after[0]), (before[1], after[1]), lacks
         )  # fmt: skip
-        daemon.merge.note("space.change", change.record())
+        for record in change.records():
+            daemon.merge.note("space.change", record)
         return change
 
     def _reachable(self, isolated: Isolated) -> tuple[int, int]:

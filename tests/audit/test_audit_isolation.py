@@ -223,6 +223,21 @@ def test_whoever_is_born_again_may_know_of_changes_that_others_told(tale, kept):
     assert (finding.broken, finding.first.seqs) == (1, (seq,)), "it knows of the change from its birth"
 
 
+def test_whoever_is_born_after_a_change_that_the_daemon_alone_tells_knows_of_it(tale, kept):
+    tale.enter(10, 0)
+    tale.say(50, "death", 0, 0, what="ht", pid=101, inc=1, status=-9)
+    told = {"vm": 1, "object": "cpuid entries", "generation": 1, "mapped": False}
+    tale.say(60, "space.change", -1, -1, **told)
+    tale.say(80, "spawn", 0, 0, what="ht", pid=109, inc=2)
+    tale.mode[0] = "OFFLINE"
+    tale.goes(90, 0, "PARKED", inc=2)
+    tale.goes(91, 0, "GUEST", inc=2)
+    left(tale, 100, name="cpuid entries", reason="CPUID")
+    seq = fast(tale, 110)
+    finding = g6(tale, kept())
+    assert (finding.broken, finding.first.seqs) == (1, (seq,)), "the leave is for what was not mapped"
+
+
 def test_fast_exits_may_be_of_any_vm_that_was_run_since_the_last_were_told(kept):
     tale = Tale(vm=1)
     tale.enter(10, 0, vm=1)

@@ -59,8 +59,8 @@ def test_an_object_is_unmapped_and_mapped_again_everywhere(machine):
     assert back["mapped"] == tuple(reversed(gone["mapped"])) and back["generation"] == 2
     assert {machine.by_place[place].generation for place in PLACES} == {machine.generation} == {2}
     assert records(machine) == [
-        {"vm": 1, "generation": 1, "mapped": "", "unmapped": "buses"},
-        {"vm": 1, "generation": 2, "mapped": "buses PTE split", "unmapped": ""},
+        {"vm": 1, "object": "buses", "generation": 1, "mapped": False},
+        {"vm": 1, "object": "buses", "generation": 2, "mapped": True, "level": "PTE", "split": True},
     ]
 
 
