@@ -57,6 +57,7 @@ LIMITS: dict[str, int] = {
     "inject_inline": t.INJECT_INLINE_MAX,
     "fetch_events": t.FETCH_EVENTS_MAX,
     "stats_rows": t.STATS_ROWS_MAX,
+    "space_objects": t.OBJECTS_MAX,
 }
 
 assert REQUEST_BYTES_MAX <= FRAME_BYTES_MAX, "a request that is too long gets an error, not a cut connection"

@@ -130,7 +130,7 @@ class Spaces:
                 f"EINVAL: {', '.join(lacking)}: not mapped",
                 where=f"space.unmap: {isolated.name}",
                 state="nothing was unmapped",
-                allowed=f"of {', '.join(entry.object for entry in isolated.entries) or 'none: nothing is mapped'}",
+                allowed=f"mapped: {', '.join(entry.object for entry in isolated.entries) or 'nothing is'}",
                 hint="asid space show lists what is mapped.",
                 data={"errno": "EINVAL"},
             )
