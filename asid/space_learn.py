@@ -96,8 +96,10 @@ class Addition(NamedTuple):
 
 class OfVm(NamedTuple):
     """What was learned for one VM. before, after: the full exits' part of all, 0 to 1; anyway: of these, those that are
-    full whatever is mapped. refused: (object, whose, full
-    exits a second that miss it). left: kinds of exits that would be fast if all was mapped that may be."""
+    full whatever is mapped. refused: (object, whose, full exits a second that miss it). left: kinds of exits that would
+    be fast if all was mapped that may be. curve: what each object buys and costs from where it began
+    (`asid.space_pareto`); empty unless it was asked for.
+    """
 
     name: str
     exits: int
@@ -323,8 +325,8 @@ class _Played:
     def lacks(self) -> list[Lack]:
         found: dict[tuple[str, ...], float] = {}
         for kind in self._learner.work.counts:
-            missed = Reach(self._isolated, kind.vcpu).misses(kind.accesses)
-            if missed:
+            missed = () if kind.full else Reach(self._isolated, kind.vcpu).misses(kind.accesses)
+            if kind.full or missed:
                 names = tuple(dict.fromkeys(_object_of(miss) for miss in missed))
                 found[names] = found.get(names, 0.0) + self._learner.work.rate_hz(kind)
         return [Lack(names, rate_hz) for names, rate_hz in found.items()]

@@ -188,7 +188,8 @@ def _span(history: History, asked: Asked, generations: dict[int, dict[tuple[str,
     firsts = {number: min(row.ts for row in rows.values()) for number, rows in generations.items()}
     low = max([own, *(number for number, ts in firsts.items() if ts <= born)])
     stayed = {row.vm for row in core.modes.get(asked.ht, ()) if row.new == "GUEST"} == {asked.vm}
-    if stayed and len(core.spawns.get(asked.ht, ())) <= 1:
+    idled = any(row.kind == "gate.idle" for row in core.gate_of.get(asked.ht, ()))
+    if stayed and not idled and len(core.spawns.get(asked.ht, ())) <= 1:
         return own, own
     return low, max([low, *(number for number, ts in firsts.items() if ts <= asked.ts + LATE_NS)])
 

@@ -87,7 +87,15 @@ class Chronicle:
             return
         self.notebook.note("ht.mode", self._change(self.mode, new, before.vm), after.round, self.cause, ts=now)
         self.mode = new
-        if new is Mode.HOST and not before.frames:
+
+    def _host(self, before: HyperthreadState, after: HyperthreadState, spec: Spec, now: int) -> None:
+        """HOST was entered: by a handler, or by a leave, which has a record of its own."""
+        kick = None if before.frames else self._kick_of(before, spec)
+        via = before.frames[-1].what.name.lower() if kick is None else _VIA[kick]
+        change = self._change(self.mode, Mode.HOST, before.vm, via)
+        key = self.notebook.note("ht.mode", change, after.round, self.cause, ts=now)
+        self.mode = Mode.HOST
+        if kick is not None:
             wait_ns = now - self._wanted_ns
             data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": wait_ns, "object": self._object}
             self.notebook.note("leave", data, after.round, key)

@@ -28,20 +28,19 @@ from asid.mm.fault import FaultLog
 from asid.mm.footprint import footprint
 from asid.mm.isolated import Entry, Isolated
 from asid.mm.parts import Part
-from asid.mm.reach import Reach
+from asid.mm.reach import Miss, Reach
 from asid.space_build import host_of, isolated_of, mapping_at_start
 
 if TYPE_CHECKING:
     from asid.live.hyperthread import Hyperthread
+
+Kind = tuple[Isa, str, frozenset[Part], bool]  # of exits that are decided alike: full, whatever is mapped
 
 BLOCKS: Final = frozenset({Part.BLOCKS})
 WHATEVER_IS_MAPPED: Final = ""  # missed by an exit that is full and would be with any mapping, or by its policy
 _UNDECIDED: Final = "?"
 BUILD_NS: Final = 500_000_000  # that a start may take longer for what is built once for all
 _built: dict[int, Isolated] = {}  # by VM; in a child it is a copy of the fork server's
-
-
-Kind = tuple[Isa, str, frozenset[Part], bool]  # of exits that are decided alike: full, whatever is mapped
 
 
 class ShutDown(Exception):

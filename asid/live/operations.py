@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from asid import optypes as t
 from asid import policies
 from asid.config import vm_name
-from asid.core.exits import TABLE_HANDLING, canonical
+from asid.core.exits import canonical
 from asid.core.policy import KICKS
 from asid.errors import BadArgument, ConfigError, Conflict, NoSuchObject
 from asid.guest.details import details_of as details_of_exit
@@ -20,6 +20,7 @@ from asid.live.children import Place, absent
 from asid.live.injector import Batch
 from asid.live.procedures import BOUND_NS, NEVER_NS, Procedure, Procedures
 from asid.live.spaces import Change
+from asid.mm.footprint import NO_PARTS
 
 if TYPE_CHECKING:
     from asid.config import Config

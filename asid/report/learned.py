@@ -47,9 +47,7 @@ def learned_text(found: Learned, columns: Callable[..., str]) -> str:
             lines.append(f"  needs secrets: {', '.join(turn.refused)}")
         lines.append("")
     for vm in found.vms:
-        shares = f"full {vm.before:.1%} before, {vm.after:.1%} after"
-        shares += f" ({vm.anyway:.1%} whatever is mapped)" if vm.anyway else ""
-        lines.append(f"{vm.name}: {vm.exits:,} exits, {vm.rate_hz:,.0f}/s; {shares}")
+        lines.append(_heading(vm))
         if vm.additions:
             rows = [
                 (each.object, each.whose, each.round, f"{each.saves_hz:,.1f}", size_words(each.mapped),
@@ -71,8 +69,14 @@ def curves_text(found: Learned, columns: Callable[..., str]) -> str:
     """Return the curve of each VM for a reader: full exits against bytes exposed. columns: as learned_text."""
     lines: list[str] = []
     for vm in found.vms:
-        lines += [f"{vm.name}: {vm.exits:,} exits, {vm.rate_hz:,.0f}/s", _curve_table(vm, columns), ""]
+        lines += [_heading(vm), _curve_table(vm, columns), ""]
     return "\n".join([*lines, GROUPS, _outcome(found)])
+
+
+def _heading(vm: OfVm) -> str:
+    shares = f"full {vm.before:.1%} before, {vm.after:.1%} after"
+    shares += f" ({vm.anyway:.1%} whatever is mapped)" if vm.anyway else ""
+    return f"{vm.name}: {vm.exits:,} exits, {vm.rate_hz:,.0f}/s; {shares}"
 
 
 def _curve_table(vm: OfVm, columns: Callable[..., str]) -> str:
@@ -107,7 +111,5 @@ def _whose(name: str) -> str:
 
 def _outcome(found: Learned) -> str:
     if found.complete:
-        lines.append("no fault is left" if not any(vm.refused for vm in found.vms) else "the faults left need secrets")
-    else:
-        lines.append("UNKNOWN: the rounds ran out; more would be added")
-    return "\n".join(lines)
+        return "no fault is left" if not any(vm.refused for vm in found.vms) else "the faults left need secrets"
+    return "UNKNOWN: the rounds ran out; more would be added"

@@ -97,7 +97,6 @@ class PlayedMachine(Parent):
         self.drain = lambda: None
         self.now_ns = self.node.now_ns
         self.policy, self.kick, self.state = "asi", "ack", "ready"
-        self.mapping, self.generation = (), 0
         self.answers: dict[int, Any] = {}
         self.by_place: dict[Place, Actor] = {}
         self.children = SimpleNamespace(  # type: ignore[assignment]
