@@ -15,12 +15,12 @@ from asid import policies, wire
 from asid.core import gate, mce
 from asid.core.events import Action, Do, Mode, Order, Report, Timer
 from asid.core.gate import Belief, Ev
+from asid.core.gate_chronicle import Note, notes_of, vm_of
 from asid.core.guarantees import of_gate
 from asid.core.limits import REKICK_PART, RESYNC_DEADLINE_NS, STICKY_DEADLINE_NS
 from asid.live import sockets
 from asid.live.ahead import QUIET_NS, Ahead, likely_of_gate
 from asid.live.birth import Birth
-from asid.live.gate_chronicle import Note, notes_of, vm_of
 from asid.live.link import Link
 from asid.live.node import Frames, Node, ParentGone, prepare_child, ring_doorbell
 from asid.live.notebook import Notebook

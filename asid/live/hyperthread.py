@@ -17,6 +17,7 @@ import zmq
 from asid import policies, wire
 from asid.core import apic, mce
 from asid.core import hyperthread as core
+from asid.core.chronicle import Chronicle
 from asid.core.events import Action, Bid, Do, Mode, Order, Said, Seen
 from asid.core.guarantees import of_hyperthread
 from asid.core.hyperthread import HyperthreadState, Phase, What
@@ -27,7 +28,6 @@ from asid.guest.base import Exit
 from asid.live import sockets
 from asid.live.ahead import Ahead, likely_of_hyperthread
 from asid.live.birth import Birth
-from asid.live.chronicle import Chronicle
 from asid.live.fast import sees_all
 from asid.live.irqs import Irqs
 from asid.live.isolation import Isolation, ShutDown
@@ -99,7 +99,7 @@ class Hyperthread:
         self.state = core.born(birth.inc, birth.coord, self.words[self.own + REQUEST])
         self.icr_by = self.state  # when it wrote the ICR: a handler may come before the bus has delivered
         self.notebook = Notebook(Ring(birth.ring.fd), birth.core, birth.ht, birth.inc)
-        self.chronicle = Chronicle(self.notebook, birth.inc)
+        self.chronicle = Chronicle(self.notebook, birth.inc, time.monotonic_ns)
         self.nmis, self.mces = birth.interrupts  # the interrupt lines as last taken
         self.rendezvous = Rendezvous(self)
         self.orders: deque[tuple[Order, int]] = deque()

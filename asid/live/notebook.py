@@ -1,4 +1,4 @@
-"""What a child notes down: records into its ring, and a tally of fast exits that becomes one record a reason.
+"""What a child notes down: records, into its ring.
 
 A record gets a key that is unique in the run; the daemon gives it its `seq` at the merge and turns keys of causes into
 seqs. Keys travel with gate messages, so that a grant can name the exit that asked for it.
@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import msgpack
 
-from asid.core.record import bucket_of
 from asid.live.ring import Ring
 
 RAW: Final = "raw"  # kind of what is shown to readers of telemetry and is no record
@@ -56,10 +55,10 @@ class Notebook:
         self._put(_pack((self.last, ts or time.monotonic_ns(), kind, self._core, whose, round_, cause, data)))
         return self.last
 
-    def show(self, kind: str, data: dict[str, Any], round_: int) -> None:
+    def show(self, data: dict[str, Any], round_: int) -> None:
         """Hand something to the daemon that is for its readers only: no record, and not kept when there is no room."""
         if not self.full:
-            self._ring.put(_pack((0, time.monotonic_ns(), kind, self._core, self._ht, round_, 0, data)))
+            self._ring.put(_pack((0, time.monotonic_ns(), RAW, self._core, self._ht, round_, 0, data)))
 
     def _put(self, record: bytes) -> None:
         if self._overflow:
@@ -85,54 +84,3 @@ class Notebook:
     def full(self) -> bool:
         """Whether the guest should pause: the daemon is behind. The rest of the ring is for what cannot wait."""
         return bool(self._overflow) or self._ring.used > PAUSE_PART
-
-
-class Tally:
-    """Counts of fast exits by reason, until they are noted."""
-
-    __slots__ = ("_rows",)
-
-    def __init__(self) -> None:
-        self._rows: dict[tuple[str, str, str], list[Any]] = {}
-
-    def add(self, reason: str, isa: str, n: int, sum_ns: int, halt: str = "") -> None:
-        """Add n exits that took sum_ns together; a batch is entered at its mean. halt: as in `exit_data`."""
-        each = sum_ns // n
-        row = self._rows.get((reason, isa, halt))
-        if row is None:
-            row = self._rows[reason, isa, halt] = [0, 0, each, each, {}]
-        row[0] += n
-        row[1] += sum_ns
-        row[2] = min(row[2], each)
-        row[3] = max(row[3], each)
-        bucket = bucket_of(each)
-        row[4][bucket] = row[4].get(bucket, 0) + n
-
-    def note(self, notebook: Notebook, round_: int) -> None:
-        """Note a record a reason, and begin anew."""
-        if not self._rows:
-            return
-        for (reason, isa, halt), (n, total, low, high, hist) in self._rows.items():
-            data = exit_data(reason, isa, False, n, total, low, high, sorted(hist.items()), halt)
-            notebook.note("exit", data, round_)
-        self._rows.clear()
-
-
-def exit_data(
-    reason: str, isa: str, full: bool, n: int, sum_ns: int, min_ns: int, max_ns: int, hist: list[tuple[int, int]],
-    halt: str = "",
-) -> dict[str, Any]:  # fmt: skip
-    """Return the data of an exit record. halt: slept or polled, empty for an exit that is no halt."""
-    data = {
-        "reason": reason,
-        "isa": isa,
-        "full": full,
-        "n": n,
-        "sum_ns": sum_ns,
-        "min_ns": min_ns,
-        "max_ns": max_ns,
-        "hist": hist,
-    }
-    if halt:
-        data["halt"] = halt
-    return data

@@ -53,7 +53,7 @@ def desk(tmp_path):
 
 def test_what_is_only_shown_gets_no_number_and_is_nobodys_cause(desk):
     first = desk.ht.note("gate.done", {})
-    desk.ht.show("raw", MODE, 7)
+    desk.ht.show(MODE, 7)
     assert desk.ht.last == first
     desk.ht.note("ht.mode", MODE, 7, desk.ht.last)
     assert [(record.seq, record.type, record.cause) for record in desk.drain()] == [
@@ -67,7 +67,7 @@ def test_what_is_only_shown_is_left_out_when_the_ring_is_behind(desk):
     while not desk.ht.full:
         desk.ht.note("ht.mode", MODE)
     for _ in range(10_000):
-        desk.ht.show("raw", MODE, 7)
+        desk.ht.show(MODE, 7)
     while len(desk.published) < 1_000 and desk.drain():
         pass
     assert desk.shown == [] and desk.ht.lost == 0

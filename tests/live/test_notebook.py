@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from asid.core.limits import CORES_MAX, SIBLINGS_MAX
 from asid.core.record import Record, bucket_of, fault_of
+from asid.core.tally import Tally
 from asid.live import notebook as notebook_
-from asid.live.notebook import Notebook, Tally, key_base
+from asid.live.notebook import Notebook, key_base
 from asid.live.ring import RING_BYTES, Ring, make_ring
 
 

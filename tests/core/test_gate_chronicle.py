@@ -7,8 +7,8 @@ import pytest
 from asid.core import gate
 from asid.core.events import Bid, Mode, Report, Said, Want
 from asid.core.gate import Belief, Ev, Event, GateState, Member, Rooms, Spec
+from asid.core.gate_chronicle import Note, notes_of, vm_of
 from asid.core.record import Record, fault_of
-from asid.live.gate_chronicle import Note, notes_of, vm_of
 
 SPEC = Spec()
 LEASE = Member(inc=1, belief=Belief.SESSION, attached=1, room=1, req=2, vm=1, granted=-1, kicks=7)

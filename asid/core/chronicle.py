@@ -7,20 +7,30 @@ mode has the stamp of when it was performed, so the order of causes is the order
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from asid.core.events import Kick, Mode, Order
 from asid.core.hyperthread import WORK, Frame, HyperthreadState, Phase, Spec, What, set_mode
 from asid.core.record import bucket_of
-from asid.guest.base import Exit
-from asid.live.notebook import RAW, Notebook, Tally, exit_data
+from asid.core.tally import Notes, Tally, exit_data
 from asid.mm.isolated import Entry
 
 TO_GUEST = (set_mode(Mode.GUEST),)
 _NAMES = tuple(mode.name for mode in Mode)
 _VIA = {kick: kick.name.lower() for kick in Kick} | {Kick.ACK: "grant", Kick.RENDEZVOUS: "grant"}
 _KIND = {kick: kick.name.lower() for kick in Kick}
+
+
+class Exited(Protocol):
+    """What the chronicle asks of an exit. wake_ns: how long a vCPU that halts sleeps, 0 for every other exit."""
+
+    @property
+    def reason(self) -> str: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def wake_ns(self) -> int: ...
 
 
 class Meets(Protocol):
@@ -37,11 +47,12 @@ class Eyes(Protocol):
 
 
 class Chronicle:
-    """The records of one hyperthread."""
+    """The records of one hyperthread. now_ns: the engine's clock, which alone stamps them."""
 
-    def __init__(self, notebook: Notebook, inc: int) -> None:
+    def __init__(self, notebook: Notes, inc: int, now_ns: Callable[[], int]) -> None:
         self.notebook = notebook
         self.inc = inc
+        self.now_ns = now_ns
         self.tally = Tally()
         self.mode = Mode.PARKED  # last recorded
         self.dropped = 0  # frames that were no orders
@@ -52,7 +63,7 @@ class Chronicle:
         self._wanted_ns = 0
         self._reason = ""
         self._object = ""
-        self._asked_ns = time.monotonic_ns()
+        self._asked_ns = self.now_ns()
         self._held: tuple[int, int] | None = None
         self._interrupts: list[tuple[str, int, int, int, Mode]] = []
         notebook.note("ht.mode", self._change(Mode.OFFLINE, Mode.PARKED, 0))
@@ -73,7 +84,7 @@ class Chronicle:
             self._isolated = None
         if new is Mode.ENTER or new is self.mode:
             return
-        now = left_ns or time.monotonic_ns()
+        now = left_ns or self.now_ns()
         if new is Mode.ISOLATED and not before.frames:
             if before.todo[1:2] == (WORK,):
                 self._isolated = (now, after.round)
@@ -120,21 +131,21 @@ class Chronicle:
 
     def moved(self, before: HyperthreadState, after: HyperthreadState) -> None:
         """Show every change of mode as it is performed, ENTER and fast exits too: telemetry class `r`."""
-        self.notebook.show(RAW, self._change(before.mode, after.mode, before.vm), after.round)
+        self.notebook.show(self._change(before.mode, after.mode, before.vm), after.round)
 
     def wants_host(self, reason: str, missed: str = "") -> None:
         """An exit leaves. missed: the object that it missed first, if it is for that."""
         self._reason, self._object = reason, missed
-        self._wanted_ns = time.monotonic_ns()
+        self._wanted_ns = self.now_ns()
         self.cause = self.notebook.last
 
     def wants_guest(self) -> None:
         """A halted vCPU was woken: its wait for the gate begins; its sleep was none."""
-        self._asked_ns = time.monotonic_ns()
+        self._asked_ns = self.now_ns()
 
     def looked(self, before: HyperthreadState, after: HyperthreadState, eyes: Eyes) -> None:
         """A look may find a kick, or a sibling that holds us, or that the one that held us is gone."""
-        now = time.monotonic_ns()
+        now = self.now_ns()
         if after.todo[:1] != TO_GUEST:
             self._leave_guest(before.vm)
         if after.phase is Phase.HELD:
@@ -160,17 +171,17 @@ class Chronicle:
             return
         self.cause = cause
         if after.session and not before.session:
-            wait_ns = max(0, time.monotonic_ns() - self._asked_ns)
+            wait_ns = max(0, self.now_ns() - self._asked_ns)
             self.notebook.note("gate.wait", {"wait_ns": wait_ns, "vm": after.vm}, after.round, cause)
         elif after.phase is Phase.ASKING and before.phase is not Phase.ASKING:  # asking again begins no new wait
-            self._asked_ns = time.monotonic_ns()
+            self._asked_ns = self.now_ns()
 
-    def full_exit(self, event: Exit, round_: int, *, polled: bool = False) -> None:
+    def full_exit(self, event: Exited, round_: int, *, polled: bool = False) -> None:
         """A full exit was handled: from wanting the full address space to the end of the work in it.
 
         polled: it was a halt, and its end was waited for meanwhile.
         """
-        now = time.monotonic_ns()
+        now = self.now_ns()
         took = max(1, now - self._wanted_ns)
         self._asked_ns = now
         halt = "polled" if polled else "slept" if event.wake_ns else ""
@@ -187,7 +198,7 @@ class Chronicle:
 
     def interrupt_begins(self, what: str, number: int, merged: int, state: HyperthreadState) -> None:
         mode = Mode.ISOLATED if state.mode is Mode.ENTER else state.mode
-        self._interrupts.append((what, number, merged, time.monotonic_ns(), mode))
+        self._interrupts.append((what, number, merged, self.now_ns(), mode))
 
     def interrupt_ends(self, before: HyperthreadState, after: HyperthreadState, meets: Meets) -> None:
         if before.frames[-1].what is What.IRQ:
@@ -199,7 +210,7 @@ class Chronicle:
             "id": number,
             "depth": sum(frame.what is not What.IRQ for frame in before.frames),
             "merged": merged,
-            "host_ns": time.monotonic_ns() - begin_ns,
+            "host_ns": self.now_ns() - begin_ns,
             "from": mode.name,
         }
         if what == "mce":
