@@ -50,6 +50,7 @@ docs: $(READY)  ## write the generated pages of docs/ again
 	$(BIN)/asid schema ops --markdown > docs/protocol.md
 	$(BIN)/python -m asid.explore.diagram > docs/states.md
 	$(BIN)/python -m asid.report.leaks_page > docs/leaks.md
+	$(BIN)/python -m asid.report.costs_page > docs/costs.md
 
 format: $(READY)  ## let ruff format and sort
 	$(BIN)/ruff format .

@@ -261,7 +261,13 @@ def test_the_layers_hold():
 
 # Imported by name: a verb by the command line, a benchmark by `asid bench`; run by Python, by pytest, or for docs/.
 IMPORTED_BY_NAME = ("asid.commands.", "asid.bench.")
-IMPORTED_FROM_OUTSIDE = {"asid.__main__", "asid.pytest_plugin", "asid.explore.diagram", "asid.report.leaks_page"}
+IMPORTED_FROM_OUTSIDE = {
+    "asid.__main__",
+    "asid.pytest_plugin",
+    "asid.explore.diagram",
+    "asid.report.costs_page",
+    "asid.report.leaks_page",
+}
 # The live machine has no TLB yet.
 IMPORTED_LATER = {"asid.mm.tlb"}
 

@@ -1,0 +1,280 @@
+"""One simulated core: its siblings, their gate, the words they share, and what comes from outside.
+
+Cores do not know of each other: no word, IPI or message goes from one to another, so each is simulated by itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from asid.core import apic, gate
+from asid.core.events import Order, Report
+from asid.core.gate import Ev
+from asid.core.hyperthread import HyperthreadState, Spec
+from asid.core.policies.base import Policy
+from asid.errors import ConfigError
+from asid.guest.base import Exit, Source
+from asid.sim.agenda import Agenda
+from asid.sim.costs import Costs
+from asid.sim.gate import Gate
+from asid.sim.hyperthread import Hyperthread
+from asid.sim.notes import CORE_SHIFT, Notebook, Noted
+from asid.sim.vcpu import Injected
+from asid.sim.words import Page, Words
+from asid.targets import resolve
+
+if TYPE_CHECKING:
+    from asid.config import Config
+
+TALLY_NS: Final = 100_000_000  # fast exits are noted at least this often
+REBIRTH_NS: Final = 100_000_000  # after the first death; doubled by each
+REBIRTH_NS_MAX: Final = 5_000_000_000
+DEATHS_MAX: Final = 5  # within GIVEN_UP_NS; then it stays away
+GIVEN_UP_NS: Final = 60_000_000_000
+KILLED: Final = -9
+STOP_NS: Final = 10_000_000_000  # for everybody to say goodbye
+
+GuestOf = Callable[[int, int], tuple[Source, int]]  # (hyperthread, VM) -> its exits, and its halt_poll in ns
+# (hyperthread, VM, exit, polled) -> what its handler misses first, "" if it is full anyhow, None if it is fast
+Missed = Callable[[int, int, Exit, bool], str | None]
+
+
+class Injection(NamedTuple):
+    """One [[inject]] at one hyperthread: n of a kind at one time. event: of an exit or an interrupt."""
+
+    at_ns: int
+    id: int
+    what: str
+    ht: int
+    n: int = 1
+    event: Exit | None = None
+    for_ns: int = 0
+
+
+class Core:
+    """A core from its switching on to its end."""
+
+    def __init__(
+        self, config: Config, policy: Policy, number: int, costs: Costs, attached: tuple[int, ...], guest_of: GuestOf,
+        missed: Missed,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.number = number
+        self.costs = costs
+        self.siblings = config.machine.smt
+        self.guest_of = guest_of
+        self._missed = missed
+        self.agenda = Agenda()
+        self.noted: list[Noted] = []
+        self.keys = count((number + 1) << CORE_SHIFT)
+        self.daemon = Notebook(self.noted, self.keys, number, -1, self.agenda.now)
+        self.page = Page(tuple(Words() for _ in range(self.siblings)))
+        self.policy = policy
+        self.exhausted = 0
+        self.gate = Gate(self, policy.gate_spec(), attached)
+        self._attached = attached
+        self._incs = [0] * self.siblings
+        self._deaths: list[deque[int]] = [deque(maxlen=DEATHS_MAX) for _ in range(self.siblings)]
+        self._stopping = False
+        self._heard_ns = -1
+        topology = config.topology
+        self._slow = [
+            sum(slow.delay_ns for slow in config.faults.slow if (number, ht) in resolve(slow.target, topology))
+            for ht in range(self.siblings)
+        ]
+        self.hts: list[Hyperthread | None] = [None] * self.siblings
+
+    # --- a whole life ---------------------------------------------------------------------------------------
+
+    def run(
+        self, duration_ns: int, injections: tuple[Injection, ...], progressed: Callable[[int], None]
+    ) -> list[Noted]:
+        """Play the core for `duration_ns`, then stop it in order; return what was noted, by stamp."""
+        self.daemon.note("spawn", {"what": "coordinator", "pid": 0, "inc": 1}, ht=-1)
+        for ht in range(self.siblings):
+            self._bear(ht)
+        for injection in injections:
+            self.agenda.after(injection.at_ns, lambda injection=injection: self._inject(injection))  # type: ignore[misc]
+        while self.agenda.now_ns < duration_ns:
+            self.agenda.run(min(duration_ns, self.agenda.now_ns + TALLY_NS))
+            self._tally()
+            progressed(self.agenda.now_ns)
+        self._stopping = True
+        for ht in range(self.siblings):
+            self.gate.step(gate.Event(Ev.STOP, ht=ht))
+        until_ns = duration_ns + STOP_NS
+        while any(self.hts) and self.agenda.now_ns < until_ns:
+            self.agenda.run(min(until_ns, self.agenda.now_ns + TALLY_NS))
+        self._tally()
+        self.noted.sort(key=lambda noted: noted.ts)
+        return self.noted
+
+    def _tally(self) -> None:
+        for ht in self.hts:
+            if ht is not None:
+                ht.chronicle.flush(ht.state.round)
+
+    def _bear(self, ht: int) -> None:
+        self._incs[ht] += 1
+        self.daemon.note("spawn", {"what": "ht", "pid": 0, "inc": self._incs[ht]}, ht=ht)
+        born = self.hts[ht] = Hyperthread(self, ht, self._incs[ht], self.policy)
+        born.go()
+
+    def spec_of(self, ht: int, policy: Policy) -> Spec:
+        others = tuple(other for other in range(self.siblings) if other != ht)
+        config = self.config
+        return policy.hyperthread_spec(
+            ht, others, apic=apic.BY_NAME[config.apic.mode], icr_fix=config.apic.icr_fix,
+            nmi_isolated=config.policy.nmi == "isolated", mcip=config.mce.nested == "shutdown",
+        )  # fmt: skip
+
+    # --- messages and IPIs ----------------------------------------------------------------------------------
+
+    def tell_gate(self, report: Report, cause: int) -> None:
+        self._to_gate(lambda: self.gate.hear(report, cause))
+
+    def _to_gate(self, what: Callable[[], object]) -> None:
+        """One after the other: each decision of the gate has a nanosecond of its own, so stamps tell their order."""
+        self._heard_ns = max(self.agenda.now_ns + self.costs.message, self._heard_ns + 1)
+        self.agenda.after(self._heard_ns - self.agenda.now_ns, what)
+
+    def order(self, order: Order, cause: int) -> None:
+        def arrives() -> None:
+            target = self.hts[order.ht]
+            if target is not None and target.state.inc == order.inc:
+                target.orders.append((order, cause))
+                target.go()
+
+        self.agenda.after(self.costs.message, arrives)
+
+    def wake(self, ht: int) -> None:
+        self.agenda.after(self.costs.message, lambda: self._go(ht))
+
+    def wake_all(self) -> None:
+        for ht in range(self.siblings):
+            self.wake(ht)
+
+    def pend(self, ht: int) -> None:
+        """The gate's kick: an IPI, which is on its way for a while."""
+        self.agenda.after(self.costs.ipi_send + self.costs.ipi_delivery, lambda: self._pending(ht))
+
+    def deliver(self, target: int, by: Hyperthread, state: HyperthreadState) -> None:
+        """An IPI was written; it is on its way for a while."""
+        by.chronicle.ipi(target, state, by.spec)
+        self.agenda.after(self.costs.ipi_delivery, lambda: self._pending(target))
+
+    def on_bus(self, by: Hyperthread, state: HyperthreadState) -> None:
+        """A command was written to the ICR: what is on the bus when it arrives goes out."""
+        self.agenda.after(self.costs.ipi_delivery, lambda: self.off_bus(by, state))
+
+    def off_bus(self, by: Hyperthread, state: HyperthreadState) -> None:
+        targets, by.words.apic = by.words.apic.bus, by.words.apic._replace(bus=0)
+        for target in range(self.siblings):
+            if targets >> target & 1:
+                by.chronicle.ipi(target, state, by.spec)
+                self._pending(target)
+
+    def _pending(self, ht: int) -> None:
+        self.page.hts[ht].pending = True
+        self._go(ht)
+
+    def _go(self, ht: int) -> None:
+        target = self.hts[ht]
+        if target is not None:
+            target.go()
+
+    # --- exits ----------------------------------------------------------------------------------------------
+
+    def needs_full(self, ht: Hyperthread, event: Exit, *, polled: bool) -> bool:
+        """Whether the handler of an exit needs the full address space."""
+        return self._missed(ht.ht, ht.state.vm, event, polled) is not None
+
+    def host_ns(self, event: Exit, *, polled: bool) -> int:
+        """The time of a full exit's work: what its guest's own table or recording says; and of a vCPU that goes to
+        sleep, that of scheduling it out, which no table has: the time of a HLT there is its sleep."""
+        return event.service_ns + (self.costs.schedule if event.wake_ns and not polled else 0)
+
+    def slow_ns(self, ht: int) -> int:
+        return self._slow[ht]
+
+    # --- injections -----------------------------------------------------------------------------------------
+
+    def _inject(self, injection: Injection) -> None:
+        ht = injection.ht
+        data: dict[str, object] = {"id": injection.id, "what": injection.what, "target": f"c{self.number}h{ht}"}
+        if injection.event is not None:
+            data["reason"] = injection.event.reason
+        if injection.n > 1:
+            data["n"] = injection.n
+        self.daemon.note("inject", data, ht=ht)
+        target = self.hts[ht]
+        if target is None:
+            self.injection_done(ht, injection.id, "lost", "the hyperthread died")
+        elif injection.what in ("nmi", "mce"):
+            target.lines[injection.what].raised.append(injection.id)
+            target.go()
+        elif injection.what == "kill":
+            self._dies(ht, KILLED)
+            self.injection_done(ht, injection.id, "handled")
+        elif injection.what == "stall":
+            target.stalls.append((injection.for_ns, injection.id))
+            target.go()
+        else:
+            assert injection.event is not None
+            if injection.what == "exit" and not target.state.vm:
+                self.injection_done(ht, injection.id, "refused", "the vCPU was taken away")
+                return
+            into = target.vcpu.injected if injection.what == "exit" else target.irqs.waiting
+            into.append(Injected(injection.id, injection.event, injection.n))
+            target.go()
+
+    def injection_done(self, ht: int, id_: int, result: str, why: str = "") -> None:
+        self.daemon.note("inject.done", {"id": id_, "result": result, **({"why": why} if why else {})}, ht=ht)
+
+    # --- deaths ---------------------------------------------------------------------------------------------
+
+    def fence(self, ht: int, inc: int) -> None:
+        """Kill a hyperthread that does not answer; its death is confirmed a moment later."""
+        target = self.hts[ht]
+        if target is not None and target.state.inc == inc:
+            self._dies(ht, KILLED)
+
+    def ended(self, ht: int) -> None:
+        """A hyperthread has said goodbye."""
+        self._dies(ht, 0)
+
+    def _dies(self, ht: int, status: int) -> None:
+        dead = self.hts[ht]
+        assert dead is not None
+        if status == 0:
+            dead.chronicle.flush(dead.state.round)
+        self.hts[ht] = None
+        dead.bury()
+        for id_ in dead.open_injections():
+            self.injection_done(ht, id_, "lost", "the hyperthread died")
+        self.daemon.note("death", {"what": "ht", "pid": 0, "inc": dead.state.inc, "status": status}, ht=ht)
+        self._deaths[ht].append(self.agenda.now_ns)
+        event = gate.Event(Ev.DEAD, ht=ht, inc=dead.state.inc)
+        self._to_gate(lambda: self.gate.step(event))
+
+    def buried(self, ht: int) -> None:
+        """The gate has done with the dead: it may be born again, ever later, and not for ever."""
+        deaths = self._deaths[ht]
+        if self._stopping or (len(deaths) == DEATHS_MAX and deaths[-1] - deaths[0] < GIVEN_UP_NS):
+            return
+        again_ns = min(REBIRTH_NS_MAX, REBIRTH_NS << len(deaths) - 1)
+        self.agenda.after(again_ns, lambda: None if self._stopping else self._bear(ht))
+
+
+def refuse_broadcast(config: Config) -> None:
+    """Raise ConfigError for machine checks that reach all siblings: their rendezvous is not simulated."""
+    if config.mce.mode == "broadcast" and any(inject.what == "mce" for inject in config.inject):
+        raise ConfigError(
+            'mce.mode = "broadcast" with [[inject]] of mce',
+            state="the rendezvous of machine-check handlers is not simulated",
+            allowed='mce.mode = "local", or the live engine',
+            hint="asid run CONFIG --engine live",
+        )

@@ -1,0 +1,237 @@
+"""The vCPU on a simulated hyperthread: its guest's exits, one after another, and the work that each of them causes.
+
+What an exit means for the core is decided by `asid.core.hyperthread`. Here is for how long what runs: the guest, the
+handler of a fast exit, the work in HOST. Each is a span of time that is interrupted and goes on; guest time passes only
+while the vCPU is in guest, so a kick delays what comes after it and swallows nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from asid.core import hyperthread as core
+from asid.core.events import Mode
+from asid.guest.base import Exit, Source
+
+if TYPE_CHECKING:
+    from asid.sim.hyperthread import Hyperthread
+
+STOPPED = -1
+
+
+class Span:
+    """Some work: what is left of it, and since when it goes on."""
+
+    __slots__ = ("_since_ns", "left_ns", "took_ns")
+
+    def __init__(self) -> None:
+        self.left_ns = 0
+        self.took_ns = 0
+        self._since_ns = STOPPED
+
+    def set(self, ns: int) -> None:
+        """New work of `ns`; it does not go on yet."""
+        self.left_ns, self.took_ns, self._since_ns = ns, 0, STOPPED
+
+    def go_on(self, now_ns: int) -> None:
+        self._since_ns = now_ns
+
+    def stop(self, now_ns: int) -> None:
+        if self._since_ns != STOPPED:
+            passed = now_ns - self._since_ns
+            self.took_ns += passed
+            self.left_ns = max(0, self.left_ns - passed)
+            self._since_ns = STOPPED
+
+
+class Injected:
+    """n exits that somebody asked for, by the number of their injection."""
+
+    __slots__ = ("event", "id", "n")
+
+    def __init__(self, id_: int, event: Exit, n: int) -> None:
+        self.id, self.event, self.n = id_, event, n
+
+
+class Vcpu:
+    """What runs on hyperthread `ht`, whoever is attached."""
+
+    def __init__(self, ht: Hyperthread) -> None:
+        self.ht = ht
+        self.source: Source | None = None
+        self.poll_ns = 0  # a halt that ends within this is polled for
+        self.exit: Exit | None = None  # the next exit of the source, or the one being handled
+        self.guest, self.handler, self.host = Span(), Span(), Span()
+        self.unfinished = False  # the handler of a fast exit has begun
+        self.begun = False  # the work in HOST has begun
+        self.awake_ns = 0  # when the halt that it polls for ends, or that it sleeps through
+        self.exhausted = False
+        self.injected: deque[Injected] = deque()
+        self.from_injection = False
+        self.aside: tuple[Exit | None, int] = (None, 0)  # the source's exit, and what is left before it
+        # While an interrupt is handled in HOST: the exit it came in between, what was left before it, whether it sleeps
+        self.between: tuple[Exit | None, int, bool] | None = None
+
+    def attach(self, vm: int) -> None:
+        """Begin with another VM's guest; 0 for none."""
+        self.source, self.poll_ns = self.ht.core.guest_of(self.ht.ht, vm) if vm else (None, 0)
+        self.exit = None
+        self.aside = (None, 0)
+        self.unfinished = self.from_injection = self.exhausted = False
+
+    def pause(self) -> None:
+        """Something has come: what goes on stops here, until it is asked for again."""
+        now = self.ht.agenda.now_ns
+        self.guest.stop(now)
+        self.handler.stop(now)
+        self.host.stop(now)
+
+    # --- in guest -----------------------------------------------------------------------------------------
+
+    def in_guest(self) -> bool:
+        """Guest instructions, until something ends them. Return False when nothing does before the span is over."""
+        ht = self.ht
+        if ht.words.pending:
+            ht.step(core.INTERRUPTED)
+        elif not ht.state.used:
+            ht.step(core.RETIRED)
+        elif self.injected:
+            self.aside = (self.exit, self.guest.left_ns)
+            self.exit = self.injected[0].event
+            self.from_injection = True
+            self.exits(self.exit)
+        else:
+            if self.exit is None:
+                self._next_exit()
+            if self.exit is None:
+                return False
+            if self.guest.left_ns:
+                self.guest.go_on(ht.agenda.now_ns)
+                ht.look_again(self.guest.left_ns)
+                return False
+            self.exits(self.exit)
+        return True
+
+    def _next_exit(self) -> None:
+        """Take the source's next exit. When a recording has ended its guest spins on."""
+        if self.source is None or self.exhausted:
+            return
+        self.exit = self.source.next()
+        if self.exit is None:
+            self.exhausted = True
+            self.ht.core.exhausted += 1
+            return
+        self.guest.set(self.exit.after_ns)
+
+    def exits(self, event: Exit) -> None:
+        """One VM exit."""
+        ht, polled = self.ht, self.polls(event)
+        if ht.policy.needs_full(ht.core.needs_full(ht, event, polled=polled), event.reason):
+            ht.chronicle.wants_host(event.reason)
+            self.begun = False
+            ht.step(core.IDLE_EXIT if event.wake_ns else core.FULL_EXIT)
+        else:
+            ht.step(core.FAST_EXIT)
+
+    def polls(self, event: Exit) -> bool:
+        """Whether the exit is a halt whose wake-up its handler waits for."""
+        return 0 < event.wake_ns <= self.poll_ns
+
+    def handles(self) -> bool:
+        """The handler of a fast exit. Return False while it goes on.
+
+        A kick of the gate ends it, too: the rest comes after the next admission, in front of the guest.
+        """
+        event, ht = self.exit, self.ht
+        if event is None:
+            return True
+        now, polled = ht.agenda.now_ns, self.polls(event)
+        if not self.unfinished:
+            self.unfinished = True
+            self.handler.set(event.service_ns)
+            self.awake_ns = now + event.service_ns + event.wake_ns
+        if polled:
+            self.handler.left_ns = max(0, self.awake_ns - now)  # time asleep passes wherever the vCPU is
+        if self.handler.left_ns:
+            if ht.kicked():
+                return True
+            self.handler.go_on(now)
+            ht.look_again(self.handler.left_ns)
+            return False
+        ht.chronicle.tally.add(event.reason, event.isa, 1, max(1, self.handler.took_ns), "polled" if polled else "")
+        self.unfinished = False
+        self.exit_over()
+        return True
+
+    def exit_over(self) -> None:
+        """The exit is done. An injected one makes way for that of the source, which was on its way and still comes."""
+        self.exit = None
+        if self.from_injection:
+            self.from_injection = False
+            self.exit, left_ns = self.aside
+            self.guest.set(left_ns)
+            self.injected[0].n -= 1
+            if not self.injected[0].n:
+                self.ht.core.injection_done(self.ht.ht, self.injected.popleft().id, "handled")
+
+    # --- in HOST, and halted ------------------------------------------------------------------------------
+
+    def interrupted(self, event: Exit, *, halted: bool) -> None:
+        """An external interrupt is about to be handled in HOST; what it came in between goes on afterwards."""
+        self.between = (self.exit, self.guest.left_ns, halted)
+        self.exit, self.begun = event, False
+
+    def interrupt_over(self) -> None:
+        """The interrupt was handled. A guest that it hit has had an exit; one that sleeps goes on, unless it is due."""
+        assert self.between is not None
+        ht, event = self.ht, self.exit
+        self.exit, left_ns, halted = self.between
+        self.guest.set(left_ns)
+        self.between = None
+        if event is not None and ht.irqs.begun is not None and ht.irqs.begun[1] is Mode.GUEST:
+            ht.chronicle.full_exit(event, ht.state.round)
+        ht.irqs.handled(full=True)
+        ht.chronicle.wants_guest()
+        ht.step(core.HALT if halted and not self.wakes() else core.WORKED)
+
+    def in_host(self) -> bool:
+        """Work in the full address space; a kick is answered meanwhile. Return False while it goes on."""
+        ht, event = self.ht, self.exit
+        if ht.kicked():
+            ht.step(core.DOORBELL)
+            return True
+        polled = event is not None and self.polls(event)
+        if not self.begun:
+            self.begun = True
+            self.host.set(
+                0 if event is None else ht.core.host_ns(event, polled=polled) + (event.wake_ns if polled else 0)
+            )
+        if self.host.left_ns:
+            self.host.go_on(ht.agenda.now_ns)
+            ht.look_again(self.host.left_ns)
+            return False
+        if self.between is not None:
+            self.interrupt_over()
+            return True
+        halts = event is not None and event.wake_ns > 0 and not polled
+        if event is not None:
+            ht.chronicle.full_exit(event, ht.state.round, polled=polled)
+            self.awake_ns = ht.agenda.now_ns + event.wake_ns
+            self.exit_over()
+        ht.step(core.HALT if halts else core.WORKED)
+        return True
+
+    def halted(self) -> bool:
+        """Asleep. Return False until it is woken."""
+        ht = self.ht
+        if not self.wakes():
+            ht.look_again(self.awake_ns - ht.agenda.now_ns)
+            return False
+        ht.chronicle.wants_guest()
+        ht.step(core.RUNNABLE)
+        return True
+
+    def wakes(self) -> bool:
+        """Whether a halted vCPU is runnable again: its time has come, or somebody wants an exit of it."""
+        return self.ht.agenda.now_ns >= self.awake_ns or bool(self.injected)
