@@ -26,21 +26,31 @@ if TYPE_CHECKING:
 APPEND: Final = 4_096  # records written in one go
 
 
-def load_for(config: str | Path | Mapping[str, Any], given: Mapping[str, Any]) -> Loaded:
+def given(*, policy: str = "", kick: str = "", space: str = "", seed: int | None = None) -> dict[str, Any]:
+    """Return what was given on a command line as dotted keys of a configuration."""
+    from asid.config import mapping_given
+
+    found = {
+        "policy.name": policy, "policy.kick": kick, "space.mapping": mapping_given(space) if space else "", "seed": seed
+    }  # fmt: skip
+    return {key: value for key, value in found.items() if value not in ("", None)}
+
+
+def load_for(config: str | Path | Mapping[str, Any], chosen: Mapping[str, Any]) -> Loaded:
     """Read and check a configuration, its guests, mapping and policy, as a start of the live machine does.
 
-    given: dotted keys from the command line. Raise ConfigError, InputError or PolicyRefused.
+    chosen: dotted keys, of `given`. Raise ConfigError, InputError or PolicyRefused.
     """
     from asid.config import load
     from asid.guest.check import check_guests
     from asid.policies import require_kick, require_tested
     from asid.space_build import check_mapping
 
-    loaded = load(config, given)
+    loaded = load(config, chosen)
     check_guests(loaded)
     check_mapping(loaded)
     require_tested(loaded.config.policy.name)
-    require_kick(loaded.config.policy.name, given.get("policy.kick", ""))
+    require_kick(loaded.config.policy.name, chosen.get("policy.kick", ""))
     return loaded
 
 
@@ -62,10 +72,12 @@ def simulate(
     level: Level = "typical",
     run_dir: Path | None = None,
     on_progress: OnProgress = nobody,
+    until_exhausted: bool = False,
 ) -> Outcome:
     """Play a configuration for `duration_ns` of virtual time, keep the run, and judge it.
 
-    on_progress(done_ns, total_ns): a few times a second of virtual time, over all cores.
+    until_exhausted: end before, when every recording has. on_progress(done_ns, total_ns): a few times a second of
+    virtual time, over all cores.
     Raise ConfigError for what is not simulated, and as create_run does.
     """
     from asid.config import resolved
@@ -80,7 +92,7 @@ def simulate(
         repro=["asid", "run", "CONFIG", "--engine", "sim", "--costs", level, "--seed", str(config.seed),
                "--duration", f"{duration_ns}ns", "--space", "SPACE"],
     )  # fmt: skip
-    played = machine.play(duration_ns, on_progress)
+    played = machine.play(duration_ns, on_progress, until_exhausted=until_exhausted)
     _keep(run, played.records)
     return Outcome(Run(run.path), judge_run(run.path))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from asid.commands.run import require_costs_of_sim
 from asid.commands.session import Session
 from asid.errors import AsidError, ConfigError
 
@@ -14,13 +16,17 @@ if TYPE_CHECKING:
     from asid.drive import Outcome
     from asid.report.repeats import Sample
     from asid.report.variants import Variant
+    from asid.sim.costs import Level
 
-AROUND_NS = 1_500_000_000  # start, stop and verdict of a run, until one has told
+Play = Callable[["Comparison", "Variant", int], "Outcome"]  # one variant, in one repeat
+
+AROUND_NS = 1_500_000_000  # start, stop and verdict of a live run
 
 
 @click.command(
     epilog="asid compare configs/noisy-neighbour.toml\n"
     "asid compare configs/smt2.toml --policies none,asi --kicks ack --repeats 10\n"
+    "asid compare configs/smt2.toml --engine sim      # what each costs on real hardware\n"
     "asid compare configs/noisy-neighbour.toml --duration 10s --json > comparison.json"
 )
 @click.argument("config", type=click.Path(dir_okay=False))
@@ -29,11 +35,26 @@ AROUND_NS = 1_500_000_000  # start, stop and verdict of a run, until one has tol
 @click.option("--space", default="", metavar="M", help="Instead of the configuration's: a mapping's name, or its file.")
 @click.option("--repeats", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N")
 @click.option("--duration", default="2s", show_default=True, metavar="T", help="Of each run.")
+@click.option(
+    "--engine",
+    type=click.Choice(["live", "sim"]),
+    default="live",
+    show_default=True,
+    help="live: real processes. sim: virtual time.",
+)
+@click.option(
+    "--costs",
+    type=click.Choice(["low", "typical", "high"]),
+    default="typical",
+    show_default=True,
+    help="sim: the column of the cost table, docs/costs.md.",
+)
 @click.option("--seed", type=int, metavar="N", help="Of the first repeat; instead of the configuration's.")
 @click.pass_obj
 def command(
-    session: Session, config: str, policies: str, kicks: str, space: str, repeats: int, duration: str, seed: int | None
-) -> None:
+    session: Session, config: str, policies: str, kicks: str, space: str, repeats: int, duration: str, engine: str,
+    costs: Level, seed: int | None
+) -> None:  # fmt: skip
     """Run CONFIG under every policy and kick, repeat by repeat, and show what each costs and what it leaves open.
 
     Within a repeat every variant plays the same load, the next repeat has the next seed. Rates and shares are means,
@@ -62,7 +83,12 @@ def command(
             f"seed {first_seed} with {repeats} repeats", where="--seed", state="each repeat has the next seed",
             allowed=f"at most {SEED_MAX - repeats + 1}", hint="Take a smaller seed, or fewer repeats.",
         )  # fmt: skip
-    comparison = Comparison(session, config, space, duration_ns, first_seed, turns(chosen, repeats, first_seed))
+    require_costs_of_sim(engine)
+    live = engine == "live"
+    comparison = Comparison(
+        session, config, space, duration_ns, first_seed, turns(chosen, repeats, first_seed),
+        _live if live else _simulated(costs), duration_ns + AROUND_NS if live else duration_ns / 2,
+    )  # fmt: skip
     session.note(
         f"{config}: {len(chosen)} variants, {repeats} repeats of {duration} each,"
         f" about {_minutes(comparison.left_ns())}"
@@ -94,18 +120,54 @@ def _minutes(ns: float) -> str:
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
 
 
+def _live(comparison: Comparison, variant: Variant, repeat: int) -> Outcome:
+    """Run one variant on the live machine."""
+    from asid.drive import drive
+
+    return drive(
+        comparison.config,
+        duration_ns=comparison.duration_ns,
+        policy=variant.policy,
+        kick=variant.kick,
+        space=comparison.space,
+        seed=comparison.seed + repeat - 1,
+        on_wait=lambda _, elapsed_ns: comparison.draw(variant, repeat, elapsed_ns),
+    )
+
+
+def _simulated(costs: Level) -> Play:
+    """Return what runs one variant in virtual time."""
+
+    def play(comparison: Comparison, variant: Variant, repeat: int) -> Outcome:
+        from asid.simulating import given, load_for, simulate
+
+        chosen = given(
+            policy=variant.policy, kick=variant.kick, space=comparison.space, seed=comparison.seed + repeat - 1
+        )
+        begun_ns = time.monotonic_ns()
+        return simulate(
+            load_for(comparison.config, chosen), duration_ns=comparison.duration_ns, level=costs,
+            on_progress=lambda *_: comparison.draw(variant, repeat, time.monotonic_ns() - begun_ns),
+        )  # fmt: skip
+
+    return play
+
+
 class Comparison:
     """The runs of a comparison, one after another. samples: those that were completed."""
 
     def __init__(
-        self, session: Session, config: str, space: str, duration_ns: int, seed: int, order: list[list[Variant]]
-    ) -> None:
+        self, session: Session, config: str, space: str, duration_ns: int, seed: int, order: list[list[Variant]],
+        play: Play, first_guess_ns: float
+    ) -> None:  # fmt: skip
         self.session = session
         self.config = config
         self.space = space
         self.duration_ns = duration_ns
         self.seed = seed
         self.order = order
+        self.play = play
+        self.first_guess_ns = first_guess_ns  # of one run, until one has told
         self.samples: list[Sample] = []
         self.runs: list[dict[str, Any]] = []
         self._begun_ns = time.monotonic_ns()
@@ -118,27 +180,16 @@ class Comparison:
     def left_ns(self) -> float:
         """Return how much longer it takes, by what the runs took so far."""
         done = len(self.samples)
-        each_ns = (time.monotonic_ns() - self._begun_ns) / done if done else self.duration_ns + AROUND_NS
+        each_ns = (time.monotonic_ns() - self._begun_ns) / done if done else self.first_guess_ns
         return each_ns * (self.total - done)
 
     def run(self) -> None:
         """Run all, in turns. Raise what the first run that fails raises."""
-        from asid.drive import drive
         from asid.report.repeats import Sample
 
         for repeat, turn in enumerate(self.order, start=1):
             for variant in turn:
-                outcome = drive(
-                    self.config,
-                    duration_ns=self.duration_ns,
-                    policy=variant.policy,
-                    kick=variant.kick,
-                    space=self.space,
-                    seed=self.seed + repeat - 1,
-                    on_wait=lambda _, elapsed_ns, variant=variant, repeat=repeat: self._draw(  # type: ignore[misc]
-                        variant, repeat, elapsed_ns
-                    ),
-                )
+                outcome = self.play(self, variant, repeat)
                 sample = Sample(variant, repeat, outcome.verdict)
                 self.samples.append(sample)
                 self.runs.append(self._run_map(sample, outcome))
@@ -158,7 +209,7 @@ class Comparison:
             "kicks_per_s": round(sample.per_second("kicks", "kicks_sent"), 1),
         }
 
-    def _draw(self, variant: Variant, repeat: int, elapsed_ns: int) -> None:
+    def draw(self, variant: Variant, repeat: int, elapsed_ns: int) -> None:
         """A line that is drawn anew, where a person watches. It asks the machine nothing: that would be part of it."""
         if not self.session.is_tty:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -11,12 +11,17 @@ from click.core import ParameterSource
 from asid.commands.session import Session, require_alone
 from asid.errors import ConfigError, InputError
 
+if TYPE_CHECKING:
+    from asid.sim.costs import Level
+
 SIBLINGS_DEFAULT = 2  # of a table, which says nothing of vCPUs
 PATIENCE_NS = 600_000_000_000
+VIRTUAL_NS_MAX = 3_600_000_000_000  # a recording that has not ended by then is cut
 
 
 @click.command(
     epilog="asid replay recording.txt\n"
+    "asid replay recording.txt --engine sim           # in virtual time\n"
     "asid replay recording.txt --pace max --policy kick-every-exit\n"
     "asid replay perf-kvm-stat.txt --duration 5s --rate 2000/s\n"
     "asid explore --siblings 2 --policy core-sched --save hit.json; asid replay hit.json\n"
@@ -42,10 +47,21 @@ PATIENCE_NS = 600_000_000_000
 @click.option("--rate", default="2000/s", show_default=True, help="Exits a second of one vCPU, for a table.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option(
-    "--engine", type=click.Choice(["live", "explore"]), default="live", show_default=True, help="... of a schedule."
+    "--engine",
+    type=click.Choice(["live", "sim", "explore"]),
+    default="live",
+    show_default=True,
+    help="live: real processes. sim: virtual time, of a recording or table. explore: of a schedule.",
+)
+@click.option(
+    "--costs",
+    type=click.Choice(["low", "typical", "high"]),
+    default="typical",
+    show_default=True,
+    help="sim: the column of the cost table, docs/costs.md.",
 )
 @click.pass_obj
-def command(session: Session, /, file: str, engine: str, **options: Any) -> None:
+def command(session: Session, /, file: str, engine: str, costs: Level, **options: Any) -> None:
     """Play FILE on the live machine and judge the run.
 
     FILE is ftrace, trace-cmd report or perf script text with kvm events: each vCPU thread becomes a vCPU, its exits
@@ -55,7 +71,7 @@ def command(session: Session, /, file: str, engine: str, **options: Any) -> None
     Or it is a schedule that `asid explore --save` wrote: its steps are taken by real processes in that order, the
     machine is left as the last one leaves it, and judged. Exit code: 1 when what it shows is broken live as well.
     """
-    from asid.commands.run import Progress, show_outcome
+    from asid.commands.run import Progress, require_costs_of_sim, show_outcome, simulated
     from asid.drive import drive
     from asid.policies import require_kick, require_tested
     from asid.trace.sniff import foreign, sniff
@@ -64,10 +80,15 @@ def command(session: Session, /, file: str, engine: str, **options: Any) -> None
     path = Path(file)
     if path.suffix == ".json":
         require_alone("a schedule", "file", "engine")
+        if engine == "sim":
+            raise ConfigError("--engine sim", where=path.name, state="a schedule", allowed="live or explore")
         _schedule(session, path, engine)
         return
-    if engine != "live":
-        raise ConfigError(f"--engine {engine}", where=path.name, state="a recording", allowed="live, or a schedule")
+    if engine == "explore":
+        raise ConfigError(
+            f"--engine {engine}", where=path.name, state="a recording", allowed="live or sim, or a schedule"
+        )
+    require_costs_of_sim(engine)
     if click.get_current_context().get_parameter_source("kick") is ParameterSource.COMMANDLINE:
         require_tested(options["policy"])
         require_kick(options["policy"], options["kick"], "--kick")
@@ -81,12 +102,20 @@ def command(session: Session, /, file: str, engine: str, **options: Any) -> None
     for word in words:
         session.note(word)
     duration_ns = parse_duration_ns(options["duration"], "--duration") if options["duration"] else 0
-    progress = Progress(session, duration_ns)
-    outcome = drive(
-        config, duration_ns=duration_ns, patience_ns=PATIENCE_NS, until_exhausted=not duration_ns,
-        space=options["space"], on_wait=progress.show,
-    )  # fmt: skip
-    progress.clear()
+    if engine == "sim":
+        from asid.simulating import given, load_for
+
+        outcome = simulated(
+            session, load_for(config, given(space=options["space"])), duration_ns or VIRTUAL_NS_MAX, costs,
+            until_exhausted=not duration_ns,
+        )  # fmt: skip
+    else:
+        progress = Progress(session, duration_ns)
+        outcome = drive(
+            config, duration_ns=duration_ns, patience_ns=PATIENCE_NS, until_exhausted=not duration_ns,
+            space=options["space"], on_wait=progress.show,
+        )  # fmt: skip
+        progress.clear()
     show_outcome(session, outcome)
     if outcome.exit_code:
         session.finish(outcome.exit_code)

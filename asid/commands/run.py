@@ -13,6 +13,7 @@ from asid.commands.session import Session, Usage
 from asid.errors import ConfigError
 
 if TYPE_CHECKING:
+    from asid.config import Loaded
     from asid.drive import Outcome
     from asid.running import Daemon
     from asid.sim.costs import Level
@@ -63,11 +64,13 @@ def command(
     if duration_ns <= 0:
         raise ConfigError(f"--duration {duration}", allowed="longer than 0", hint="Try 5s.")
     if engine == "sim":
-        given = {"policy.name": policy, "policy.kick": kick, "seed": seed}
-        outcome = _simulate(session, config, duration_ns, space, given, costs, run_dir)
+        from asid.simulating import given, load_for
+
+        loaded = load_for(config, given(policy=policy, kick=kick, space=space, seed=seed))
+        session.note(f"{config}: {format_ns(duration_ns)} of virtual time, {costs} costs")
+        outcome = simulated(session, loaded, duration_ns, costs, run_dir=run_dir)
     else:
-        if click.get_current_context().get_parameter_source("costs") is ParameterSource.COMMANDLINE:
-            raise Usage("--costs", state="the live engine has the costs of this host", allowed="with --engine sim")
+        require_costs_of_sim(engine)
         outcome = _drive(session, config, duration_ns, space, policy=policy, kick=kick, seed=seed, run_dir=run_dir)
     show_outcome(session, outcome)
     session.note(
@@ -75,6 +78,12 @@ def command(
     )
     if outcome.exit_code:
         session.finish(outcome.exit_code)
+
+
+def require_costs_of_sim(engine: str) -> None:
+    """Refuse --costs for an engine that has the costs of this host."""
+    if engine != "sim" and click.get_current_context().get_parameter_source("costs") is ParameterSource.COMMANDLINE:
+        raise Usage("--costs", state=f"--engine {engine} has the costs of this host", allowed="with --engine sim")
 
 
 def _drive(session: Session, config: str, duration_ns: int, space: str, **options: Any) -> Outcome:
@@ -89,22 +98,22 @@ def _drive(session: Session, config: str, duration_ns: int, space: str, **option
     return outcome
 
 
-def _simulate(
-    session: Session, config: str, duration_ns: int, space: str, given: dict[str, Any], costs: Level, run_dir: str
+def simulated(
+    session: Session,
+    loaded: Loaded,
+    duration_ns: int,
+    costs: Level,
+    *,
+    run_dir: str = "",
+    until_exhausted: bool = False,
 ) -> Outcome:
-    """Run the machine in virtual time."""
-    from asid.config import mapping_given
-    from asid.simulating import load_for, simulate
-    from asid.units import format_ns
+    """Run a machine in virtual time, with a line of progress."""
+    from asid.simulating import simulate
 
-    overrides = {key: value for key, value in given.items() if value not in ("", None)}
-    if space:
-        overrides["space.mapping"] = mapping_given(space)
-    session.note(f"{config}: {format_ns(duration_ns)} of virtual time, {costs} costs")
     progress = VirtualProgress(session)
     outcome = simulate(
-        load_for(config, overrides), duration_ns=duration_ns, level=costs, run_dir=Path(run_dir) if run_dir else None,
-        on_progress=progress.show,
+        loaded, duration_ns=duration_ns, level=costs, run_dir=Path(run_dir) if run_dir else None,
+        on_progress=progress.show, until_exhausted=until_exhausted,
     )  # fmt: skip
     progress.clear()
     return outcome

@@ -19,6 +19,7 @@ class Agenda:
         self._heap: list[tuple[int, int, Happening]] = []
         self._count = 0
         self._timers: dict[Hashable, int] = {}  # number of the entry that counts
+        self._halted = False
 
     def now(self) -> int:
         return self.now_ns
@@ -47,10 +48,18 @@ class Agenda:
     def drop_timer(self, key: Hashable) -> None:
         self._timers.pop(key, None)
 
-    def run(self, until_ns: int) -> None:
-        """Let everything happen that is due before `until_ns`, and leave the clock there."""
+    def halt(self) -> None:
+        """Let the run that goes on end here, at this nanosecond."""
+        self._halted = True
+
+    def run(self, until_ns: int) -> bool:
+        """Let everything happen that is due before `until_ns`, and leave the clock there. Return False if halted."""
         heap = self._heap
+        self._halted = False
         while heap and heap[0][0] < until_ns:
             self.now_ns, _, what = heappop(heap)
             what()
+            if self._halted:
+                return False
         self.now_ns = max(self.now_ns, until_ns)
+        return True

@@ -73,7 +73,8 @@ class Core:
         self.daemon = Notebook(self.noted, self.keys, number, -1, self.agenda.now)
         self.page = Page(tuple(Words() for _ in range(self.siblings)))
         self.policy = policy
-        self.exhausted = 0
+        self._sources = sum(vm > 0 for vm in attached)  # that have not come to their end
+        self._until_exhausted = False
         self.gate = Gate(self, policy.gate_spec(), attached)
         self._attached = attached
         self._incs = [0] * self.siblings
@@ -90,22 +91,29 @@ class Core:
     # --- a whole life ---------------------------------------------------------------------------------------
 
     def run(
-        self, duration_ns: int, injections: tuple[Injection, ...], progressed: Callable[[int], None]
-    ) -> list[Noted]:
-        """Play the core for `duration_ns`, then stop it in order; return what was noted, by stamp."""
+        self, duration_ns: int, injections: tuple[Injection, ...], progressed: Callable[[int], None],
+        *, until_exhausted: bool = False,
+    ) -> list[Noted]:  # fmt: skip
+        """Play the core for `duration_ns`, then stop it in order; return what was noted, by stamp.
+
+        until_exhausted: stop before, when every guest's recording has come to its end.
+        """
+        self._until_exhausted = until_exhausted
         self.daemon.note("spawn", {"what": "coordinator", "pid": 0, "inc": 1}, ht=-1)
         for ht in range(self.siblings):
             self._bear(ht)
         for injection in injections:
             self.agenda.after(injection.at_ns, lambda injection=injection: self._inject(injection))  # type: ignore[misc]
-        while self.agenda.now_ns < duration_ns:
-            self.agenda.run(min(duration_ns, self.agenda.now_ns + TALLY_NS))
+        goes_on = not (until_exhausted and not self._sources)
+        while goes_on and self.agenda.now_ns < duration_ns:
+            goes_on = self.agenda.run(min(duration_ns, self.agenda.now_ns + TALLY_NS))
             self._tally()
             progressed(self.agenda.now_ns)
         self._stopping = True
+        end_ns = self.agenda.now_ns
         for ht in range(self.siblings):
             self.gate.step(gate.Event(Ev.STOP, ht=ht))
-        until_ns = duration_ns + STOP_NS
+        until_ns = end_ns + STOP_NS
         while any(self.hts) and self.agenda.now_ns < until_ns:
             self.agenda.run(min(until_ns, self.agenda.now_ns + TALLY_NS))
         self._tally()
@@ -130,6 +138,12 @@ class Core:
             ht, others, apic=apic.BY_NAME[config.apic.mode], icr_fix=config.apic.icr_fix,
             nmi_isolated=config.policy.nmi == "isolated", mcip=config.mce.nested == "shutdown",
         )  # fmt: skip
+
+    def source_ended(self) -> None:
+        """A guest's recording has come to its end, and the guest spins on."""
+        self._sources -= 1
+        if self._until_exhausted and not self._sources:
+            self.agenda.halt()
 
     # --- messages and IPIs ----------------------------------------------------------------------------------
 

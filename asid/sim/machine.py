@@ -61,9 +61,10 @@ class Machine:
         self.said = dict(said)
         self.spaces = Spaces(self.config, isolated)
 
-    def play(self, duration_ns: int, on_progress: OnProgress = nobody) -> Played:
+    def play(self, duration_ns: int, on_progress: OnProgress = nobody, *, until_exhausted: bool = False) -> Played:
         """Play `duration_ns` of virtual time. Raise ConfigError or InputError for guests that cannot be made.
 
+        until_exhausted: end before, when every recording has; a core whose recordings are shorter waits for nobody.
         on_progress(done_ns, total_ns): of all cores together, one after the other.
         """
         injections = self._injections(duration_ns)
@@ -76,7 +77,7 @@ class Machine:
             def progressed(now_ns: int, before_ns: int = before_ns) -> None:
                 on_progress(before_ns + now_ns, cores * duration_ns)
 
-            streams.append(self._core(number).run(duration_ns, mine, progressed))
+            streams.append(self._core(number).run(duration_ns, mine, progressed, until_exhausted=until_exhausted))
         end_ns = max(stream[-1].ts for stream in streams)
         return Played(list(self._numbered(merge(*streams, key=attrgetter("ts")), end_ns)), end_ns)
 

@@ -120,7 +120,7 @@ class Vcpu:
         self.exit = self.source.next()
         if self.exit is None:
             self.exhausted = True
-            self.ht.core.exhausted += 1
+            self.ht.core.source_ended()
             return
         self.guest.set(self.exit.after_ns)
 

@@ -105,3 +105,44 @@ def test_a_broadcast_machine_check_is_refused_with_what_to_do(run, tmp_path):
     found = run("run", str(config), "--engine", "sim")
     assert found.code == 2
     assert "--engine live" in found.err
+
+
+TRACE = """\
+# tracer: nop
+           <...>-101   [000] ....   1.000100: kvm_exit: reason MSR_WRITE rip 0x1 info 0 0
+           <...>-101   [000] ....   1.000102: kvm_entry: vcpu 0
+           <...>-102   [001] ....   1.000150: kvm_exit: reason EPT_VIOLATION rip 0x1 info 0 0
+           <...>-102   [001] ....   1.000160: kvm_entry: vcpu 1
+           <...>-101   [000] ....   1.000300: kvm_exit: reason CPUID rip 0x1 info 0 0
+           <...>-101   [000] ....   1.000301: kvm_entry: vcpu 0
+"""
+
+
+def test_a_recording_is_replayed_in_virtual_time_and_ends_with_it(run, tmp_path):
+    (tmp_path / "t.txt").write_text(TRACE)
+    found = run("replay", str(tmp_path / "t.txt"), "--engine", "sim", "--json")
+    assert found.code == 0, found.err
+    verdict = found.json()
+    assert verdict["run"]["engine"] == "sim"
+    assert verdict["figures"]["exits"] == 3
+    assert verdict["figures"]["duration_ns"] < 1_000_000
+
+
+def test_policies_are_compared_in_virtual_time(run):
+    given = ("--policies", "none,kick-every-exit,asi", "--kicks", "ack", "--repeats", "2", "--duration", "60ms")
+    found = run("compare", SMT2, "--engine", "sim", *given, "--json")
+    assert found.code == 0, found.err
+    none, every, asi = found.json()["rows"]
+    assert none["leaks"]["concurrent"] > 0
+    assert asi["leaks"]["concurrent"] == every["leaks"]["concurrent"] == 0
+    assert asi["kicks_per_s"] < every["kicks_per_s"] / 2
+    assert run("compare", SMT2, "--engine", "sim", *given, "--json").json()["rows"] == found.json()["rows"]
+
+
+@pytest.mark.parametrize("verb", [("compare", SMT2), ("replay", "t.txt")])
+def test_costs_are_those_of_the_host_where_the_machine_is_live(run, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text(TRACE)
+    found = run(*verb, "--costs", "low")
+    assert found.code == 2
+    assert "--costs" in found.err
