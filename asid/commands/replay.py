@@ -14,7 +14,6 @@ from asid.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from asid.sim.costs import Level
 
-SIBLINGS_DEFAULT = 2  # of a table, which says nothing of vCPUs
 PATIENCE_NS = 600_000_000_000
 VIRTUAL_NS_MAX = 3_600_000_000_000  # a recording that has not ended by then is cut
 
@@ -74,7 +73,8 @@ def command(session: Session, /, file: str, engine: str, costs: Level, **options
     from asid.commands.run import Progress, require_costs_of_sim, show_outcome, simulated
     from asid.drive import drive
     from asid.policies import require_kick, require_tested
-    from asid.trace.sniff import foreign, sniff
+    from asid.recorded import Wanted, recorded
+    from asid.trace.sniff import sniff
     from asid.units import parse_duration_ns
 
     path = Path(file)
@@ -92,13 +92,8 @@ def command(session: Session, /, file: str, engine: str, costs: Level, **options
     if click.get_current_context().get_parameter_source("kick") is ParameterSource.COMMANDLINE:
         require_tested(options["policy"])
         require_kick(options["policy"], options["kick"], "--kick")
-    kind = sniff(path)
-    if kind == "trace":
-        config, words = _of_trace(path, options)
-    elif kind == "perf-kvm-stat":
-        config, words = _of_table(path, options)
-    else:
-        raise foreign(path, kind, "trace")
+    _require_fitting(path, sniff(path), options)
+    config, words, _ = recorded(path, Wanted(**{key: options[key] for key in Wanted._fields}))
     for word in words:
         session.note(word)
     duration_ns = parse_duration_ns(options["duration"], "--duration") if options["duration"] else 0
@@ -121,80 +116,23 @@ def command(session: Session, /, file: str, engine: str, costs: Level, **options
         session.finish(outcome.exit_code)
 
 
-def _of_trace(path: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the configuration that plays a recording, and what was assumed."""
-    from asid.guest.check import recording
-
-    if click.get_current_context().get_parameter_source("rate") is ParameterSource.COMMANDLINE:
-        raise ConfigError(
-            f"--rate {options['rate']}", where=path.name, state="a recording has times of its own",
-            allowed="a table of counts", hint="--pace scaled --scale N plays it faster.",
-        )  # fmt: skip
-    if options["loop"] and not options["duration"]:
-        raise ConfigError("--loop without --duration", allowed="a time to stop at", hint="Add --duration 10s.")
-    trace = recording(path)
-    threads = trace.threads
-    guest = {"source": "trace", "file": str(path.resolve()), "loop": options["loop"]}
-    config, siblings, cores = _machine(path, len(threads), guest, options)
-    exits = sum(thread.exits for thread in threads)
-    words = [
-        f"{path.name}: {len(threads)} vCPU threads, {exits} exits",
-        f"assumed: vCPUs side by side on {cores} core(s) of {siblings} hyperthreads; a recording does not say which"
-        " host CPUs are siblings",
-        *(f"note: {note}" for note in trace.notes),
-    ]
-    return config, words
-
-
-def _of_table(path: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    if options["loop"]:
-        raise ConfigError("--loop", where=path.name, state="a table of counts has no end", allowed="a recording")
-    if not options["duration"]:
-        raise ConfigError(
-            "a table of counts has no end", where=str(path), allowed="--duration", hint="Add --duration 5s."
-        )
-    from asid.trace.perf_kvm_stat import read_table
-
-    table = read_table(path)
-    siblings = options["siblings"] or SIBLINGS_DEFAULT
-    guest = {"source": "mix", "table": str(path.resolve()), "rate": options["rate"]}
-    config, siblings, _ = _machine(path, siblings, guest, options)
-    words = [
-        f"{path.name}: a table of {len(table.rows)} reasons; drawn at random at {options['rate']} a vCPU, since a table"
-        " has no order",
-        *(f"note: {note}" for note in table.notes),
-    ]
-    return config, words
-
-
-def _machine(
-    path: Path, vcpu_count: int, guest: dict[str, Any], options: dict[str, Any]
-) -> tuple[dict[str, Any], int, int]:
-    """Return a configuration with one VM of `vcpu_count` vCPUs, siblings filled first."""
-    from asid.core.limits import SIBLINGS_ALLOWED, SIBLINGS_MAX
-
-    if vcpu_count == 0:
-        raise InputError("no vCPU thread", where=str(path), allowed="kvm_exit and kvm_entry events of a thread")
-    wanted = options["siblings"] or min(vcpu_count, SIBLINGS_MAX)
-    if options["siblings"] and wanted not in SIBLINGS_ALLOWED:
-        raise ConfigError(f"--siblings {wanted}", allowed="1, 2, 4 or 8", hint="Try 2.")
-    siblings = min(n for n in SIBLINGS_ALLOWED if n >= wanted)
-    cores = -(-vcpu_count // siblings)
-    places = [f"c{at // siblings}h{at % siblings}" for at in range(vcpu_count)]
-    config = {
-        "name": _name(path),
-        "seed": options["seed"],
-        "machine": {"cores": cores, "smt": siblings},
-        "policy": {"name": options["policy"], "kick": options["kick"]},
-        "pace": {"mode": options["pace"], "scale": options["scale"]},
-        "vm": [{"name": "recorded", "on": places, "guest": guest}],
-    }
-    return config, siblings, cores
-
-
-def _name(path: Path) -> str:
-    """Return a name for the run of a file."""
-    return "".join(c if c.isalnum() else "-" for c in path.stem)[:40].strip("-") or "replay"
+def _require_fitting(path: Path, kind: str, options: dict[str, Any]) -> None:
+    """Refuse options that a recording, or a table, has no use for, or cannot do without."""
+    if kind == "trace":
+        if click.get_current_context().get_parameter_source("rate") is ParameterSource.COMMANDLINE:
+            raise ConfigError(
+                f"--rate {options['rate']}", where=path.name, state="a recording has times of its own",
+                allowed="a table of counts", hint="--pace scaled --scale N plays it faster.",
+            )  # fmt: skip
+        if options["loop"] and not options["duration"]:
+            raise ConfigError("--loop without --duration", allowed="a time to stop at", hint="Add --duration 10s.")
+    elif kind == "perf-kvm-stat":
+        if options["loop"]:
+            raise ConfigError("--loop", where=path.name, state="a table of counts has no end", allowed="a recording")
+        if not options["duration"]:
+            raise ConfigError(
+                "a table of counts has no end", where=str(path), allowed="--duration", hint="Add --duration 5s."
+            )
 
 
 def _schedule(session: Session, path: Path, engine: str) -> None:
@@ -209,6 +147,7 @@ def _schedule(session: Session, path: Path, engine: str) -> None:
     from asid.drive import play
     from asid.explore import schedule
     from asid.explore.script import script_of, taken
+    from asid.recorded import name_of
     from asid.report.verdict import verdict_lines
 
     planned = schedule.read(path)
@@ -216,7 +155,7 @@ def _schedule(session: Session, path: Path, engine: str) -> None:
     of = f": {script.guarantee}, {script.sentence}" if script.guarantee else ""
     session.note(f"{path.name}: a schedule of {len(planned.steps)} steps{of}; taken by real processes, in its order")
     progress = Progress(session, 0)
-    outcome, (core,) = play([script], _name(path), progress.show)
+    outcome, (core,) = play([script], name_of(path), progress.show)
     progress.clear()
     if "astray" in core:
         astray = core["astray"]
