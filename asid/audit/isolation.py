@@ -47,7 +47,7 @@ def _left(finding: Finding, number: int, core: CoreHistory, ht: int, fault: Faul
     if fault.ending == "stopped":
         return
     modes = core.modes.get(ht, [])
-    at = bisect_left(modes, fault.ts, key=lambda row: row.ts)
+    at = bisect_left(modes, (fault.ts, fault.seq), key=lambda row: (row.ts, row.seq))  # one writer's, so in its order
     if at and modes[at - 1].new == "HOST":
         return
     for row in modes[at:]:

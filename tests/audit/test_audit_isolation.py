@@ -76,6 +76,15 @@ def test_a_fault_is_followed_by_its_leave(tale):
     assert (finding.state, finding.checked) == ("held", 1)
 
 
+def test_a_guest_that_exits_in_the_very_nanosecond_it_was_entered_in(tale):
+    tale.enter(10, 0)
+    tale.goes(99, 0, "ISOLATED")
+    tale.goes(100, 0, "GUEST")
+    fault(tale, 100)
+    leaves(tale, 101)
+    assert g6(tale).state == "held"
+
+
 def test_guest_again_without_a_leave(tale):
     tale.enter(10, 0)
     seq = fault(tale, 99)
