@@ -25,12 +25,13 @@ from asid.core.limits import INTERRUPT_DEPTH_MAX, MESSAGES_IN_FLIGHT_MAX, RETRY_
 from asid.core.policies.base import Policy
 from asid.errors import AsidError
 from asid.guest.base import Exit
+from asid.isolated_exits import ShutDown
 from asid.live import sockets
 from asid.live.ahead import Ahead, likely_of_hyperthread
 from asid.live.birth import Birth
 from asid.live.fast import sees_all
 from asid.live.irqs import Irqs
-from asid.live.isolation import Isolation, ShutDown
+from asid.live.isolation import Isolation
 from asid.live.link import Link
 from asid.live.node import Frames, Node, ParentGone, hush_doorbell, prepare_child, ring_doorbell
 from asid.live.notebook import Notebook

@@ -15,7 +15,7 @@ from asid.core import hyperthread as core
 from asid.core.events import Mode
 from asid.core.hyperthread import HyperthreadState, Phase, What
 from asid.guest.base import Exit
-from asid.live.isolation import WHATEVER_IS_MAPPED
+from asid.isolated_exits import WHATEVER_IS_MAPPED
 
 if TYPE_CHECKING:
     from asid.live.hyperthread import Hyperthread

@@ -6,7 +6,7 @@ Cores do not know of each other: no word, IPI or message goes from one to anothe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -28,6 +28,7 @@ from asid.targets import resolve
 
 if TYPE_CHECKING:
     from asid.config import Config
+    from asid.mm.isolated import Isolated
 
 TALLY_NS: Final = 100_000_000  # fast exits are noted at least this often
 REBIRTH_NS: Final = 100_000_000  # after the first death; doubled by each
@@ -35,11 +36,10 @@ REBIRTH_NS_MAX: Final = 5_000_000_000
 DEATHS_MAX: Final = 5  # within GIVEN_UP_NS; then it stays away
 GIVEN_UP_NS: Final = 60_000_000_000
 KILLED: Final = -9
+SHUTDOWN_STATUS: Final = 86
 STOP_NS: Final = 10_000_000_000  # for everybody to say goodbye
 
 GuestOf = Callable[[int, int], tuple[Source, int]]  # (hyperthread, VM) -> its exits, and its halt_poll in ns
-# (hyperthread, VM, exit, polled) -> what its handler misses first, "" if it is full anyhow, None if it is fast
-Missed = Callable[[int, int, Exit, bool], str | None]
 
 
 class Injection(NamedTuple):
@@ -58,15 +58,17 @@ class Core:
     """A core from its switching on to its end."""
 
     def __init__(
-        self, config: Config, policy: Policy, number: int, costs: Costs, attached: tuple[int, ...], guest_of: GuestOf,
-        missed: Missed,
+        self, config: Config, policy: Policy, number: int, costs: Costs, guest_of: GuestOf,
+        isolated: Mapping[int, Isolated],
     ) -> None:  # fmt: skip
         self.config = config
         self.number = number
         self.costs = costs
         self.siblings = config.machine.smt
         self.guest_of = guest_of
-        self._missed = missed
+        self.isolated = isolated
+        self.vcpus = [config.vcpu_at(number, ht) or (0, 0) for ht in range(self.siblings)]  # (VM, number in it)
+        attached = tuple(vm for vm, _ in self.vcpus)
         self.agenda = Agenda()
         self.noted: list[Noted] = []
         self.keys = count((number + 1) << CORE_SHIFT)
@@ -76,7 +78,6 @@ class Core:
         self._sources = sum(vm > 0 for vm in attached)  # that have not come to their end
         self._until_exhausted = False
         self.gate = Gate(self, policy.gate_spec(), attached)
-        self._attached = attached
         self._incs = [0] * self.siblings
         self._deaths: list[deque[int]] = [deque(maxlen=DEATHS_MAX) for _ in range(self.siblings)]
         self._stopping = False
@@ -202,10 +203,6 @@ class Core:
 
     # --- exits ----------------------------------------------------------------------------------------------
 
-    def needs_full(self, ht: Hyperthread, event: Exit, *, polled: bool) -> bool:
-        """Whether the handler of an exit needs the full address space."""
-        return self._missed(ht.ht, ht.state.vm, event, polled) is not None
-
     def host_ns(self, event: Exit, *, polled: bool) -> int:
         """The time of a full exit's work: what its guest's own table or recording says; and of a vCPU that goes to
         sleep, that of scheduling it out, which no table has: the time of a HLT there is its sleep."""
@@ -255,6 +252,10 @@ class Core:
         target = self.hts[ht]
         if target is not None and target.state.inc == inc:
             self._dies(ht, KILLED)
+
+    def shut_down(self, ht: int) -> None:
+        """A fault whose handlers could not run: a triple fault."""
+        self._dies(ht, SHUTDOWN_STATUS)
 
     def ended(self, ht: int) -> None:
         """A hyperthread has said goodbye."""

@@ -21,8 +21,10 @@ from asid.core.hyperthread import HyperthreadState, Phase, What
 from asid.core.limits import INTERRUPT_DEPTH_MAX
 from asid.core.mce import LOCAL, Severity
 from asid.core.policies.base import Policy
+from asid.isolated_exits import ShutDown
 from asid.sim.irqs import Irqs
 from asid.sim.notes import Notebook
+from asid.sim.spaces import Isolation
 from asid.sim.vcpu import Vcpu
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class Hyperthread:
         self.icr_by = self.state
         self.notebook = Notebook(of.noted, of.keys, of.number, ht, of.agenda.now)
         self.chronicle = Chronicle(self.notebook, inc, of.agenda.now)
+        self.isolation = Isolation(self)
         self.vcpu = Vcpu(self)
         self.irqs = Irqs(self)
         self.lines = {"nmi": Line(core.NMI), "mce": Line(core.MCE._replace(check=LOCAL))}
@@ -82,6 +85,12 @@ class Hyperthread:
             return
         self._turn += 1
         self.vcpu.pause()
+        try:
+            self._go()
+        except ShutDown:
+            self.core.shut_down(self.ht)
+
+    def _go(self) -> None:
         while True:
             if self.stalls:
                 self._stall()

@@ -44,8 +44,8 @@ class Irqs:
         if state.phase is Phase.HOSTING:
             ht.step(core.FULL_IRQ)
             self.handled(full=False)
-        elif ht.policy.needs_full(ht.core.needs_full(ht, event, polled=False), event.reason):
-            ht.chronicle.wants_host(event.reason)
+        elif (missed := ht.isolation.missed(event)) is not None:
+            ht.chronicle.wants_host(event.reason, missed)
             ht.vcpu.interrupted(event, halted=state.phase is Phase.HALTED)
             ht.step(core.FULL_IRQ)
         else:

@@ -20,7 +20,6 @@ from asid.guest.details import details_of
 from asid.sim.core import Core, Injection, refuse_broadcast
 from asid.sim.costs import Costs
 from asid.sim.notes import Noted
-from asid.sim.spaces import Spaces
 from asid.targets import resolve
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Machine:
         self.costs = costs
         self.policy = policy
         self.said = dict(said)
-        self.spaces = Spaces(self.config, isolated)
+        self.isolated = isolated
 
     def play(self, duration_ns: int, on_progress: OnProgress = nobody, *, until_exhausted: bool = False) -> Played:
         """Play `duration_ns` of virtual time. Raise ConfigError or InputError for guests that cannot be made.
@@ -83,20 +82,16 @@ class Machine:
 
     def _core(self, number: int) -> Core:
         config, loaded = self.config, self.loaded
-        vcpus = [config.vcpu_at(number, ht) or (0, 0) for ht in range(config.machine.smt)]
 
         def guest_of(ht: int, vm: int) -> tuple[Source, int]:
-            guest = config.vm[vm - 1].guest
+            guest, place = config.vm[vm - 1].guest, config.vcpu_at(number, ht)
             source = make_source(
-                guest, vm=vm, vcpu=vcpus[ht][1], seed=config.seed, base_dir=loaded.base_dir, pace=config.pace.mode,
-                scale=1.0 / config.pace.scale,
+                guest, vm=vm, vcpu=place[1] if place else 0, seed=config.seed, base_dir=loaded.base_dir,
+                pace=config.pace.mode, scale=1.0 / config.pace.scale,
             )  # fmt: skip
             return source, guest.halt_poll_ns
 
-        def missed(ht: int, vm: int, event: Exit, polled: bool) -> str | None:
-            return self.spaces.missed(number, ht, vm, event, polled=polled)
-
-        return Core(config, self.policy, number, self.costs, tuple(vm for vm, _ in vcpus), guest_of, missed)
+        return Core(config, self.policy, number, self.costs, guest_of, self.isolated)
 
     def _injections(self, duration_ns: int) -> list[tuple[int, Injection]]:
         """Return every [[inject]] that comes in time, as (core, injection) by time; numbered in that order."""

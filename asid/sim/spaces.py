@@ -1,60 +1,33 @@
-"""Whether an exit is fast, for the simulator: by what the isolated space of its VM maps, and the footprint of the exit.
-
-A kind of exit is decided once for each vCPU: nothing is mapped or unmapped while a simulation goes on.
-"""
+"""The isolated space of whoever runs on a simulated hyperthread; nothing is mapped or unmapped while it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from asid.core.exits import canonical
-from asid.guest.base import Exit
-from asid.mm.footprint import footprint
-from asid.mm.parts import Part
+from asid.isolated_exits import IsolatedExits
 from asid.mm.reach import Reach
 
 if TYPE_CHECKING:
-    from asid.config import Config
-    from asid.core.exits import Isa
-    from asid.mm.isolated import Isolated
-
-_BLOCKS: Final = frozenset({Part.BLOCKS})
+    from asid.sim.hyperthread import Hyperthread
 
 
-class Spaces:
-    """The isolated spaces of a configuration's VMs, by number."""
+class Isolation(IsolatedExits):
+    """What the exits on hyperthread `ht` miss of the space of their VM."""
 
-    def __init__(self, config: Config, isolated: Mapping[int, Isolated]) -> None:
-        self._config = config
-        self._isolated = dict(isolated)
-        self._reaches: dict[tuple[int, int, int], Reach] = {}
-        self._missed: dict[tuple[int, int, int, Isa, str, frozenset[Part]], str | None] = {}
+    def __init__(self, ht: Hyperthread) -> None:
+        super().__init__(ht, stack=ht.core.config.space.page_fault_stack)
+        self.ht = ht
+        self._reach: Reach | None = None
 
-    def missed(self, core: int, ht: int, vm: int, event: Exit, *, polled: bool) -> str | None:
-        """Return the object that the handler of an exit misses first, "" if it is full whatever is mapped, None if it
-        is fast. polled: it is a halt, and nobody is scheduled out for it."""
-        if event.full and not polled:
-            return ""
-        parts = event.parts - _BLOCKS if polled else event.parts
-        key = core, ht, vm, event.isa, event.reason, parts
-        if key not in self._missed:
-            self._missed[key] = self._decide(core, ht, vm, event.isa, event.reason, parts)
-        found = self._missed[key]
-        return "" if found is None and event.wake_ns and not polled else found  # whoever sleeps is scheduled out
+    def attach(self, vm: int) -> None:
+        """Begin with another VM; 0 for none."""
+        self.vm = vm
+        self._reach = None
+        self.forget()
 
-    def _decide(self, core: int, ht: int, vm: int, isa: Isa, reason: str, parts: frozenset[Part]) -> str | None:
-        if not vm:
-            return None  # no space of a VM is loaded
-        miss = self._reach(core, ht, vm).first_miss(footprint(isa, canonical(reason, isa).number, parts))
-        return None if miss is None else miss.access.object
-
-    def _reach(self, core: int, ht: int, vm: int) -> Reach:
-        reach = self._reaches.get((core, ht, vm))
-        if reach is None:
-            place = self._config.vcpu_at(core, ht)
-            assert place is not None
-            assert place[0] == vm
-            cpu = core * self._config.machine.smt + ht
-            reach = self._reaches[core, ht, vm] = Reach(self._isolated[vm], place[1], cpu)
-        return reach
+    def reach(self) -> Reach:
+        if self._reach is None:
+            core, ht = self.ht.core, self.ht.ht
+            cpu = core.number * core.siblings + ht
+            self._reach = Reach(core.isolated[self.vm], core.vcpus[ht][1], cpu)
+        return self._reach

@@ -79,6 +79,7 @@ class Vcpu:
         self.exit = None
         self.aside = (None, 0)
         self.unfinished = self.from_injection = self.exhausted = False
+        self.ht.isolation.attach(vm)
 
     def pause(self) -> None:
         """Something has come: what goes on stops here, until it is asked for again."""
@@ -127,8 +128,9 @@ class Vcpu:
     def exits(self, event: Exit) -> None:
         """One VM exit."""
         ht, polled = self.ht, self.polls(event)
-        if ht.policy.needs_full(ht.core.needs_full(ht, event, polled=polled), event.reason):
-            ht.chronicle.wants_host(event.reason)
+        missed = ht.isolation.missed(event, polled=polled)
+        if missed is not None:
+            ht.chronicle.wants_host(event.reason, missed)
             self.begun = False
             ht.step(core.IDLE_EXIT if event.wake_ns else core.FULL_EXIT)
         else:

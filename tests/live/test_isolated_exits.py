@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import pytest
 from one_hyperthread import OneHyperthread
 
+from asid import isolated_exits
 from asid.core.events import Bid
 from asid.core.hyperthread import Phase
 from asid.core.record import Record, fault_of
 from asid.guest.base import Exit
+from asid.isolated_exits import BLOCKS, WHATEVER_IS_MAPPED, ShutDown
 from asid.live import isolation
-from asid.live.isolation import BLOCKS, WHATEVER_IS_MAPPED, ShutDown
 from asid.live.node import Node
 from asid.live.page import NMI
 from asid.mm.fault import FaultLog
@@ -115,8 +116,8 @@ def test_a_kind_is_decided_once_until_what_is_mapped_changes(make, monkeypatch):
     one = make()
     one.enter()
     asked = []
-    real = isolation.footprint
-    monkeypatch.setattr(isolation, "footprint", lambda *what: asked.append(what) or real(*what))
+    real = isolated_exits.footprint
+    monkeypatch.setattr(isolated_exits, "footprint", lambda *what: asked.append(what) or real(*what))
     for _ in range(3):
         assert one.ht.isolation.missed(CPUID._replace(service_ns=len(asked))) is None
     assert len(asked) == 1

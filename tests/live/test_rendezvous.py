@@ -14,7 +14,7 @@ from asid.core.events import Action, Do, Mode
 from asid.core.hyperthread import Phase
 from asid.core.mce import CallIn, Severity
 from asid.core.record import Record, fault_of
-from asid.live.isolation import ShutDown
+from asid.isolated_exits import ShutDown
 from asid.live.node import Node, ring_doorbell
 from asid.live.page import BROADCAST, CALLIN, DEPTH, FAILED, MCE, MODE, NMI, SEVERITY, base_of
 from asid.live.rendezvous import Rendezvous

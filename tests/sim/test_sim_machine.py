@@ -194,6 +194,28 @@ def test_machine_checks_of_all_siblings_are_refused_before_anything_is_played():
         machine_of(load(check), "typical")
 
 
+def test_what_is_not_mapped_is_reported_once_and_makes_a_leave_each_time():
+    records = played("smt2.toml", 60 * MS, space__mapping="minimal")
+    faults, leaves = of(records, "fault"), of(records, "leave")
+    assert len({(f.ht, f.data["ip"], f.data["address"]) for f in faults}) == len(faults) > 0
+    assert {leave.data["object"] for leave in leaves} >= {fault.data["object"] for fault in faults}
+    assert len(leaves) > 2 * len(faults)
+    assert all(record.data["full"] for record in of(records, "exit"))
+    verdict = judged(records)
+    assert verdict.passed
+    assert verdict.finding("G6").checked >= len(faults)
+
+
+def test_a_fault_whose_handlers_cannot_run_is_the_end_of_its_hyperthread(tmp_path):
+    mapping = tmp_path / "without-entry.toml"
+    mapping.write_text('[[vm]]\nname = "a"\nmap = [{ object = "kernel text", level = "PMD" }]\n')
+    records = played({**IDLE_PAIR, "inject": [exit_at(500)]}, 300 * MS, space__mapping=str(mapping))
+    assert of(records, "fault")[0].data["ending"] == "stopped"
+    assert of(records, "death", 0)[0].data["status"] == 86
+    assert of(records, "spawn", 0)[-1].data["inc"] == 2
+    assert judged(records).passed
+
+
 # --- the same thing twice -----------------------------------------------------------------------------------
 
 DIGEST = """
