@@ -134,18 +134,18 @@ class Hyperthread:
             nmi_isolated=config.policy.nmi == "isolated", mcip=config.mce.nested == "shutdown",
         )  # fmt: skip
         self.hot_loop = sees_all(self.spec)
-        self.isolation.forget()
+        self.isolation.begin()
 
     # --- the loop -----------------------------------------------------------------------------------------
 
     def run(self) -> None:
         while True:
             self.take_interrupts()
-            if self.isolation.changes:
-                self.isolation.change()
             action = core.next_action(self.state)
             if action is not None:
                 self.perform(action)
+            elif self.isolation.changes:
+                self.isolation.change()
             elif self.state.phase is Phase.STOPPED:
                 break
             elif self.orders:

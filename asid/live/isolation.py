@@ -1,9 +1,10 @@
 """What isolated address spaces mean to one hyperthread: is an exit handled there, and if not, what did it miss first?
 
 Rule 1. It knows what is mapped of every VM, and has the space of the VM that it runs: that which the fork server built
-        for all, with what has changed since; else its own, built when it is first asked.
+        for all, with what has changed since; else its own, built while it is parked, for that takes longer than a kick
+        may wait.
 Rule 2. What an exit misses is decided as for every engine, see `asid.isolated_exits`.
-Rule 3. A change is made between two actions, when the fast exits before it are noted and no handler is on top.
+Rule 3. A change is made when nothing is to be done, behind the fast exits of before, which are noted first.
 """
 
 from __future__ import annotations
@@ -30,21 +31,20 @@ _built: dict[int, Isolated] = {}  # by VM; in a child it is a copy of the fork s
 
 
 def build(config: Path) -> None:
-    """Build the spaces that exits will ask for, for every child that is forked from this process later.
+    """Build the spaces of a machine's VMs, for every child that is forked from this process later.
 
-    config: of the machine. What cannot be built is left to the children, who have somebody to tell.
+    config: of the machine. What takes too long, or cannot be built, is left to the children, who have somebody to tell.
     """
     until_ns = time.monotonic_ns() + BUILD_NS
     try:
         loaded = load(config)
-        busy = [vm for vm, spec in enumerate(loaded.config.vm, start=1) if spec.guest.source != "idle"]
-        if not busy:
-            return
-        host, entries = host_of(loaded), mapping_at_start(loaded)
-        for vm in busy:
+        mapping = mapping_at_start(loaded)
+        host = host_of(loaded) if mapping else None
+        for vm, entries in mapping.items():
             if time.monotonic_ns() >= until_ns:
                 return
-            _built[vm] = isolated_of(host, vm, entries[vm])
+            assert host is not None
+            _built[vm] = isolated_of(host, vm, entries)
     except AsidError:
         return
 
@@ -67,7 +67,13 @@ class Isolation(IsolatedExits):
         """Begin with another VM; 0 for none."""
         self.vm = vm
         self._reach = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with another VM or policy, while no lease is held: a space that has to be built is built now."""
         self.forget()
+        if self.vm and self.vm not in _built and not self.ht.policy.every_exit_full:
+            self.reach()
 
     def reach(self) -> Reach:
         if self._reach is None:
@@ -98,9 +104,10 @@ class Isolation(IsolatedExits):
     # --- what is mapped -----------------------------------------------------------------------------------
 
     def change(self) -> None:
-        """Make the changes that were told, unless a handler is on top."""
+        """Make the changes that were told. Nothing may be to be done: no handler is on top."""
         ht = self.ht
-        while self.changes and not ht.state.frames:
+        assert not ht.state.frames, "a change in the middle of a handler"
+        while self.changes:
             message = self.changes.popleft()
             added = tuple(Entry(name, Level(level), split, step) for name, level, split, step in message["map"])
             self._change(message["vm"], message["unmap"], added, message["generation"])

@@ -238,13 +238,14 @@ class Vcpu:
         self.left_ns = max(0, until - now)
         if self.left_ns:
             return ht.kicked()
-        self.count()
+        if not self.counted:
+            ht.chronicle.tally.add(event.reason, event.isa, 1, max(1, self.took_ns), "polled" if polled else "")
         self.unfinished = False
         self.exit_over()
         return True
 
     def count(self) -> None:
-        """The fast exit under way, if any, goes into the tally: it is over, or what it was decided by is to change."""
+        """The fast exit under way, if any, goes into the tally now: what it was decided by is to change."""
         event = self.exit
         if self.unfinished and not self.counted and event is not None:
             halt = "polled" if self.polls(event) else ""

@@ -46,12 +46,23 @@ def make(monkeypatch):
             hyperthread.close()
 
 
-def space(one, *, vm=1, unmap=(), mapped=(), generation=1):
-    """As the daemon tells a change of what is mapped."""
+def told_of(*, vm=1, unmap=(), mapped=(), generation=1):
+    """What the daemon tells of a change of what is mapped."""
     entries = [[name, 0, True, "test"] for name in mapped]
-    message = {"op": "space", "id": 9, "vm": vm, "generation": generation, "map": entries, "unmap": list(unmap)}
-    one.ht.on_link(message)
+    return {"op": "space", "id": 9, "vm": vm, "generation": generation, "map": entries, "unmap": list(unmap)}
+
+
+def space(one, **what):
+    one.ht.on_link(told_of(**what))
     one.ht.isolation.change()
+
+
+class Stopped(Exception):
+    """The test has seen enough."""
+
+
+def stop():
+    raise Stopped
 
 
 def exits(one, event):
@@ -174,17 +185,20 @@ def test_an_exit_under_way_is_counted_once_and_under_the_mapping_that_decided_it
     assert kinds == ["exit", "space.unmap"]
 
 
-def test_a_handler_on_top_is_over_before_a_change(make):
+def test_what_is_to_be_done_is_done_before_a_change(make):
     one = make()
     one.enter()
     one.interrupt(NMI)
     one.ht.take_interrupts()
-    assert one.ht.state.frames
-    space(one, unmap=["kvm"])
-    assert one.told == [] and one.ht.isolation.missed(CPUID) is None
-    one.settle()
-    one.ht.isolation.change()
-    assert one.told == [{"op": "done", "id": 9}] and one.ht.isolation.missed(CPUID) == "kvm"
+    one.ht.on_link(told_of(unmap=["kvm"]))
+    seen = []
+    one.ht.trap = seen.append
+    one.ht.bring_event = lambda: one.ht.orders.append((None, 0))
+    one.ht.on_order = lambda order, cause: stop()
+    with pytest.raises(Stopped):
+        one.ht.run()
+    assert seen and one.told == [{"op": "done", "id": 9}] and not one.ht.state.frames
+    assert one.ht.isolation.missed(CPUID) == "kvm"
 
 
 def test_a_place_is_reported_once_and_in_the_kernels_form(make):
@@ -291,9 +305,26 @@ def test_spaces_that_exits_will_ask_are_built_once_for_all(make, monkeypatch, tm
     assert later.ht.isolation.missed(CPUID) is None, "born with another mapping, which is the one that counts"
 
 
-@pytest.mark.parametrize("source", ["idle", "trace"])
-def test_what_nobody_asks_or_cannot_be_read_is_not_built(monkeypatch, tmp_path, source):
-    assert built(tmp_path, monkeypatch, source) == {}
+def test_what_cannot_be_read_or_takes_too_long_is_not_built_for_all(monkeypatch, tmp_path):
+    assert built(tmp_path, monkeypatch, "trace") == {}, "it has no file"
+    monkeypatch.setattr(isolation, "BUILD_NS", 0)
+    assert built(tmp_path, monkeypatch, "idle") == {}
+
+
+def test_a_space_of_its_own_is_built_before_a_lease_is_held(make, monkeypatch):
+    one = make(vms=2)
+    one.ht.isolation.attach(2)
+    monkeypatch.setattr(isolation, "host_of", None)
+    assert one.ht.isolation.missed(CPUID) is None
+
+
+def test_a_policy_that_isolates_comes_while_no_lease_is_held(make, monkeypatch):
+    one = make(policy="kick-every-exit")
+    one.ht.isolation.attach(1)
+    assert one.ht.isolation.missed(CPUID) == WHATEVER_IS_MAPPED
+    one.ht.set_policy("asi", "ack")
+    monkeypatch.setattr(isolation, "host_of", None)
+    assert one.ht.isolation.missed(CPUID) is None
 
 
 def test_a_change_that_no_table_takes_as_told_is_made_by_building_anew(make):
