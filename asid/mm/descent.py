@@ -9,7 +9,7 @@ translates; [low, high), the part of the range that lies in it, never empty.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from asid.errors import MappingRefused
@@ -69,12 +69,12 @@ class Descent:
         for index, slot, part_low, part_high in self._slots(depth, base, low, high):
             self.reserve(self._child(at, depth, index, slot, TABLE), depth + 1, slot, part_low, part_high, target)
 
-    def copy(self, at: int, depth: int, base: int, source: list[int], low: int, high: int, how: Copy) -> int:
+    def copy(self, at: int, depth: int, base: int, source: Sequence[int], low: int, high: int, how: Copy) -> int:
         """Set entries to those of `source`, the directory of the same place. Return how many map something."""
         level = self._levels[depth]
         if level is Level.PTE:
             first = low - base >> 12
-            values = source[first : (high - 1 - base >> 12) + 1]
+            values = list(source[first : (high - 1 - base >> 12) + 1])
             self._own.write_leaves(at, first, values)
             return len(values) - values.count(0)
         entries = self._entries(at)
@@ -87,7 +87,7 @@ class Descent:
                 self._put(at, depth, index, slot, entry, how.replace)
                 count += bool(entry)
             elif entry:
-                below = pieces(entry, level) if is_leaf(entry, level) else self._entries(entry & FRAME)
+                below: Sequence[int] = pieces(entry, level) if is_leaf(entry, level) else self._entries(entry & FRAME)
                 child = self._child(at, depth, index, slot, entry)
                 count += self.copy(child, depth + 1, slot, below, part_low, part_high, how)
                 self._prune(at, index)

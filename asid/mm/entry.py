@@ -118,11 +118,11 @@ def is_leaf(entry: int, level: Level) -> bool:
     return level is Level.PTE or bool(entry & PSE)
 
 
-def pieces(entry: int, level: Level) -> list[int]:
+def pieces(entry: int, level: Level) -> range:
     """Return the 512 entries of the level below that map what this leaf maps, with its flags. level: PMD or PUD."""
     step = FOUR_LEVELS.span(Level(level - 1))
     first = entry & ~PSE if level is Level.PMD else entry
-    return list(range(first, first + ENTRIES * step, step))
+    return range(first, first + ENTRIES * step, step)
 
 
 def flag_words(entry: int) -> str:

@@ -100,5 +100,5 @@ def _below(frames: Frames, entry: int, level: Level) -> list[int]:
     if not entry:
         return [0] * ENTRIES
     if is_leaf(entry, level):
-        return pieces(entry, level)
+        return list(pieces(entry, level))
     return frames.directories[entry & FRAME].entries
