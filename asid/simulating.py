@@ -15,7 +15,7 @@ from asid.live.journal import JournalWriter
 from asid.live.rundir import RunDir, create_run
 from asid.report.stat import StatFold
 from asid.running import Run
-from asid.sim.costs import Level, costs_of
+from asid.sim.costs import Costs, Level, costs_of
 from asid.sim.machine import Machine, OnProgress, nobody
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def load_for(config: str | Path | Mapping[str, Any], chosen: Mapping[str, Any]) 
     return loaded
 
 
-def machine_of(loaded: Loaded, level: Level) -> Machine:
+def machine_of(loaded: Loaded, costs: Costs) -> Machine:
     """Return the simulated machine of a configuration. Raise ConfigError for what is not simulated."""
     from asid import policies
     from asid.space_build import host_of, isolated_of, mapping_at_start
@@ -62,7 +62,7 @@ def machine_of(loaded: Loaded, level: Level) -> Machine:
     policy, host = loaded.config.policy, host_of(loaded)
     isolated = {vm: isolated_of(host, vm, entries) for vm, entries in mapping_at_start(loaded).items()}
     said = policies.said_of(policy.name, policy.kick)
-    return Machine(loaded, costs_of(level), policies.make(policy.name, policy.kick), said, isolated)
+    return Machine(loaded, costs, policies.make(policy.name, policy.kick), said, isolated)
 
 
 def simulate(
@@ -85,7 +85,7 @@ def simulate(
     from asid.space_build import file_text, mapping_at_start
 
     config = loaded.config
-    machine = machine_of(loaded, level)  # refuses before anything is made
+    machine = machine_of(loaded, costs_of(level))  # refuses before anything is made
     run = create_run(
         config.name, config_text=loaded.text or "", resolved=resolved(loaded), seed=config.seed, path=run_dir,
         mapping_text=file_text(loaded, mapping_at_start(loaded).values()),

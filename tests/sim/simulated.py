@@ -29,7 +29,7 @@ def played(source: Any, duration_ns: int = 20 * MS, **overrides: Any) -> list[Re
         named = {"policy": "policy.name", "kick": "policy.kick"}.get(key, key.replace("__", "."))
         given[named] = value
     loaded = load(CONFIGS / source if isinstance(source, str) else source, given)
-    return machine_of(loaded, "typical").play(duration_ns).records
+    return machine_of(loaded, TYPICAL).play(duration_ns).records
 
 
 def judged(records: list[Record]) -> Verdict:

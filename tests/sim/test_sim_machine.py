@@ -21,7 +21,7 @@ from asid.core.policy import KICKS, POLICIES
 from asid.core.record import fault_of
 from asid.errors import ConfigError
 from asid.guest import make_source
-from asid.sim.costs import LEVELS, TABLE
+from asid.sim.costs import LEVELS, TABLE, costs_of
 from asid.simulating import machine_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -191,7 +191,7 @@ def test_a_stalled_hyperthread_is_waited_for():
 def test_machine_checks_of_all_siblings_are_refused_before_anything_is_played():
     check = {**IDLE_PAIR, "mce": {"mode": "broadcast"}, "inject": [{"what": "mce", "target": "c0h0"}]}
     with pytest.raises(ConfigError, match="broadcast"):
-        machine_of(load(check), "typical")
+        machine_of(load(check), TYPICAL)
 
 
 def test_what_is_not_mapped_is_reported_once_and_makes_a_leave_each_time():
@@ -221,8 +221,9 @@ def test_a_fault_whose_handlers_cannot_run_is_the_end_of_its_hyperthread(tmp_pat
 DIGEST = """
 import hashlib, msgpack, sys
 from asid.config import load
+from asid.sim.costs import costs_of
 from asid.simulating import machine_of
-records = machine_of(load(sys.argv[1]), "typical").play(30_000_000).records
+records = machine_of(load(sys.argv[1]), costs_of("typical")).play(30_000_000).records
 print(hashlib.sha256(b"".join(map(msgpack.packb, records))).hexdigest())
 """
 
@@ -246,7 +247,7 @@ def test_another_seed_plays_something_else():
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_column_of_costs_passes(level: str):
     loaded = load(ROOT / "configs/smt2.toml")
-    assert judged(machine_of(loaded, level).play(30 * MS).records).passed
+    assert judged(machine_of(loaded, costs_of(level)).play(30 * MS).records).passed
 
 
 def test_every_cost_has_a_source_and_grows_from_low_to_high():
