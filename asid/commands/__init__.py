@@ -61,6 +61,7 @@ VERBS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "Run and check",
         (
             ("run", "up, drive, down and verdict of one configuration"),
+            ("sim", "many seeds of a configuration in virtual time, with faults; what fails is made small"),
             ("assess", "what each policy would cost a recording, a table or a configuration"),
             ("replay", "play a recorded trace, or a schedule of explore, by real processes"),
             ("compare", "the same load under several policies, interleaved repeats"),

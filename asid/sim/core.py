@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from asid.core import apic, gate
 from asid.core.events import Order, Report
 from asid.core.gate import Ev
-from asid.core.hyperthread import HyperthreadState, Spec
+from asid.core.hyperthread import HyperthreadState, Phase, Spec
 from asid.core.policies.base import Policy
 from asid.errors import ConfigError
 from asid.guest.base import Exit, Source
@@ -40,6 +40,15 @@ SHUTDOWN_STATUS: Final = 86
 STOP_NS: Final = 10_000_000_000  # for everybody to say goodbye
 
 GuestOf = Callable[[int, int], tuple[Source, int]]  # (hyperthread, VM) -> its exits, and its halt_poll in ns
+
+
+class Standing(NamedTuple):
+    """In which phase a hyperthread that lives was, and since when."""
+
+    core: int
+    ht: int
+    phase: Phase
+    since_ns: int
 
 
 class Injection(NamedTuple):
@@ -77,6 +86,7 @@ class Core:
         self.policy = policy
         self._sources = sum(vm > 0 for vm in attached)  # that have not come to their end
         self._until_exhausted = False
+        self.standing: tuple[Standing, ...] = ()  # when the stop began
         self.gate = Gate(self, policy.gate_spec(), attached)
         self._incs = [0] * self.siblings
         self._deaths: list[deque[int]] = [deque(maxlen=DEATHS_MAX) for _ in range(self.siblings)]
@@ -112,6 +122,8 @@ class Core:
             progressed(self.agenda.now_ns)
         self._stopping = True
         end_ns = self.agenda.now_ns
+        living = [ht for ht in self.hts if ht is not None]
+        self.standing = tuple(Standing(self.number, ht.ht, ht.state.phase, ht.since_ns) for ht in living)
         for ht in range(self.siblings):
             self.gate.step(gate.Event(Ev.STOP, ht=ht))
         until_ns = end_ns + STOP_NS

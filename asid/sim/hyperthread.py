@@ -72,6 +72,7 @@ class Hyperthread:
         self.lines = {"nmi": Line(core.NMI), "mce": Line(core.MCE._replace(check=LOCAL))}
         self.orders: deque[tuple[Order, int]] = deque()
         self.stalls: deque[tuple[int, int]] = deque()  # (for ns, number of the injection)
+        self.since_ns = of.agenda.now_ns  # its phase is what it is
         self._busy = False
         self._dead = False
         self._turn = 0  # of what is waited for: a later turn has forgotten it
@@ -152,6 +153,8 @@ class Hyperthread:
     def step(self, event: core.Event) -> None:
         before = self.state
         self.state = core.step(self.spec, before, event)
+        if self.state.phase is not before.phase:
+            self.since_ns = self.agenda.now_ns
         broken = of_hyperthread(self.state)
         assert broken is None, f"{self.name}: {broken}, after {event}"
 

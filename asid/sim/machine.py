@@ -17,7 +17,7 @@ from asid.core.record import NO_CORE, NO_HT, Record, topic_of
 from asid.guest import make_source
 from asid.guest.base import Exit, Source
 from asid.guest.details import details_of
-from asid.sim.core import Core, Injection, refuse_broadcast
+from asid.sim.core import Core, Injection, Standing, refuse_broadcast
 from asid.sim.costs import Costs
 from asid.sim.notes import Noted
 from asid.targets import resolve
@@ -36,10 +36,11 @@ def nobody(done_ns: int, total_ns: int) -> None:
 
 
 class Played(NamedTuple):
-    """What a simulation came to. duration_ns: of virtual time, the stop included."""
+    """What a simulation came to. duration_ns: of virtual time, the stop included. standing: when the stop began."""
 
     records: list[Record]
     duration_ns: int
+    standing: tuple[Standing, ...] = ()
 
 
 class Machine:
@@ -68,6 +69,7 @@ class Machine:
         """
         injections = self._injections(duration_ns)
         streams = []
+        standing: list[Standing] = []
         cores = self.config.machine.cores
         for number in range(cores):
             mine = tuple(injection for core, injection in injections if core == number)
@@ -76,9 +78,11 @@ class Machine:
             def progressed(now_ns: int, before_ns: int = before_ns) -> None:
                 on_progress(before_ns + now_ns, cores * duration_ns)
 
-            streams.append(self._core(number).run(duration_ns, mine, progressed, until_exhausted=until_exhausted))
+            core = self._core(number)
+            streams.append(core.run(duration_ns, mine, progressed, until_exhausted=until_exhausted))
+            standing += core.standing
         end_ns = max(stream[-1].ts for stream in streams)
-        return Played(list(self._numbered(merge(*streams, key=attrgetter("ts")), end_ns)), end_ns)
+        return Played(list(self._numbered(merge(*streams, key=attrgetter("ts")), end_ns)), end_ns, tuple(standing))
 
     def _core(self, number: int) -> Core:
         config, loaded = self.config, self.loaded

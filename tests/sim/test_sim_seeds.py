@@ -1,0 +1,142 @@
+"""asid sim: seeds make plans, a broken promise is found and made small, and the same seed does the same thing twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from simulated import IDLE_PAIR, MS, TYPICAL
+
+from asid import seeds
+from asid.commands import invoke
+from asid.config import load
+from asid.core import apic
+from asid.seeds import Job, first_difference, plan_for, records_of, shrink
+from asid.sim.faults import BREAKS, KINDS, plan_of
+
+ROOT = Path(__file__).parent.parent.parent
+TWO = str(ROOT / "configs/two-vms.toml")
+PAIR = Job(IDLE_PAIR, {}, TYPICAL, 20 * MS)
+
+
+@pytest.fixture
+def run(capsys):
+    def once(*args: str) -> SimpleNamespace:
+        code = invoke(["sim", *args])
+        said = capsys.readouterr()
+        return SimpleNamespace(code=code, out=said.out, err=said.err, json=lambda: json.loads(said.out))
+
+    return once
+
+
+@pytest.fixture
+def no_kick_of_handlers(monkeypatch):
+    """The bug: handlers of NMI and #MC kick nobody."""
+    monkeypatch.setattr(apic, "kicks", lambda apic, siblings: ())
+
+
+@given(st.integers(0, 2**40), st.integers(1, 3), st.sampled_from([1, 2, 4, 8]))
+def test_a_plan_is_its_seeds_and_breaks_nothing_late(seed: int, cores: int, smt: int):
+    plan = plan_of(seed, cores, smt, 40 * MS)
+    assert plan == plan_of(seed, cores, smt, 40 * MS)
+    assert plan
+    at = [int(table["at"].removesuffix("ns")) for table in plan]
+    assert at == sorted(at)
+    assert 0 < at[0] <= at[-1] < 40 * MS * BREAKS
+    load({"machine": {"cores": cores, "smt": smt}, "inject": list(plan)})
+
+
+def test_seeds_make_every_kind_of_fault():
+    kinds = {table["what"] for seed in range(60) for table in plan_of(seed, 1, 2, 40 * MS)}
+    assert kinds == {kind for kind, _ in KINDS}
+
+
+@pytest.mark.parametrize("config", ["smt2.toml", "smt4.toml", "two-vms.toml", "nmi-heavy.toml"])
+def test_seeds_break_nothing(run, config: str):
+    found = run(str(ROOT / "configs" / config), "--seeds", "1..6", "--duration", "25ms", "--json")
+    assert found.code == 0, found.out
+    assert found.json()["seeds"] == 6
+    assert found.json()["failed"] is None
+
+
+def test_a_bug_is_found_and_made_as_small_as_one_fault(no_kick_of_handlers):
+    failing = next(outcome for seed in range(1, 50) if (outcome := seeds.run(PAIR, seed)).failed)
+    assert failing.failed is not None
+    assert failing.failed.guarantee == "G2"
+    assert len(plan_for(PAIR, failing.seed)) > 1
+    tried = []
+    (fault,) = shrink(PAIR, failing.seed, failing.failed, tried.append)
+    assert fault["what"] in ("nmi", "mce")
+    assert tried
+
+
+def test_what_fails_is_written_and_fails_again(run, tmp_path, no_kick_of_handlers, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    config = tmp_path / "pair.toml"
+    config.write_text('[[vm]]\non = ["c0h0", "c0h1"]\n')
+    saved = tmp_path / "failing.json"
+    found = run(str(config), "--seeds", "1..50", "--save", str(saved))
+    assert found.code == 1
+    assert "G2" in found.out
+    assert f"asid run {saved} --engine sim" in found.out
+    assert len(load(saved).config.inject) == 1
+    assert invoke(["run", str(saved), "--engine", "sim", "--duration", "40ms"]) == 1
+
+
+def test_whoever_waits_at_the_end_for_what_does_not_come_fails(monkeypatch):
+    """The bug: the gate of a core hears nothing any more from some moment on."""
+    from asid.sim.gate import Gate
+
+    real = Gate.hear
+
+    def deaf(self, report, cause):
+        if self.agenda.now_ns < 5 * MS:
+            real(self, report, cause)
+
+    monkeypatch.setattr(Gate, "hear", deaf)
+    job = Job(TWO, {}, TYPICAL, 40 * MS)
+    failed = seeds.run(job, 1, ()).failed
+    assert failed is not None
+    assert failed.guarantee == ""
+    assert "is LEAVING since" in failed.text or "is ASKING since" in failed.text
+
+
+def test_every_seed_is_the_same_in_another_process(run):
+    found = run(TWO, "--seeds", "3..6", "--duration", "20ms", "--check-determinism", "--json")
+    assert found.code == 0, found.out
+    assert (found.json()["twice"], found.json()["differs"]) == (4, "")
+
+
+def test_a_run_that_is_not_the_same_twice_is_told(run, monkeypatch):
+    monkeypatch.setattr(seeds, "digest_of", lambda records: "0" * 16)
+    found = run(TWO, "--seeds", "3", "--duration", "5ms", "--check-determinism")
+    assert found.code == 5
+    assert "NOT DETERMINISTIC" in found.out
+
+
+def test_where_two_runs_part():
+    one, other = records_of(PAIR, 1), records_of(PAIR, 2)
+    assert first_difference(one, one) == ""
+    assert first_difference(one, other).startswith("record ")
+    assert first_difference(one, one[:-1]) == f"{len(one)} records and {len(one) - 1}"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ((TWO, "--seeds", "5..2"), "--seeds"),
+        ((TWO, "--seeds", "x"), "--seeds"),
+        ((TWO, "--duration", "0s"), "--duration"),
+        ((TWO, "--save", "failing.toml"), ".json"),
+        ((TWO, "--policy", "nosuch"), "nosuch"),
+        (("nowhere.toml",), "nowhere.toml"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(run, args, says):
+    found = run(*args)
+    assert found.code == 2
+    assert says in found.err
