@@ -1,7 +1,7 @@
 """Whether an exit is handled in the isolated address space, and if not, what it missed first; for any engine.
 
 Rule 1. Kinds of exits are decided once a mapping: by reason, parts, and whether they are full whatever is mapped.
-Rule 2. A miss is reported when the first exit of its kind is there: once a place and life of the hyperthread.
+Rule 2. A miss is reported when the first exit of its kind is there: once a place, ending and life of the hyperthread.
 Rule 3. Under a policy whose every exit is full there is no isolated space to ask. Handlers of NMI and #MC ask nothing.
 """
 
@@ -50,6 +50,7 @@ class IsolatedExits(ABC):
         self._of = ht
         self.vm = 0
         self._log = FaultLog(stack=stack)
+        self._told: set[tuple[tuple[int, int], faulting.Ending]] = set()
         self._missed: dict[Kind, str | None] = {}
         self._due: dict[Kind, Callable[[], None]] = {}  # reports of kinds that are decided and were not there yet
 
@@ -118,10 +119,13 @@ class IsolatedExits(ABC):
             self._report(handled, handled.missing[0].access.object, reason)
 
     def _report(self, handled: faulting.Handled, object_: str, reason: str) -> None:
-        """Note a fault, if its place is new; and that there is no room for more of them, once."""
+        """Note a fault, if its place is new or ends in a new way; and that there is no room for more places, once."""
         ht, before, self._log = self._of, self._log, handled.log
         fault, ending = handled.fault, handled.ending
-        if len(self._log.places) > len(before.places):
+        place = fault.ip, fault.address
+        stopped = ending is faulting.Ending.STOPPED
+        if stopped or (place in self._log.places and (place, ending) not in self._told):
+            self._told.add((place, ending))
             show = self.reach().isolated.host.symbols.show
             ht.chronicle.fault(
                 {
@@ -140,6 +144,6 @@ class IsolatedExits(ABC):
             )
         elif self._log.unlogged == 1 > before.unlogged:
             ht.chronicle.faults_full(len(self._log.places), ht.state.round)
-        if ending is faulting.Ending.STOPPED:
+        if stopped:
             ht.chronicle.flush(ht.state.round)
             raise ShutDown

@@ -242,6 +242,18 @@ def test_a_fault_whose_handler_or_switch_faults_ends_in_the_full_space_all_the_s
     assert fault["ending"] == ending
 
 
+def test_a_place_that_ends_in_another_way_than_before_is_told_again(make):
+    one = make()
+    one.enter()
+    assert exits(one, PAGE_IN) and exits(one, PAGE_IN)
+    space(one, unmap=["cpu_entry_area"])
+    with pytest.raises(ShutDown):
+        exits(one, PAGE_IN)
+    faults = of_type(one, "fault")
+    assert [fault["ending"] for fault in faults] == ["left", "stopped"]
+    assert len({(fault["ip"], fault["address"]) for fault in faults}) == 1
+
+
 def test_without_entry_code_the_hyperthread_is_lost(make):
     one = make()
     one.enter()
