@@ -103,9 +103,9 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
         "vm:int ip:int address:int error:int at:str on:str object:str reason:str ending:str trace:str",
         "an isolation fault: the handler of an exit of this reason missed an object of its VM's isolated space; told "
         "once a place, ending and life of the hyperthread. ip, address: of the instruction and of what it missed, at "
-        "and on the same as %pS; error: the processor's code. ending: left, it is followed by the leave; forced, its own "
-        "handler faulted and the switch was forced; switch forced, it hit the switch itself; stopped, nothing could be "
-        "run and the hyperthread is lost. trace: the callers, nearest first, with ; between; empty without "
+        "and on the same as %pS; error: the processor's code. ending: left, it is followed by the leave; forced, its "
+        "own handler faulted and the switch was forced; switch forced, it hit the switch itself; stopped, nothing "
+        "could be run and the hyperthread is lost. trace: the callers, nearest first, with ; between; empty without "
         "page_fault_stack",
     ),
     ("fault.full", "hyperthread", "places:int", "so many places have faulted that no further one is told"),
