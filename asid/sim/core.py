@@ -266,7 +266,7 @@ class Core:
             self._dies(ht, KILLED)
 
     def shut_down(self, ht: int) -> None:
-        """A fault whose handlers could not run: a triple fault."""
+        """A fault whose handlers could not run, or a #MC while the last one was in progress."""
         self._dies(ht, SHUTDOWN_STATUS)
 
     def ended(self, ht: int) -> None:

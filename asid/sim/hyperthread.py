@@ -161,12 +161,12 @@ class Hyperthread:
     def take_interrupts(self) -> None:
         """Let an NMI or #MC in, between any two steps. What comes during one is latched: one more."""
         for what, line in self.lines.items():
+            if not line.raised:
+                continue
             kind = line.event.what
-            if (
-                line.raised
-                and len(self.state.frames) < INTERRUPT_DEPTH_MAX
-                and core.may_interrupt(self.spec, self.state, kind)
-            ):
+            if core.shuts_down(self.spec, self.state, kind):
+                raise ShutDown
+            if len(self.state.frames) < INTERRUPT_DEPTH_MAX and core.may_interrupt(self.spec, self.state, kind):
                 taken, line.raised = line.raised, []
                 line.handled.append(taken)
                 self.chronicle.interrupt_begins(what, taken[-1], len(taken) - 1, self.state)

@@ -194,6 +194,15 @@ def test_machine_checks_of_all_siblings_are_refused_before_anything_is_played():
         machine_of(load(check), TYPICAL)
 
 
+@pytest.mark.parametrize(("nested", "fate"), [("hold", ["handled", "handled"]), ("shutdown", ["lost", "lost"])])
+def test_a_machine_check_within_another_waits_for_its_end_or_shuts_down(nested: str, fate: list[str]):
+    checks = [{"what": "mce", "target": "c0h1", "at": at} for at in ("500us", "501us")]
+    records = played({**IDLE_PAIR, "mce": {"mode": "local", "nested": nested}, "inject": checks}, 5 * MS)
+    assert [record.data["result"] for record in of(records, "inject.done")] == fate
+    assert of(records, "death", 1)[0].data["status"] == (86 if nested == "shutdown" else 0)
+    assert judged(records).passed
+
+
 def test_what_is_not_mapped_is_reported_once_and_makes_a_leave_each_time():
     records = played("smt2.toml", 60 * MS, space__mapping="minimal")
     faults, leaves = of(records, "fault"), of(records, "leave")
