@@ -280,6 +280,7 @@ class Core:
             dead.chronicle.flush(dead.state.round)
         self.hts[ht] = None
         dead.bury()
+        dead.words.apic = apic.IDLE  # nobody waits for its bus any more
         for id_ in dead.open_injections():
             self.injection_done(ht, id_, "lost", "the hyperthread died")
         self.daemon.note("death", {"what": "ht", "pid": 0, "inc": dead.state.inc, "status": status}, ht=ht)

@@ -73,6 +73,7 @@ class Hyperthread:
         self.orders: deque[tuple[Order, int]] = deque()
         self.stalls: deque[tuple[int, int]] = deque()  # (for ns, number of the injection)
         self.since_ns = of.agenda.now_ns  # its phase is what it is
+        self._flushes = 0  # visits to HOST that the flush under way will have cleared
         self._busy = False
         self._dead = False
         self._turn = 0  # of what is waited for: a later turn has forgotten it
@@ -192,6 +193,8 @@ class Hyperthread:
                 return not ns
         else:
             ns = self._ns_of(action)
+        if do is Do.FLUSH:
+            self._flushes = self.core.page.visits()  # what comes after this look is not flushed for certain
         if ns:
             self.take(ns, lambda: self._effect(action))
             return False
@@ -261,7 +264,7 @@ class Hyperthread:
             words.depth = int(action.a)  # type: ignore[arg-type]
         elif do is Do.FLUSH:
             self.chronicle.flushed(self.costs.l1d_flush, before.round)
-            words.clean = self.core.page.visits()
+            words.clean = self._flushes
         elif do is Do.FAIL:
             self.core.page.failed = True
         elif do is Do.ARRIVE:

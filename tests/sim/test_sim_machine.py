@@ -151,6 +151,25 @@ def test_an_nmi_is_handled_and_kicks():
     assert judged(records).passed
 
 
+def test_an_ipi_on_the_bus_dies_with_its_sender():
+    injected = [{"what": "nmi", "target": "c0h1", "at": "500us"}, {"what": "kill", "target": "c0h1", "at": "501us"}]
+    records = played({**IDLE_PAIR, "apic": {"mode": "xapic"}, "inject": injected}, 1 * MS)
+    assert of(records, "ipi", 1) == []
+    assert [record.ts for record in of(records, "death", 1)] == [501_000]
+
+
+def test_a_visit_to_host_within_a_siblings_flush_is_flushed_once_more():
+    alone = {"name": "alone", "machine": {"smt": 2}, "vm": [{"on": ["c0h0"]}]}
+    nmi = {"what": "nmi", "target": "c0h1", "at": "505us"}
+    machine = machine_of(load({**alone, "inject": [exit_at(500), nmi]}), "typical")
+    machine.costs = TYPICAL._replace(l1d_flush=10_000)
+    records = machine.play(1 * MS).records
+    *_, visit_over = [record for record in of(records, "ht.mode", 1) if record.data["old"] == "HOST"]
+    cut_short, whole = (record.ts for record in of(records, "flush", 0) if record.ts > 500_000)
+    assert cut_short - 10_000 < visit_over.ts < cut_short
+    assert whole - 10_000 >= visit_over.ts
+
+
 def test_of_nmis_that_come_together_one_is_taken_and_one_is_latched():
     nmi = {"what": "nmi", "target": "c0h1", "at": "500us", "count": 3}
     records = played({**IDLE_PAIR, "inject": [nmi]}, 1 * MS)
