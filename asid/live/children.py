@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
+from asid.core.rebirth import YOUNG_DEATHS_MAX, Rebirth
 from asid.errors import AsidError, Busy, Conflict, HostUnsuitable
 from asid.live import fork_server
 from asid.live.birth import PRELOAD, SPAWN, Birth
@@ -28,11 +29,7 @@ from asid.live.ring import Ring
 STATUS_WAIT_NS: Final = 200_000_000  # from a readable pidfd to the fork server's word
 BIRTH_FDS: Final = 12  # descriptors that a birth may need at a time, with some to spare
 STATUS_UNKNOWN: Final = 255
-YOUNG_NS: Final = 2_000_000_000  # who dies younger was not well born
 START_DEATHS: Final = 8  # of a coordinator in a row, before the machine was ready: then it will not be
-YOUNG_DEATHS_MAX: Final = 5  # in a row; then the hyperthread stays OFFLINE
-BACKOFF_NS: Final = 20_000_000  # doubles with each young death
-BACKOFF_NS_MAX: Final = 5_000_000_000
 
 Place = tuple[int, int]  # core, ht; ht -1 is the coordinator
 
@@ -77,22 +74,6 @@ class Child:
         self.ring.close()
         os.close(self.ring_fd)
         os.close(self.pidfd)
-
-
-@dataclass
-class Rebirth:
-    """How often a place died young, and so how long its next birth waits."""
-
-    young: int = 0
-
-    def after(self, age_ns: int) -> int | None:
-        """Return the delay before the next birth in ns, None when it is given up."""
-        self.young = self.young + 1 if age_ns < YOUNG_NS else 0
-        return None if self.young > YOUNG_DEATHS_MAX else self.delay_ns
-
-    @property
-    def delay_ns(self) -> int:
-        return min(BACKOFF_NS << (self.young - 1), BACKOFF_NS_MAX) if self.young else 0
 
 
 def name_of(place: Place) -> str:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
+from asid.core.rebirth import BACKOFF_NS_MAX, YOUNG_NS, Rebirth
 from asid.live import sockets
 from asid.live.birth import Birth, Fd
-from asid.live.children import BACKOFF_NS_MAX, YOUNG_DEATHS_MAX, YOUNG_NS, Child, Children, Place, Rebirth, too_often
+from asid.live.children import Child, Children, Place, too_often
 from asid.live.node import Node, ring_doorbell
 from asid.live.page import BROADCAST, MCE, NMI, SEVERITY, CorePage, base_of
 from asid.live.ring import make_ring
@@ -314,7 +315,7 @@ class Parent:
             return
         self.waiting_burial.discard(place)
         rebirth = self.rebirths.setdefault(place, Rebirth())
-        if place in self.unplugged or rebirth.young > YOUNG_DEATHS_MAX or self.state == "draining":
+        if place in self.unplugged or rebirth.given_up or self.state == "draining":
             return
         delay_ns = rebirth.delay_ns
         self.later(delay_ns, lambda: self._again(place))
@@ -345,7 +346,7 @@ class Parent:
                 self.tell(coordinator, {"op": "stop", "ht": ht})  # what the dead one was told died with it
 
     def given_up(self, place: Place) -> bool:
-        return self.child(place) is None and self.rebirths.get(place, Rebirth()).young > YOUNG_DEATHS_MAX
+        return self.child(place) is None and self.rebirths.get(place, Rebirth()).given_up
 
     def stays_away(self, place: Place) -> bool:
         """Whether a hyperthread that is not there does not come back by itself. Coordinators do."""

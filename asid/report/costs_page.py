@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
+from asid.sim.core import BIRTH_NS
 from asid.sim.costs import CLOCK_GHZ, TABLE
 
 INTRODUCTION: Final = f"""\
@@ -29,7 +30,7 @@ published a figure.
 |---|---|---|---|---|---|
 """
 
-AFTER: Final = """
+AFTER: Final = f"""
 What a guest's own table or recording says is not in it: how long it runs before an exit, how long the handler of each
 exit works, how long a halt lasts.
 
@@ -37,9 +38,10 @@ exit works, how long a halt lasts.
 
 With `ack` kicks and one sibling in guest: the leaver's exit, its message to the gate, the kick (written and delivered),
 the sibling's exit, its answer, the grant, the switch of address spaces:
-`2 vm_exit + 3 message + ipi_send + ipi_delivery + cr3_write`. A sibling that is in HOST or parked answers without an
-exit. With `send` it is `vm_exit + ipi_send + cr3_write` a sibling more or less, and the sibling's guest goes on until
-the IPI is there: that is exposure, and it is measured.
+`2 vm_exit + 3 message + ipi_send + ipi_delivery + cr3_write`. A sibling that is in HOST or parked has no lease and is
+not kicked; beside such ones alone it is `vm_exit + 2 message + cr3_write`. With `send` it is `vm_exit + cr3_write` and
+an `ipi_send` for each sibling, and a sibling's guest goes on until the IPI is there: that is exposure, and it is
+measured. An exit or interrupt that is injected has no work of its own in HOST, as in the live machine.
 
 ## What these numbers are not
 
@@ -51,6 +53,8 @@ the IPI is there: that is exposure, and it is measured.
 * Instructions are not counted, so G4 is not exercised. The IPI of an NMI handler and the ICR of an xAPIC are simulated;
   the rendezvous of machine checks that reach all siblings is not, and such a configuration is refused.
 * Siblings do not slow each other down: a core of two runs two guests at the full speed of each.
+* Whoever is killed, fenced or shut down is born again by the rule of the live machine (`asid/core/rebirth.py`), and
+  {BIRTH_NS // 1_000_000} ms later than that: what starting a process takes, about.
 * The gate's own decisions take no time beside the messages, and nothing is lost or late but by `[faults]` and
   `[[inject]]`.
 """

@@ -5,7 +5,6 @@ Cores do not know of each other: no word, IPI or message goes from one to anothe
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -15,6 +14,7 @@ from asid.core.events import Order, Report
 from asid.core.gate import Ev
 from asid.core.hyperthread import HyperthreadState, Phase, Spec
 from asid.core.policies.base import Policy
+from asid.core.rebirth import YOUNG_NS, Rebirth
 from asid.errors import ConfigError
 from asid.guest.base import Exit, Source
 from asid.sim.agenda import Agenda
@@ -31,10 +31,7 @@ if TYPE_CHECKING:
     from asid.mm.isolated import Isolated
 
 TALLY_NS: Final = 100_000_000  # fast exits are noted at least this often
-REBIRTH_NS: Final = 100_000_000  # after the first death; doubled by each
-REBIRTH_NS_MAX: Final = 5_000_000_000
-DEATHS_MAX: Final = 5  # within GIVEN_UP_NS; then it stays away
-GIVEN_UP_NS: Final = 60_000_000_000
+BIRTH_NS: Final = 10_000_000  # what starting a process takes, about
 KILLED: Final = -9
 SHUTDOWN_STATUS: Final = 86
 STOP_NS: Final = 10_000_000_000  # for everybody to say goodbye
@@ -89,7 +86,8 @@ class Core:
         self.standing: tuple[Standing, ...] = ()  # when the stop began
         self.gate = Gate(self, policy.gate_spec(), attached)
         self._incs = [0] * self.siblings
-        self._deaths: list[deque[int]] = [deque(maxlen=DEATHS_MAX) for _ in range(self.siblings)]
+        self._born_ns = [0] * self.siblings
+        self._rebirths = [Rebirth() for _ in range(self.siblings)]
         self._stopping = False
         self._heard_ns = -1
         topology = config.topology
@@ -140,6 +138,7 @@ class Core:
 
     def _bear(self, ht: int) -> None:
         self._incs[ht] += 1
+        self._born_ns[ht] = self.agenda.now_ns
         self.daemon.note("spawn", {"what": "ht", "pid": 0, "inc": self._incs[ht]}, ht=ht)
         born = self.hts[ht] = Hyperthread(self, ht, self._incs[ht], self.policy)
         born.go()
@@ -284,17 +283,17 @@ class Core:
         for id_ in dead.open_injections():
             self.injection_done(ht, id_, "lost", "the hyperthread died")
         self.daemon.note("death", {"what": "ht", "pid": 0, "inc": dead.state.inc, "status": status}, ht=ht)
-        self._deaths[ht].append(self.agenda.now_ns)
+        killed = status == KILLED  # on purpose, by an injection or a fence: no sign of a crash loop
+        self._rebirths[ht].after(YOUNG_NS if killed else self.agenda.now_ns - self._born_ns[ht])
         event = gate.Event(Ev.DEAD, ht=ht, inc=dead.state.inc)
         self._to_gate(lambda: self.gate.step(event))
 
     def buried(self, ht: int) -> None:
         """The gate has done with the dead: it may be born again, ever later, and not for ever."""
-        deaths = self._deaths[ht]
-        if self._stopping or (len(deaths) == DEATHS_MAX and deaths[-1] - deaths[0] < GIVEN_UP_NS):
+        rebirth = self._rebirths[ht]
+        if self._stopping or rebirth.given_up:
             return
-        again_ns = min(REBIRTH_NS_MAX, REBIRTH_NS << len(deaths) - 1)
-        self.agenda.after(again_ns, lambda: None if self._stopping else self._bear(ht))
+        self.agenda.after(rebirth.delay_ns + BIRTH_NS, lambda: None if self._stopping else self._bear(ht))
 
 
 def refuse_broadcast(config: Config) -> None:

@@ -34,9 +34,9 @@ from live_rig import (
 
 from asid.audit import audit
 from asid.client import connect
+from asid.core.rebirth import YOUNG_DEATHS_MAX, YOUNG_NS, Rebirth
 from asid.errors import Busy, HostUnsuitable
 from asid.live import instance
-from asid.live.children import YOUNG_DEATHS_MAX, YOUNG_NS, Rebirth
 from asid.live.traps import VARIABLE
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(120, method="signal")]

@@ -29,8 +29,8 @@ from live_rig import (
 )
 
 from asid.client import Client, Daemon
+from asid.core.rebirth import YOUNG_DEATHS_MAX
 from asid.errors import ControlError
-from asid.live.children import YOUNG_DEATHS_MAX
 from asid.live.traps import LATE_VARIABLE, VARIABLE
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.stress, pytest.mark.timeout(180, method="signal")]

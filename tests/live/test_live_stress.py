@@ -36,8 +36,8 @@ from live_rig import (
 
 from asid.audit import audit
 from asid.client import Client, Daemon
+from asid.core.rebirth import YOUNG_NS
 from asid.errors import AsidError
-from asid.live.children import YOUNG_NS
 
 LEAVES = int(os.environ.get("ASID_STRESS_LEAVES", "10000"))
 SEED = int(os.environ.get("ASID_STRESS_SEED", "2019"))

@@ -18,6 +18,7 @@ from simulated import IDLE_PAIR, MS, TYPICAL, exit_at, judged, of, played
 from asid.audit.finding import BROKEN
 from asid.config import load
 from asid.core.policy import KICKS, POLICIES
+from asid.core.rebirth import YOUNG_DEATHS_MAX
 from asid.core.record import fault_of
 from asid.errors import ConfigError
 from asid.guest import make_source
@@ -197,6 +198,18 @@ def test_a_killed_hyperthread_comes_back_and_what_it_had_is_lost():
     assert results == {1: "handled", 2: "lost"}
     verdict = judged(records)
     assert verdict.passed and verdict.finding("L4").state == "held"
+
+
+def test_who_is_killed_often_comes_back_each_time_and_who_ends_young_again_and_again_does_not(tmp_path):
+    kills = {"what": "kill", "target": "c0h1", "at": "5ms", "count": 8, "rate": "20/s"}
+    records = played({**IDLE_PAIR, "inject": [kills]}, 500 * MS)
+    assert [record.data["inc"] for record in of(records, "spawn", 1)] == [*range(1, 10)]
+    mapping = tmp_path / "without-entry.toml"
+    mapping.write_text('[[vm]]\nname = "a"\nmap = [{ object = "kernel text", level = "PMD" }]\n')
+    exits = exit_at(500, count=20, rate="10/s")
+    records = played({**IDLE_PAIR, "inject": [exits]}, 2_000 * MS, space__mapping=str(mapping))
+    assert [record.data["status"] for record in of(records, "death", 0)] == [86] * (YOUNG_DEATHS_MAX + 1)
+    assert of(records, "inject.done")[-1].data["result"] == "lost"
 
 
 def test_a_stalled_hyperthread_is_waited_for():
