@@ -7,8 +7,8 @@ Rule 3. Where it is not certain with which mapping a hyperthread decided, every 
         the run gets the benefit of the doubt.
 
 A generation of a VM's mapping is the same for all hyperthreads. The daemon tells each change; a hyperthread tells those
-that it makes while it runs that VM. One that was born later, or that ran another VM meanwhile, has made others too,
-untold.
+that it makes while it runs that VM. One that was born later, or that ran another VM or none meanwhile, has made others
+too, untold.
 """
 
 from __future__ import annotations
@@ -187,10 +187,12 @@ def _span(history: History, asked: Asked, generations: dict[int, dict[tuple[str,
     born = max((row.ts for row in core.spawns.get(asked.ht, ()) if row.ts <= asked.ts), default=0)
     firsts = {number: min(row.ts for row in rows.values()) for number, rows in generations.items()}
     low = max([own, *(number for number, ts in firsts.items() if ts <= born)])
-    stayed = {row.vm for row in core.modes.get(asked.ht, ()) if row.new == "GUEST"} == {asked.vm}
+    guests = [row for row in core.modes.get(asked.ht, ()) if row.new == "GUEST"]
+    stayed = {row.vm for row in guests} == {asked.vm}
     idled = any(row.kind == "gate.idle" for row in core.gate_of.get(asked.ht, ()))
     if stayed and not idled and len(core.spawns.get(asked.ht, ())) <= 1:
-        return own, own
+        # Only what was changed before it began with this VM has it made untold.
+        return own, max([own, *(number for number, ts in firsts.items() if ts <= guests[0].ts)])
     return low, max([low, *(number for number, ts in firsts.items() if ts <= asked.ts + LATE_NS)])
 
 

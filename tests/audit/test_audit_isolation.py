@@ -247,6 +247,17 @@ def test_whoever_is_born_after_a_change_that_the_daemon_alone_tells_knows_of_it(
     assert (finding.broken, finding.first.seqs) == (1, (seq,)), "the leave is for what was not mapped"
 
 
+def test_whoever_begins_with_a_vm_after_a_change_knows_of_it_untold(tale, kept):
+    told = {"vm": 1, "object": "cpuid entries", "mapped": False}
+    tale.say(5, "space.change", -1, -1, generation=1, **told)
+    tale.enter(10, 0)
+    left(tale, 100, name="cpuid entries", reason="CPUID")
+    tale.say(200, "space.change", -1, -1, generation=2, **told | {"object": "kvm"})
+    seq = left(tale, 300, name="kvm", reason="CPUID")
+    finding = g6(tale, kept())
+    assert (finding.broken, finding.first.seqs) == (1, (seq,)), "what is changed while it runs the VM, it tells"
+
+
 def test_fast_exits_may_be_of_any_vm_that_was_run_since_the_last_were_told(kept):
     tale = Tale(vm=1)
     tale.enter(10, 0, vm=1)
