@@ -109,7 +109,7 @@ class Chronicle:
         if kick is not None:
             wait_ns = now - self._wanted_ns
             data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": wait_ns, "object": self._object}
-            self.notebook.note("leave", data, after.round, key)
+            self.notebook.note("leave", data, after.round, key, ts=now)  # so that less its wait is when it was wanted
 
     def _kick_of(self, state: HyperthreadState, spec: Spec) -> Kick:
         """Return how this leave treats its siblings: of what the policy has, what is to be seen of it.

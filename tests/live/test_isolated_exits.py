@@ -105,6 +105,19 @@ def test_with_the_least_mapped_every_exit_leaves_and_says_what_it_missed(make):
     assert leave["object"] not in ("", "kernel text", "kvm module")
 
 
+def test_a_leave_less_its_wait_is_the_moment_in_which_it_was_wanted(make):
+    """However long the process does not run between the switch and telling of it: changes are told in between."""
+    one = make(mapping="minimal")
+    one.enter()
+    one.records()
+    assert exits(one, CPUID)
+    told = {(kind, data.get("new")): (ts, data) for ts, kind, data in one.stamped()}
+    in_host, _ = told["ht.mode", "HOST"]
+    wanted = one.ht.chronicle._wanted_ns
+    left, data = told["leave", None]
+    assert left - data["wait_ns"] == wanted and left == in_host
+
+
 def test_a_halt_that_is_polled_for_does_not_block(make):
     one = make()
     one.enter()
