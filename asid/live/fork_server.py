@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from asid.live.sockets import ipc_endpoint
 
 BIRTH_S: Final = 20.0  # the first birth includes the fork server's own start, on a host that may be busy
 LOOK_S: Final = 0.02
+DEATH_S: Final = 2.0  # from SIGKILL to the end of a large process
 CONFIG: Final = "ASID_NEST_CONFIG"  # variable of its environment, from which a path is read
 LISTENER: Final = "listener-12345678"  # what multiprocessing calls its socket, the last eight at random
 
@@ -65,12 +67,22 @@ def _is_stopped(pid: int) -> bool:
 
 
 def kill() -> int:
-    """SIGKILL the fork server. Return its pid, 0 when there is none."""
+    """SIGKILL the fork server. Return its pid, 0 when there is none.
+
+    It is dead then: the next birth would take one that is still dying for a server that lives.
+    """
     with _server._lock:
         pid: int | None = _server._forkserver_pid
         if pid is None:
             return 0
         os.kill(pid, signal.SIGKILL)
+        pidfd = os.pidfd_open(pid)
+        try:
+            gone = select.poll()
+            gone.register(pidfd, select.POLLIN)
+            gone.poll(DEATH_S * 1e3)
+        finally:
+            os.close(pidfd)
         return pid
 
 
