@@ -133,9 +133,9 @@ def _died(history: History, row: InjectRow, until: int) -> bool:
         for who, deaths in core.deaths.items():
             if ht >= 0 and who not in (ht, -1):
                 continue
-            born = [spawn.ts for spawn in core.spawns.get(who, ())]
             for death in deaths:
-                alive_again = any(death.ts <= ts <= row.ts for ts in born)
+                # By incarnation, not by time: in virtual time a birth and a death may be of the same nanosecond.
+                alive_again = any(born.inc > death.inc and born.ts <= row.ts for born in core.spawns.get(who, ()))
                 if death.ts <= until and not (death.ts < row.ts and alive_again):
                     return True
     return False

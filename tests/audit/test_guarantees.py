@@ -440,6 +440,13 @@ def test_g8_a_death_before_the_injection_does_not_excuse_the_new_incarnation(tal
     assert tale.end(100).finding("G8").broken == 1
 
 
+def test_g8_lost_with_a_hyperthread_that_died_in_the_nanosecond_of_its_birth(tale):
+    tale.say(0, "death", 0, 0, what="ht", pid=101, inc=1, status=-9)
+    inject(tale, 10, 1)
+    done(tale, 10, 1, "lost")
+    assert tale.end(100).finding("G8").state == "held"
+
+
 def test_g8_an_nmi_handled_twice_or_by_nobody(tale):
     inject(tale, 10, 1, "nmi")
     tale.nmi(20, 0, id_=1)
