@@ -6,17 +6,22 @@ and needs no instance: nothing of it can be asked while it goes on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from asid.errors import HostUnsuitable
 from asid.judging import judge_run
 from asid.live.journal import JournalWriter
 from asid.live.rundir import RunDir, create_run
 from asid.report.stat import StatFold
 from asid.running import Run
+from asid.signals import ENDINGS
 from asid.sim.costs import Costs, Level, costs_of
-from asid.sim.machine import Machine, OnProgress, nobody
+from asid.sim.machine import INTERRUPTED, Machine, OnProgress, nobody
 
 if TYPE_CHECKING:
     from asid.config import Loaded
@@ -78,7 +83,8 @@ def simulate(
 
     until_exhausted: end before, when every recording has. on_progress(done_ns, total_ns): a few times a second of
     virtual time, over all cores.
-    Raise ConfigError for what is not simulated, and as create_run does.
+    Ended by ^C or another signal, the machine is stopped in order, judged, and the ending goes on.
+    Raise ConfigError for what is not simulated, HostUnsuitable for a disk without room, and as create_run does.
     """
     from asid.config import resolved
     from asid.drive import Outcome
@@ -92,32 +98,81 @@ def simulate(
         repro=["asid", "run", "CONFIG", "--engine", "sim", "--costs", level, "--seed", str(config.seed),
                "--duration", f"{duration_ns}ns", "--space", "SPACE"],
     )  # fmt: skip
-    played = machine.play(duration_ns, on_progress, until_exhausted=until_exhausted)
-    _keep(run, played.records)
-    return Outcome(Run(run.path), judge_run(run.path))
+    with Ending(machine) as ending:
+        _keep(run, machine.stream(duration_ns, on_progress, until_exhausted=until_exhausted))
+        run.end(INTERRUPTED if machine.ended else "duration")
+    outcome = Outcome(Run(run.path), judge_run(run.path))
+    ending.go_on()
+    return outcome
 
 
-def _keep(run: RunDir, records: list[Record]) -> None:
-    """Write journal and statistics, and say that the run has ended."""
+class Ending:
+    """While it is entered, the signals that end a process end the machine's play, in order: what was played is kept.
+
+    The second one does what it does elsewhere. Not in a thread, which no signal comes to.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._before: dict[int, Any] = {}
+        self._came = 0
+
+    def __enter__(self) -> Ending:
+        if threading.current_thread() is threading.main_thread():
+            for number in ENDINGS:
+                before = signal.getsignal(number)
+                if before is not None and before != signal.SIG_IGN:
+                    self._before[number] = before
+                    signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def go_on(self) -> None:
+        """Let the signal that came, if any, do now what it would have done."""
+        if self._came:
+            signal.raise_signal(self._came)
+
+    def _on_signal(self, number: int, _: object) -> None:
+        self._came = number
+        self._restore()
+        self._machine.end()
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+
+def _keep(run: RunDir, records: Iterator[Record]) -> None:
+    """Write journal and statistics as the records come. Raise HostUnsuitable when there is no room for them."""
     journal = JournalWriter(run.journal)
     stats = StatFold()
-    for at in range(0, len(records), APPEND):
-        batch = records[at : at + APPEND]
-        journal.append(batch)
-        for record in batch:
-            stats.add(record)
-    journal.close()
-    summed = stats.as_map()
     counters = {"deaths": 0, "fences": 0, "respawns": 0}
-    for record in records:
-        if record.type == "death" and record.data["status"]:
-            counters["deaths"] += 1
-        elif record.type == "gate.fence":
-            counters["fences"] += 1
-        elif record.type == "spawn" and record.data["inc"] > 1:
-            counters["respawns"] += 1
+    try:
+        while batch := list(islice(records, APPEND)):
+            if not journal.append(batch):
+                raise HostUnsuitable(
+                    "no room for the journal", where=str(run.path), state=str(journal.broken),
+                    allowed="a file system with room for the whole run",
+                    hint="remove old runs with asid runs rm, or pass --run-dir; asid audit says what is known",
+                )  # fmt: skip
+            for record in batch:
+                stats.add(record)
+                _count(counters, record)
+    finally:
+        journal.close()
+    summed = stats.as_map()
     run.write_json(
         "stats.json",
         {"schema": "stats/1", **summed, "exposure": summed["totals"]["exposure"], "counters": counters},
     )
-    run.end("duration")
+
+
+def _count(counters: dict[str, int], record: Record) -> None:
+    if record.type == "death" and record.data["status"]:
+        counters["deaths"] += 1
+    elif record.type == "gate.fence":
+        counters["fences"] += 1
+    elif record.type == "spawn" and record.data["inc"] > 1:
+        counters["respawns"] += 1

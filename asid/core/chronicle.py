@@ -121,6 +121,11 @@ class Chronicle:
         kicks = [kick for kick in (irq_kick, spec.idle_kick, spec.kick) if kick is not None]
         return next((kick for kick in kicks if kick in seen), kicks[0])
 
+    @property
+    def held_back_ns(self) -> int | None:
+        """Stamp of a record that may still come, older than now; None when none does."""
+        return None if self._isolated is None else self._isolated[0]
+
     def _leave_guest(self, vm: int) -> None:
         """Note the ISOLATED of a fast exit, late: something else than guest comes of it."""
         if self._isolated is None:

@@ -5,8 +5,10 @@ Cores do not know of each other: no word, IPI or message goes from one to anothe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asid.core import apic, gate
@@ -88,7 +90,10 @@ class Core:
         self._incs = [0] * self.siblings
         self._born_ns = [0] * self.siblings
         self._rebirths = [Rebirth() for _ in range(self.siblings)]
-        self._stopping = False
+        self._stopping = False  # in order, whatever for
+        self._ending = False  # before its time
+        self.over = False
+        self.end_ns = 0  # when it was stopped, or of its last record
         self._heard_ns = -1
         topology = config.topology
         self._slow = [
@@ -99,13 +104,13 @@ class Core:
 
     # --- a whole life ---------------------------------------------------------------------------------------
 
-    def run(
-        self, duration_ns: int, injections: tuple[Injection, ...], progressed: Callable[[int], None],
-        *, until_exhausted: bool = False,
-    ) -> list[Noted]:  # fmt: skip
-        """Play the core for `duration_ns`, then stop it in order; return what was noted, by stamp.
+    def play(
+        self, duration_ns: int, injections: tuple[Injection, ...], *, until_exhausted: bool = False
+    ) -> Iterator[int]:  # fmt: skip
+        """Play the core for `duration_ns`, then stop it in order. Yield now and then how far it is.
 
-        until_exhausted: stop before, when every guest's recording has come to its end.
+        `taken` gives what was noted until then. until_exhausted: stop before, when every guest's recording has come to
+        its end.
         """
         self._until_exhausted = until_exhausted
         self.daemon.note("spawn", {"what": "coordinator", "pid": 0, "inc": 1}, ht=-1)
@@ -114,22 +119,45 @@ class Core:
         for injection in injections:
             self.agenda.after(injection.at_ns, lambda injection=injection: self._inject(injection))  # type: ignore[misc]
         goes_on = not (until_exhausted and not self._sources)
-        while goes_on and self.agenda.now_ns < duration_ns:
+        while goes_on and not self._ending and self.agenda.now_ns < duration_ns:
             goes_on = self.agenda.run(min(duration_ns, self.agenda.now_ns + TALLY_NS))
             self._tally()
-            progressed(self.agenda.now_ns)
+            yield self.agenda.now_ns
         self._stopping = True
-        end_ns = self.agenda.now_ns
+        self.end_ns = self.agenda.now_ns
         living = [ht for ht in self.hts if ht is not None]
         self.standing = tuple(Standing(self.number, ht.ht, ht.state.phase, ht.since_ns) for ht in living)
         for ht in range(self.siblings):
             self.gate.step(gate.Event(Ev.STOP, ht=ht))
-        until_ns = end_ns + STOP_NS
+        until_ns = self.end_ns + STOP_NS
         while any(self.hts) and self.agenda.now_ns < until_ns:
             self.agenda.run(min(until_ns, self.agenda.now_ns + TALLY_NS))
-        self._tally()
-        self.noted.sort(key=lambda noted: noted.ts)
-        return self.noted
+            self._tally()
+            yield self.agenda.now_ns
+        self.over = True
+
+    def end(self) -> None:
+        """Let the play end here: stop in order. May be called at any moment, by a signal's handler too."""
+        self._ending = True
+        if not self._stopping:
+            self.agenda.halt()
+
+    def known_ns(self) -> int | None:
+        """Return before which time nothing will be noted any more; None when nothing will be at all."""
+        if self.over:
+            return None
+        held_back = (ht.chronicle.held_back_ns for ht in self.hts if ht is not None)
+        return min((ns for ns in held_back if ns is not None), default=self.agenda.now_ns)
+
+    def taken(self, before_ns: int | None) -> list[Noted]:
+        """Take out what was noted of before a time (None: all of it), by stamp."""
+        self.noted.sort(key=attrgetter("ts"))
+        at = len(self.noted) if before_ns is None else bisect_left(self.noted, before_ns, key=attrgetter("ts"))
+        taken = self.noted[:at]
+        del self.noted[:at]
+        if taken:
+            self.end_ns = max(self.end_ns, taken[-1].ts)
+        return taken
 
     def _tally(self) -> None:
         for ht in self.hts:

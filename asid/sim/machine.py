@@ -19,7 +19,7 @@ from asid.guest.base import Exit, Source
 from asid.guest.details import details_of
 from asid.sim.core import Core, Injection, Standing, refuse_broadcast
 from asid.sim.costs import Costs
-from asid.sim.notes import Noted
+from asid.sim.notes import Noted, Numbers
 from asid.targets import resolve
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from asid.mm.isolated import Isolated
 
 ENGINE: Final = "sim"
+INTERRUPTED: Final = "interrupted"
 
 OnProgress = Callable[[int, int], None]
 
@@ -60,29 +61,53 @@ class Machine:
         self.policy = policy
         self.said = dict(said)
         self.isolated = isolated
+        self.ended = False  # before its time
+        self._cores: list[Core] = []
 
     def play(self, duration_ns: int, on_progress: OnProgress = nobody, *, until_exhausted: bool = False) -> Played:
-        """Play `duration_ns` of virtual time. Raise ConfigError or InputError for guests that cannot be made.
+        """Play `duration_ns` of virtual time, as `stream` does, and return all of it at once."""
+        records = list(self.stream(duration_ns, on_progress, until_exhausted=until_exhausted))
+        standing = tuple(one for core in self._cores for one in core.standing)
+        return Played(records, records[-1].ts, standing)
+
+    def stream(
+        self, duration_ns: int, on_progress: OnProgress = nobody, *, until_exhausted: bool = False
+    ) -> Iterator[Record]:  # fmt: skip
+        """Play `duration_ns` of virtual time; give each record when nothing can come before it any more.
+
+        Raise ConfigError or InputError for guests that cannot be made.
 
         until_exhausted: end before, when every recording has; a core whose recordings are shorter waits for nobody.
-        on_progress(done_ns, total_ns): of all cores together, one after the other.
+        on_progress(done_ns, total_ns): the cores go on side by side, a slice of virtual time each.
         """
         injections = self._injections(duration_ns)
-        streams = []
-        standing: list[Standing] = []
-        cores = self.config.machine.cores
-        for number in range(cores):
-            mine = tuple(injection for core, injection in injections if core == number)
-            before_ns = number * duration_ns
+        self._cores = [self._core(number) for number in range(self.config.machine.cores)]
+        plays = [
+            core.play(
+                duration_ns,
+                tuple(injection for number, injection in injections if number == core.number),
+                until_exhausted=until_exhausted,
+            )
+            for core in self._cores
+        ]
+        if self.ended:
+            self.end()
+        return self._numbered(self._noted(plays, duration_ns, on_progress))
 
-            def progressed(now_ns: int, before_ns: int = before_ns) -> None:
-                on_progress(before_ns + now_ns, cores * duration_ns)
+    def end(self) -> None:
+        """Let the play end here, in order. May be called at any moment, by a signal's handler too."""
+        self.ended = True
+        for core in self._cores:
+            core.end()
 
-            core = self._core(number)
-            streams.append(core.run(duration_ns, mine, progressed, until_exhausted=until_exhausted))
-            standing += core.standing
-        end_ns = max(stream[-1].ts for stream in streams)
-        return Played(list(self._numbered(merge(*streams, key=attrgetter("ts")), end_ns)), end_ns, tuple(standing))
+    def _noted(self, plays: list[Iterator[int]], duration_ns: int, on_progress: OnProgress) -> Iterator[Noted]:
+        """Yield what the cores note, by time; of the same nanosecond that of the first core first."""
+        while not all(core.over for core in self._cores):
+            now_ns = min(next(play, duration_ns) for play in plays)
+            on_progress(min(now_ns, duration_ns), duration_ns)
+            known = [ns for ns in (core.known_ns() for core in self._cores) if ns is not None]
+            before_ns = min(known, default=None)
+            yield from merge(*(core.taken(before_ns) for core in self._cores), key=attrgetter("ts"))
 
     def _core(self, number: int) -> Core:
         config, loaded = self.config, self.loaded
@@ -121,19 +146,26 @@ class Machine:
             if at_ns < duration_ns
         ]
 
-    def _numbered(self, noted: Iterable[Noted], end_ns: int) -> Iterator[Record]:
+    def _numbered(self, noted: Iterable[Noted]) -> Iterator[Record]:
         """Give every record its number, and turn keys of causes into numbers."""
-        seqs: dict[int, int] = {}
+        seqs = Numbers(self.config.machine.cores)
         tseqs: dict[str, int] = {}
-        begin = Noted(0, 0, "run.begin", NO_CORE, NO_HT, 0, 0, self._begin())
-        end = Noted(end_ns, 0, "run.end", NO_CORE, NO_HT, 0, 0, {"reason": "duration"})
-        for seq, each in enumerate((begin, *noted, end), start=1):
-            seqs[each.key] = seq
-            cause = seqs.get(each.cause, 0) if each.cause else 0
-            record = Record(seq, 0, each.ts, each.kind, each.core, each.ht, each.round, cause, each.data)
+
+        def numbered(seq: int, each: Noted) -> Record:
+            record = Record(seq, 0, each.ts, each.kind, each.core, each.ht, each.round, seqs[each.cause], each.data)
             topic = topic_of(record)
             tseqs[topic] = tseqs.get(topic, 0) + 1
-            yield record._replace(tseq=tseqs[topic])
+            return record._replace(tseq=tseqs[topic])
+
+        seq = 1
+        yield numbered(seq, Noted(0, 0, "run.begin", NO_CORE, NO_HT, 0, 0, self._begin()))
+        for each in noted:
+            seq += 1
+            seqs[each.key] = seq
+            yield numbered(seq, each)
+        end_ns = max(core.end_ns for core in self._cores)
+        reason = INTERRUPTED if self.ended else "duration"
+        yield numbered(seq + 1, Noted(end_ns, 0, "run.end", NO_CORE, NO_HT, 0, 0, {"reason": reason}))
 
     def _begin(self) -> dict[str, Any]:
         config = self.config

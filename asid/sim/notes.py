@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from itertools import count
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ class Noted(NamedTuple):
 
 
 CORE_SHIFT = 44  # keys of one core
+_KEY_MASK = (1 << CORE_SHIFT) - 1
 
 
 class Notebook:
@@ -44,3 +46,22 @@ class Notebook:
 
     def show(self, data: dict[str, Any], round_: int) -> None:
         """Nobody watches."""
+
+
+class Numbers:
+    """The number that the record of each key has got; 0 for none. Eight bytes a record."""
+
+    def __init__(self, cores: int) -> None:
+        self._of_core = [array("Q") for _ in range(cores)]
+
+    def __setitem__(self, key: int, seq: int) -> None:
+        row, at = self._of_core[(key >> CORE_SHIFT) - 1], key & _KEY_MASK
+        if at >= len(row):
+            row.extend([0] * (at + 1 - len(row)))
+        row[at] = seq
+
+    def __getitem__(self, key: int) -> int:
+        if not key:
+            return 0
+        row, at = self._of_core[(key >> CORE_SHIFT) - 1], key & _KEY_MASK
+        return row[at] if at < len(row) else 0

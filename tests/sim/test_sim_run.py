@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from simulated import TYPICAL
 
 from asid.commands import invoke
+from asid.errors import HostUnsuitable
 from asid.live.journal import JournalReader
+from asid.running import Run
+from asid.signals import ENDINGS
+from asid.simulating import load_for, machine_of, simulate
 
 ROOT = Path(__file__).parent.parent.parent
 SMT2 = str(ROOT / "configs/smt2.toml")
@@ -146,3 +153,56 @@ def test_costs_are_those_of_the_host_where_the_machine_is_live(run, tmp_path, mo
     found = run(*verb, "--costs", "low")
     assert found.code == 2
     assert "--costs" in found.err
+
+
+# --- a run that does not come to its end ---------------------------------------------------------------------
+
+
+def ending(number: int):
+    """Return an on_progress to which a signal comes in its third call."""
+    calls = iter(range(1_000))
+    return lambda done_ns, total_ns: signal.raise_signal(number) if next(calls) == 2 else None
+
+
+def test_an_interrupted_run_stops_in_order_and_is_kept(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        simulate(
+            load_for(SMT2, {}), duration_ns=60_000_000_000, run_dir=tmp_path / "it", on_progress=ending(signal.SIGINT)
+        )
+    kept = Run(tmp_path / "it")
+    assert json.loads((kept.root / "manifest.json").read_text())["ended"]["reason"] == "interrupted"
+    verdict = json.loads((kept.root / "verdict.json").read_text())
+    assert verdict["verdict"] == "PASS"
+    assert verdict["figures"]["exits"] > 0
+    assert run("stat", str(kept.root), "--json").json()["totals"]["exits"] == verdict["figures"]["exits"]
+
+
+def test_after_a_run_signals_do_what_they_did_before(tmp_path):
+    before = [signal.getsignal(number) for number in ENDINGS]
+    simulate(load_for(SMT2, {}), duration_ns=1_000_000, run_dir=tmp_path / "it")
+    assert [signal.getsignal(number) for number in ENDINGS] == before
+
+
+def test_a_disk_without_room_ends_the_run_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("asid.simulating.JournalWriter.append", lambda *_: False)
+    with pytest.raises(HostUnsuitable, match="no room for the journal"):
+        simulate(load_for(SMT2, {}), duration_ns=1_000_000, run_dir=tmp_path / "it")
+
+
+def test_records_come_while_the_machine_goes_on():
+    played_ns = 0
+
+    def progressed(done_ns: int, total_ns: int) -> None:
+        nonlocal played_ns
+        played_ns = done_ns
+
+    records = machine_of(load_for(SMT2, {}), TYPICAL).stream(2_000_000_000, progressed)
+    for record in takewhile(lambda record: record.ts < 500_000_000, records):
+        assert record.ts <= played_ns < record.ts + 300_000_000
+
+
+def test_a_run_lasts_as_long_as_it_was_played_though_nobody_lives(tmp_path):
+    mapping = tmp_path / "nothing.toml"
+    mapping.write_text('[[vm]]\nname = "tenant"\nmap = []\n')
+    records = list(machine_of(load_for(SMT2, {"space.mapping": str(mapping)}), TYPICAL).stream(50_000_000))
+    assert records[-2].ts < 50_000_000 == records[-1].ts
