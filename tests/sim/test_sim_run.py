@@ -164,6 +164,15 @@ def ending(number: int):
     return lambda done_ns, total_ns: signal.raise_signal(number) if next(calls) == 2 else None
 
 
+@pytest.fixture
+def interruptible():
+    """^C means KeyboardInterrupt, also where whoever started the tests had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_stops_in_order_and_is_kept(run, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         simulate(
