@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from asid.assessing import Workload
     from asid.report.variants import Variant
 
-DURATION = "200ms"
+DURATION = "100ms"
 
 
 @click.command(
