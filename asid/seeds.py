@@ -83,14 +83,6 @@ def digest_of(records: Sequence[Record]) -> str:
     return found.hexdigest()[:16]
 
 
-def first_difference(one: Sequence[Record], other: Sequence[Record]) -> str:
-    """Return where two runs part, "" when they do not."""
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            return f"record {left.seq}: {tuple(left)} and {tuple(right)}"
-    return "" if len(one) == len(other) else f"{len(one)} records and {len(other)}"
-
-
 def shrink(job: Job, seed: int, failed: Failed, on_try: Callable[[int], None]) -> Plan:
     """Return the least of a seed's plan that still fails the same way. on_try(faults left): before each run."""
     plan = plan_for(job, seed)

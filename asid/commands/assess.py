@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from asid.commands.session import Session, Usage, columns
+from asid.commands.session import Drawn, Session, Usage, columns
 from asid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,23 +95,15 @@ def _workload(path: Path, options: dict[str, Any]) -> Workload:
     return Workload(config, given or (0 if has_end else default_ns), tuple(words), rate_hz, apart)
 
 
-class _Line:
-    """A line on stderr while the runs go on; only where a person watches."""
+class _Line(Drawn):
+    """What is drawn while the runs go on."""
 
     def __init__(self, session: Session, name: str) -> None:
-        self._on = session.is_tty
+        super().__init__(session)
         self._name = name
 
     def run(self, variant: Variant, done: int, total: int) -> None:
-        self._draw(f"{self._name}: run {done + 1} of {total}, {variant.label}")
+        self.draw(f"{self._name}: run {done + 1} of {total}, {variant.label}")
 
     def case(self, what: str, done: int, total: int) -> None:
-        self._draw(f"{self._name}: assumption {done + 1} of {total}, {what}")
-
-    def _draw(self, text: str) -> None:
-        if self._on:
-            click.echo(f"\r{text[:78]:<78}", nl=False, err=True)
-
-    def clear(self) -> None:
-        if self._on:
-            click.echo("\r" + " " * 78 + "\r", nl=False, err=True)
+        self.draw(f"{self._name}: assumption {done + 1} of {total}, {what}")

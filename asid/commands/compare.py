@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asid.commands.run import require_costs_of_sim
-from asid.commands.session import Session
+from asid.commands.session import Session, costs_option, engine_option
 from asid.errors import AsidError, ConfigError
 
 if TYPE_CHECKING:
@@ -35,20 +35,8 @@ AROUND_NS = 1_500_000_000  # start, stop and verdict of a live run
 @click.option("--space", default="", metavar="M", help="Instead of the configuration's: a mapping's name, or its file.")
 @click.option("--repeats", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N")
 @click.option("--duration", default="2s", show_default=True, metavar="T", help="Of each run.")
-@click.option(
-    "--engine",
-    type=click.Choice(["live", "sim"]),
-    default="live",
-    show_default=True,
-    help="live: real processes. sim: virtual time.",
-)
-@click.option(
-    "--costs",
-    type=click.Choice(["low", "typical", "high"]),
-    default="typical",
-    show_default=True,
-    help="sim: the column of the cost table, docs/costs.md.",
-)
+@engine_option
+@costs_option
 @click.option("--seed", type=int, metavar="N", help="Of the first repeat; instead of the configuration's.")
 @click.pass_obj
 def command(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from asid.commands.session import Session, require_alone
+from asid.commands.session import Session, costs_option, require_alone
 from asid.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -52,13 +52,7 @@ VIRTUAL_NS_MAX = 3_600_000_000_000  # a recording that has not ended by then is 
     show_default=True,
     help="live: real processes. sim: virtual time, of a recording or table. explore: of a schedule.",
 )
-@click.option(
-    "--costs",
-    type=click.Choice(["low", "typical", "high"]),
-    default="typical",
-    show_default=True,
-    help="sim: the column of the cost table, docs/costs.md.",
-)
+@costs_option
 @click.pass_obj
 def command(session: Session, /, file: str, engine: str, costs: Level, **options: Any) -> None:
     """Play FILE on the live machine and judge the run.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from asid.commands.session import Session, Usage
+from asid.commands.session import Drawn, Session, Usage, costs_option, engine_option
 from asid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,20 +34,8 @@ if TYPE_CHECKING:
 @click.option("--kick", default="", metavar="K", help="Instead of the configuration's: ack or send.")
 @click.option("--space", default="", metavar="M", help="Instead of the configuration's: a mapping's name, or its file.")
 @click.option("--seed", type=int, metavar="N", help="Instead of the configuration's.")
-@click.option(
-    "--engine",
-    type=click.Choice(["live", "sim"]),
-    default="live",
-    show_default=True,
-    help="live: real processes. sim: virtual time.",
-)
-@click.option(
-    "--costs",
-    type=click.Choice(["low", "typical", "high"]),
-    default="typical",
-    show_default=True,
-    help="sim: the column of the cost table, docs/costs.md.",
-)
+@engine_option
+@costs_option
 @click.option("--run-dir", default="", metavar="DIR", help="Instead of a new one among the runs.")
 @click.pass_obj
 def command(
@@ -119,22 +107,16 @@ def simulated(
     return outcome
 
 
-class VirtualProgress:
+class VirtualProgress(Drawn):
     """The same line for a machine in virtual time."""
 
     def __init__(self, session: Session) -> None:
-        self._on = session.is_tty
+        super().__init__(session)
         self._begun = time.monotonic()
 
     def show(self, done_ns: int, total_ns: int) -> None:
-        if self._on:
-            spent = time.monotonic() - self._begun
-            left = spent * (total_ns - done_ns) / done_ns
-            click.echo(f"\r{done_ns / total_ns:6.1%} simulated, {left:.1f} s left ", nl=False, err=True)
-
-    def clear(self) -> None:
-        if self._on:
-            click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
+        left = (time.monotonic() - self._begun) * (total_ns - done_ns) / done_ns
+        self.draw(f"{done_ns / total_ns:6.1%} simulated, {left:.1f} s left")
 
 
 class Progress:

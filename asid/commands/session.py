@@ -212,3 +212,34 @@ def _verb() -> str:
     """`asid config show` -> `config.show`."""
     context = click.get_current_context(silent=True)
     return ".".join(context.command_path.split()[1:]) if context is not None else "asid"
+
+
+costs_option = click.option(
+    "--costs",
+    type=click.Choice(["low", "typical", "high"]),
+    default="typical",
+    show_default=True,
+    help="sim: the column of the cost table, docs/costs.md.",
+)
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["live", "sim"]),
+    default="live",
+    show_default=True,
+    help="live: real processes. sim: virtual time.",
+)
+
+
+class Drawn:
+    """A line on stderr that is drawn anew while something goes on; only where a person watches."""
+
+    def __init__(self, session: Session) -> None:
+        self.on = session.is_tty
+
+    def draw(self, text: str) -> None:
+        if self.on:
+            click.echo(f"\r{text[:78]:<78}", nl=False, err=True)
+
+    def clear(self) -> None:
+        if self.on:
+            click.echo("\r" + " " * 78 + "\r", nl=False, err=True)

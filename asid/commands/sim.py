@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from asid import saving
-from asid.commands.session import Session
+from asid.commands.session import Drawn, Session, costs_option
 from asid.errors import EXIT_FAIL, EXIT_NOT_DETERMINISTIC, ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from asid.sim.faults import Plan
 
 SEEDS_MAX = 1_000_000
-DIFFER_SHOWN = 200  # characters of where two runs part
 OTHER_HASHES = "271828"  # PYTHONHASHSEED of the second runs
 SAVED = ("the failing configuration", "--save")
 
@@ -37,7 +36,7 @@ SAVED = ("the failing configuration", "--save")
 @click.option("--policy", default="", metavar="P", help="Instead of the configuration's.")
 @click.option("--kick", default="", metavar="K", help="Instead of the configuration's.")
 @click.option("--space", default="", metavar="M", help="Instead of the configuration's: a mapping's name, or its file.")
-@click.option("--costs", type=click.Choice(["low", "typical", "high"]), default="typical", show_default=True)
+@costs_option
 @click.option("--no-faults", is_flag=True, help="Only what the configuration itself injects.")
 @click.option("--check-determinism", is_flag=True, help="Run each seed again in another process, and compare.")
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The least that fails.")
@@ -80,7 +79,7 @@ def command(session: Session, /, config: str, seeds: str, save: Path | None, dig
 
 
 class Found(NamedTuple):
-    """What came of the seeds. failed: the first that did, shrunk to `plan`. differs: of a seed, where two runs part."""
+    """What came of the seeds. failed: the first that did, shrunk to `plan`. differs: a seed whose two runs do."""
 
     runs: int
     exits: int
@@ -158,7 +157,7 @@ def _run_all(session: Session, job: Job, first: int, last: int, second: _Second 
     plan: Plan = ()
     try:
         for seed in range(first, last + 1):
-            line.seed(seed, done, failed=0)
+            line.seed(seed, done)
             outcome = run(job, seed)
             done += 1
             exits += outcome.exits
@@ -175,7 +174,7 @@ def _run_all(session: Session, job: Job, first: int, last: int, second: _Second 
         line.clear()
         if second is not None:
             second.close()
-    return Found(done, exits, time.monotonic() - begun, failed, plan, twice, differs[:DIFFER_SHOWN])
+    return Found(done, exits, time.monotonic() - begun, failed, plan, twice, differs)
 
 
 def _show(session: Session, job: Job, found: Found, save: Path | None) -> None:
@@ -226,26 +225,18 @@ def failing_text(job: Job, seed: int, plan: Plan) -> str:
     return json.dumps(plain, indent=2) + "\n"
 
 
-class _Line:
-    """A line on stderr while the seeds run; only where a person watches."""
+class _Line(Drawn):
+    """What is drawn while the seeds run."""
 
     def __init__(self, session: Session, total: int) -> None:
-        self._on = session.is_tty
+        super().__init__(session)
         self._total = total
         self._begun = time.monotonic()
 
-    def seed(self, seed: int, done: int, *, failed: int) -> None:
+    def seed(self, seed: int, done: int) -> None:
         spent = time.monotonic() - self._begun
         left = f", {spent / done * (self._total - done):.0f} s left" if done else ""
-        self._draw(f"seed {seed}: {done:,} of {self._total:,} done{left}")
+        self.draw(f"seed {seed}: {done:,} of {self._total:,} done{left}")
 
     def shrinking(self, faults: int) -> None:
-        self._draw(f"making it smaller: {faults} faults left to try")
-
-    def _draw(self, text: str) -> None:
-        if self._on:
-            click.echo(f"\r{text[:78]:<78}", nl=False, err=True)
-
-    def clear(self) -> None:
-        if self._on:
-            click.echo("\r" + " " * 78 + "\r", nl=False, err=True)
+        self.draw(f"making it smaller: {faults} faults left to try")

@@ -15,7 +15,7 @@ from asid import seeds
 from asid.commands import invoke
 from asid.config import load
 from asid.core import apic
-from asid.seeds import Job, first_difference, plan_for, records_of, shrink
+from asid.seeds import Job, plan_for, shrink
 from asid.sim.faults import BREAKS, KINDS, plan_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -116,13 +116,6 @@ def test_a_run_that_is_not_the_same_twice_is_told(run, monkeypatch):
     found = run(TWO, "--seeds", "3", "--duration", "5ms", "--check-determinism")
     assert found.code == 5
     assert "NOT DETERMINISTIC" in found.out
-
-
-def test_where_two_runs_part():
-    one, other = records_of(PAIR, 1), records_of(PAIR, 2)
-    assert first_difference(one, one) == ""
-    assert first_difference(one, other).startswith("record ")
-    assert first_difference(one, one[:-1]) == f"{len(one)} records and {len(one) - 1}"
 
 
 @pytest.mark.parametrize(
