@@ -79,6 +79,12 @@ class IsolatedExits(ABC):
             return WHATEVER_IS_MAPPED  # whoever sleeps is scheduled out
         return found
 
+    def settled(self, event: Exit, *, polled: bool = False) -> bool:
+        """Say whether exits of this kind are fast, as `missed` would say, and nothing is to be reported of them."""
+        parts, full = (event.parts - BLOCKS, False) if polled else (event.parts, event.full)
+        key = event.isa, event.reason, parts, full
+        return self._found(key) is None and key not in self._due
+
     def misses(self, event: Exit) -> bool:
         """Say whether an exit that is yet to come will be full; if it faults, that is reported when it is there."""
         return self._found((event.isa, event.reason, event.parts, event.full)) is not None

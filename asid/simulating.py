@@ -59,15 +59,18 @@ def load_for(config: str | Path | Mapping[str, Any], chosen: Mapping[str, Any]) 
     return loaded
 
 
-def machine_of(loaded: Loaded, costs: Costs) -> Machine:
-    """Return the simulated machine of a configuration. Raise ConfigError for what is not simulated."""
+def machine_of(loaded: Loaded, costs: Costs, *, runs: bool = True) -> Machine:
+    """Return the simulated machine of a configuration. Raise ConfigError for what is not simulated.
+
+    runs: as `Machine` has it.
+    """
     from asid import policies
     from asid.space_build import host_of, isolated_of, mapping_at_start
 
     policy, host = loaded.config.policy, host_of(loaded)
     isolated = {vm: isolated_of(host, vm, entries) for vm, entries in mapping_at_start(loaded).items()}
     said = policies.said_of(policy.name, policy.kick)
-    return Machine(loaded, costs, policies.make(policy.name, policy.kick), said, isolated)
+    return Machine(loaded, costs, policies.make(policy.name, policy.kick), said, isolated, runs=runs)
 
 
 def simulate(

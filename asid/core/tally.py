@@ -44,11 +44,23 @@ class Tally:
         bucket = bucket_of(each)
         row[4][bucket] = row[4].get(bucket, 0) + n
 
+    def add_all(
+        self, reason: str, isa: str, sum_ns: int, min_ns: int, max_ns: int, hist: dict[int, int], halt: str = ""
+    ) -> None:
+        """Add exits of one reason that were counted elsewhere. hist: number by bucket."""
+        row = self._rows.setdefault((reason, isa, halt), [0, 0, min_ns, max_ns, {}])
+        row[0] += sum(hist.values())
+        row[1] += sum_ns
+        row[2] = min(row[2], min_ns)
+        row[3] = max(row[3], max_ns)
+        for bucket, n in hist.items():
+            row[4][bucket] = row[4].get(bucket, 0) + n
+
     def note(self, notebook: Notes, round_: int) -> None:
-        """Note a record a reason, and begin anew."""
+        """Note a record a reason, by name, and begin anew."""
         if not self._rows:
             return
-        for (reason, isa, halt), (n, total, low, high, hist) in self._rows.items():
+        for (reason, isa, halt), (n, total, low, high, hist) in sorted(self._rows.items()):
             data = exit_data(reason, isa, False, n, total, low, high, sorted(hist.items()), halt)
             notebook.note("exit", data, round_)
         self._rows.clear()

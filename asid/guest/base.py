@@ -102,14 +102,14 @@ def check_pace(mode: str, scale: float) -> None:
 class Paced:
     """A source played at another pace. Exits and their order are those of the source inside."""
 
-    __slots__ = ("_inner", "_mode", "_scale")
+    __slots__ = ("inner", "mode", "scale")
 
     def __init__(self, inner: Source, mode: str, scale: float = 1.0) -> None:
         check_pace(mode, scale)
-        self._inner = inner
-        self._mode = mode
-        self._scale = scale
+        self.inner = inner
+        self.mode = mode
+        self.scale = scale
 
     def next(self) -> Exit | None:
-        event = self._inner.next()
-        return None if event is None else pace_exit(event, self._mode, self._scale)
+        event = self.inner.next()
+        return None if event is None else pace_exit(event, self.mode, self.scale)

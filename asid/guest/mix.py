@@ -31,7 +31,7 @@ from itertools import accumulate
 from math import fsum, log1p
 from pathlib import Path
 from random import Random
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -73,13 +73,22 @@ class MixTable:
     notes: tuple[str, ...] = ()
 
 
+class MixRow(NamedTuple):
+    """A row of a table and its exits without their times. share: of `more`; the rest is `less`."""
+
+    entry: MixEntry
+    share: float
+    less: Exit
+    more: Exit
+
+
 class MixSource:
     """Endless exits drawn from a table; never returns None.
 
     With `timeless` every duration is 0 (pace "max"): the same reasons and the same details, made faster.
     """
 
-    __slots__ = ("_cumulative", "_last", "_mean_after_ns", "_random", "_rows", "_timeless", "_total")
+    __slots__ = ("_draw", "_last", "_total", "cumulative", "mean_after_ns", "random", "rows", "timeless")
 
     def __init__(
         self,
@@ -91,37 +100,42 @@ class MixSource:
     ) -> None:
         assert table.entries, "an empty table is refused when it is read"
         assert 0.0 < rate_hz <= RATE_HZ_MAX, rate_hz
-        self._cumulative = list(accumulate(entry.weight for entry in table.entries))
-        self._total = self._cumulative[-1]
+        self.cumulative = list(accumulate(entry.weight for entry in table.entries))
+        self.mean_after_ns = 1e9 / rate_hz
+        self.random = random
+        self.rows = [_row_of(entry) for entry in table.entries]
+        self.timeless = timeless
+        self._total = self.cumulative[-1]
         self._last = len(table.entries) - 1
-        self._mean_after_ns = 1e9 / rate_hz
-        self._random = random.random
-        self._rows = [(entry, *_two_exits(entry)) for entry in table.entries]
-        self._timeless = timeless
+        self._draw = random.random
 
     def next(self) -> Exit:
-        random = self._random
-        index = bisect_right(self._cumulative, random() * self._total)
+        random = self._draw
+        index = bisect_right(self.cumulative, random() * self._total)
         if index > self._last:
             index = self._last  # rounding may reach the end
         after_draw, time_draw, details_draw = random(), random(), random()
-        entry, share, less, more = self._rows[index]
+        entry, share, less, more = self.rows[index]
         drawn = more if details_draw < share else less
-        if self._timeless:
+        if self.timeless:
             return drawn
-        after_ns = int(-log1p(-after_draw) * self._mean_after_ns)
+        after_ns = self.after_ns(after_draw, self.mean_after_ns)
         wake_ns = 0 if entry.wake is None else entry.wake.draw(time_draw)
         return Exit(after_ns, drawn.reason, drawn.isa, entry.service.draw(time_draw), drawn.full, wake_ns, drawn.parts)
 
+    @staticmethod
+    def after_ns(uniform: float, mean_ns: float) -> int:
+        """Return the guest time before an exit at `uniform` in [0, 1)."""
+        return int(-log1p(-uniform) * mean_ns)
 
-def _two_exits(entry: MixEntry) -> tuple[float, Exit, Exit]:
-    """Return a row's exits without their times: the share of the second kind, the first and the second."""
+
+def _row_of(entry: MixEntry) -> MixRow:
     isa, number, name = entry.reason
     if entry.full is not None:
-        return entry.full, Exit(0, name, isa, 0, False), Exit(0, name, isa, 0, True)
+        return MixRow(entry, entry.full, Exit(0, name, isa, 0, False), Exit(0, name, isa, 0, True))
     details = details_of(isa, number)
     less, more = (Exit(0, name, isa, 0, False, 0, parts) for parts in (details.usual, details.further))
-    return details.share, less, more
+    return MixRow(entry, details.share, less, more)
 
 
 class _Times(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

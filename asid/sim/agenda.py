@@ -1,14 +1,21 @@
 """What happens when, in virtual time: the one clock of a simulated core and everything that is still to come.
 
-What is to happen at the same nanosecond happens in the order in which it was put down, so a run has one order only.
+What is to happen at the same nanosecond happens by rank, and of the same rank in the order in which it was put down.
+The rank of what a hyperthread does by itself (its guest, its handlers, what it is busy with) is its number; what comes
+from elsewhere is behind all of them. So at any moment it is known which of a hyperthread's own doings are over, however
+they came to be put down, and a run has one order only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from heapq import heappop, heappush
+from typing import Final
 
 Happening = Callable[[], object]
+
+ELSEWHERE: Final = 1_000  # rank of what no hyperthread does by itself
+_FIRST: Final = -1
 
 
 class Agenda:
@@ -16,7 +23,9 @@ class Agenda:
 
     def __init__(self) -> None:
         self.now_ns = 0
-        self._heap: list[tuple[int, int, Happening]] = []
+        self.taken = 0  # happenings that have come, for whoever wants to know what a play took
+        self._rank = _FIRST  # of what happens now
+        self._heap: list[tuple[int, int, int, Happening]] = []
         self._count = 0
         self._timers: dict[Hashable, int] = {}  # number of the entry that counts
         self._halted = False
@@ -24,11 +33,11 @@ class Agenda:
     def now(self) -> int:
         return self.now_ns
 
-    def after(self, ns: int, what: Happening) -> int:
+    def after(self, ns: int, what: Happening, rank: int = ELSEWHERE) -> int:
         """Put something down for `ns` from now; return its number."""
         assert ns >= 0, ns
         self._count += 1
-        heappush(self._heap, (self.now_ns + ns, self._count, what))
+        heappush(self._heap, (self.now_ns + ns, rank, self._count, what))
         return self._count
 
     def set_timer(self, key: Hashable, ns: int, what: Happening) -> None:
@@ -52,14 +61,40 @@ class Agenda:
         """Let the run that goes on end here, at this nanosecond."""
         self._halted = True
 
+    def over_ns(self, rank: int) -> int:
+        """Return before which time whatever has this rank has happened."""
+        return self.now_ns + (rank <= self._rank)
+
     def run(self, until_ns: int) -> bool:
         """Let everything happen that is due before `until_ns`, and leave the clock there. Return False if halted."""
         heap = self._heap
         self._halted = False
         while heap and heap[0][0] < until_ns:
-            self.now_ns, _, what = heappop(heap)
+            self.now_ns, self._rank, _, what = heappop(heap)
+            self.taken += 1
             what()
             if self._halted:
                 return False
-        self.now_ns = max(self.now_ns, until_ns)
+        self.now_ns, self._rank = max(self.now_ns, until_ns), _FIRST
         return True
+
+    def replay(self, since_ns: int, rank: int, what: Happening) -> None:
+        """Let something happen late that was due at `since_ns`, and what comes of it of the same rank, until now.
+
+        It must not put down anything else that is due by now.
+        """
+        heap, now = self._heap, (self.now_ns, self._rank)
+        others = []
+        self.now_ns, self._rank = since_ns, rank
+        what()
+        while heap and heap[0][:2] < now:
+            entry = heappop(heap)
+            if entry[1] == rank:
+                self.now_ns = entry[0]
+                self.taken += 1
+                entry[3]()
+            else:
+                others.append(entry)
+        for entry in others:
+            heappush(heap, entry)
+        self.now_ns, self._rank = now

@@ -67,10 +67,11 @@ class Core:
 
     def __init__(
         self, config: Config, policy: Policy, number: int, costs: Costs, guest_of: GuestOf,
-        isolated: Mapping[int, Isolated],
+        isolated: Mapping[int, Isolated], *, runs: bool,
     ) -> None:  # fmt: skip
         self.config = config
         self.number = number
+        self.runs = runs
         self.costs = costs
         self.siblings = config.machine.smt
         self.guest_of = guest_of
@@ -125,6 +126,7 @@ class Core:
             yield self.agenda.now_ns
         self._stopping = True
         self.end_ns = self.agenda.now_ns
+        self.disturb_all()
         living = [ht for ht in self.hts if ht is not None]
         self.standing = tuple(Standing(self.number, ht.ht, ht.state.phase, ht.since_ns) for ht in living)
         for ht in range(self.siblings):
@@ -146,7 +148,7 @@ class Core:
         """Return before which time nothing will be noted any more; None when nothing will be at all."""
         if self.over:
             return None
-        held_back = (ht.chronicle.held_back_ns for ht in self.hts if ht is not None)
+        held_back = (ht.held_back_ns for ht in self.hts if ht is not None)
         return min((ns for ns in held_back if ns is not None), default=self.agenda.now_ns)
 
     def taken(self, before_ns: int | None) -> list[Noted]:
@@ -199,6 +201,7 @@ class Core:
         def arrives() -> None:
             target = self.hts[order.ht]
             if target is not None and target.state.inc == order.inc:
+                target.disturb()
                 target.orders.append((order, cause))
                 target.go()
 
@@ -222,7 +225,7 @@ class Core:
 
     def on_bus(self, by: Hyperthread, state: HyperthreadState) -> None:
         """A command was written to the ICR: what is on the bus when it arrives goes out."""
-        self.agenda.after(self.costs.ipi_delivery, lambda: self.off_bus(by, state))
+        self.agenda.after(self.costs.ipi_delivery, lambda: self.off_bus(by, state), by.ht)  # its ICR is busy until then
 
     def off_bus(self, by: Hyperthread, state: HyperthreadState) -> None:
         targets, by.words.apic = by.words.apic.bus, by.words.apic._replace(bus=0)
@@ -232,8 +235,21 @@ class Core:
                 self._pending(target)
 
     def _pending(self, ht: int) -> None:
+        self.disturb(ht)
         self.page.hts[ht].pending = True
         self._go(ht)
+
+    def disturb(self, ht: int) -> None:
+        """Something is about to change that one hyperthread alone looks at."""
+        target = self.hts[ht]
+        if target is not None:
+            target.disturb()
+
+    def disturb_all(self) -> None:
+        """Something is about to change that any of them may look at."""
+        for target in self.hts:
+            if target is not None:
+                target.disturb()
 
     def _go(self, ht: int) -> None:
         target = self.hts[ht]
@@ -260,6 +276,7 @@ class Core:
         if injection.n > 1:
             data["n"] = injection.n
         self.daemon.note("inject", data, ht=ht)
+        self.disturb(ht)
         target = self.hts[ht]
         if target is None:
             self.injection_done(ht, injection.id, "lost", "the hyperthread died")

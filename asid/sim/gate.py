@@ -70,6 +70,7 @@ class Gate:
     def _perform_on(self, do: Do, ht: int, number: int) -> None:
         words = self.core.page.hts[ht]
         if do is Do.REQUEST:
+            self.core.disturb(ht)
             words.request = number
         elif do is Do.PEND:
             self.core.pend(ht)
@@ -77,6 +78,7 @@ class Gate:
             data = {"number": words.request, "for_ht": for_ht}
             self.notebook.note("gate.kick", data, self.state.round, self._cause, ht=ht)
         elif do is Do.WIPE:
+            self.core.disturb_all()
             words.pending, words.flag, words.depth = False, 0, 0
             words.arrived = max(words.arrived, number)
             words.taint += words.mode is Mode.HOST

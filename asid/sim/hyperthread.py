@@ -25,6 +25,7 @@ from asid.isolated_exits import ShutDown
 from asid.sim.irqs import Irqs
 from asid.sim.notes import Notebook
 from asid.sim.spaces import Isolation
+from asid.sim.stream import Tallied, fast_ns
 from asid.sim.vcpu import Vcpu
 
 if TYPE_CHECKING:
@@ -65,9 +66,11 @@ class Hyperthread:
         self.state = core.born(inc, of.gate.state.coord, self.words.request)
         self.icr_by = self.state
         self.notebook = Notebook(of.noted, of.keys, of.number, ht, of.agenda.now)
-        self.chronicle = Chronicle(self.notebook, inc, of.agenda.now)
+        self.fast_ns = fast_ns(self.spec, self._mode_ns) if of.runs else None
         self.isolation = Isolation(self)
         self.vcpu = Vcpu(self)
+        self.chronicle = Chronicle(self.notebook, inc, of.agenda.now)
+        self.chronicle.tally = Tallied(self.vcpu.count)
         self.irqs = Irqs(self)
         self.lines = {"nmi": Line(core.NMI), "mce": Line(core.MCE._replace(check=LOCAL))}
         self.orders: deque[tuple[Order, int]] = deque()
@@ -83,16 +86,30 @@ class Hyperthread:
 
     def go(self) -> None:
         """Take steps until one takes time, or nothing is to be done before something comes."""
+        if self.vcpu.run is not None:
+            self.vcpu.end_run()
         if self._busy:
             return
         self._turn += 1
         self.vcpu.pause()
         try:
-            self._go()
+            self.goes_on()
         except ShutDown:
             self.core.shut_down(self.ht)
 
-    def _go(self) -> None:
+    def disturb(self) -> None:
+        """Something that a look of its may see is about to change, or something for it is about to come."""
+        if self.vcpu.run is not None and self.vcpu.end_run():
+            self.look_again(0)
+
+    def undisturbed(self) -> bool:
+        """Whether looks find nothing, as they stand."""
+        words, page = self.words, self.core.page
+        if words.pending or words.request != self.state.answered or page.failed or self.state.party:
+            return False
+        return not self._holders() and not (self.spec.flush and page.tainted())
+
+    def goes_on(self) -> None:
         while True:
             if self.stalls:
                 self._stall()
@@ -113,7 +130,7 @@ class Hyperthread:
     def look_again(self, ns: int) -> None:
         """Go on after `ns`, unless something comes before."""
         turn = self._turn
-        self.agenda.after(ns, lambda: self.go() if self._turn == turn else None)
+        self.agenda.after(ns, lambda: self.go() if self._turn == turn else None, self.ht)
 
     def take(self, ns: int, then: Callable[[], object]) -> None:
         """Be busy for `ns`."""
@@ -126,7 +143,7 @@ class Hyperthread:
             self.go()
 
         self._busy = True
-        self.agenda.after(ns, over)
+        self.agenda.after(ns, over, self.ht)
 
     def _stall(self) -> None:
         """Do nothing for as long as it was told to."""
@@ -141,6 +158,7 @@ class Hyperthread:
     def bury(self) -> None:
         """It is dead: whatever it was busy with does not come to its end."""
         self._busy, self._dead = True, True
+        self.vcpu.run = None
         self._turn += 1
 
     def open_injections(self) -> list[int]:
@@ -245,6 +263,7 @@ class Hyperthread:
             if before.mode is Mode.HOST:
                 left_ns = self.agenda.now_ns
             if core.taints(before.mode, mode):
+                self.core.disturb_all()
                 words.taint += 1
             words.mode = mode
         elif do is Do.LOOK:
@@ -259,13 +278,16 @@ class Hyperthread:
         elif do is Do.CLEAR_PENDING:
             words.pending = False
         elif do is Do.SET_FLAG:
+            self.core.disturb_all()
             words.flag = int(action.a)  # type: ignore[arg-type]
         elif do is Do.SET_DEPTH:
+            self.core.disturb_all()
             words.depth = int(action.a)  # type: ignore[arg-type]
         elif do is Do.FLUSH:
             self.chronicle.flushed(self.costs.l1d_flush, before.round)
             words.clean = self._flushes
         elif do is Do.FAIL:
+            self.core.disturb_all()
             self.core.page.failed = True
         elif do is Do.ARRIVE:
             words.arrived = max(words.arrived, int(action.a))  # type: ignore[arg-type]
@@ -312,6 +334,11 @@ class Hyperthread:
 
     def kicked(self) -> bool:
         return self.words.request != self.state.answered
+
+    @property
+    def held_back_ns(self) -> int | None:
+        """Stamp of a record that may still come, older than now; None when none does."""
+        return self.chronicle.held_back_ns if self.vcpu.run is None else self.vcpu.out_ns
 
     # --- what the chronicle may look at --------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import merge
+from importlib.util import find_spec
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -46,14 +47,16 @@ class Played(NamedTuple):
 
 class Machine:
     """All cores of a configuration. policy: that of the configuration; said: what run.begin says of it besides;
-    isolated: the isolated space of each VM, by number.
+    isolated: the isolated space of each VM, by number. runs: play fast exits that follow each other as one; it changes
+    no record, and needs numpy.
 
     Raise ConfigError for what is not simulated.
     """
 
     def __init__(
-        self, loaded: Loaded, costs: Costs, policy: Policy, said: Mapping[str, str], isolated: Mapping[int, Isolated]
-    ) -> None:
+        self, loaded: Loaded, costs: Costs, policy: Policy, said: Mapping[str, str], isolated: Mapping[int, Isolated],
+        *, runs: bool = True,
+    ) -> None:  # fmt: skip
         refuse_broadcast(loaded.config)
         self.loaded = loaded
         self.config: Config = loaded.config
@@ -61,13 +64,14 @@ class Machine:
         self.policy = policy
         self.said = dict(said)
         self.isolated = isolated
+        self.runs = runs and find_spec("numpy") is not None
         self.ended = False  # before its time
-        self._cores: list[Core] = []
+        self.cores: list[Core] = []
 
     def play(self, duration_ns: int, on_progress: OnProgress = nobody, *, until_exhausted: bool = False) -> Played:
         """Play `duration_ns` of virtual time, as `stream` does, and return all of it at once."""
         records = list(self.stream(duration_ns, on_progress, until_exhausted=until_exhausted))
-        standing = tuple(one for core in self._cores for one in core.standing)
+        standing = tuple(one for core in self.cores for one in core.standing)
         return Played(records, records[-1].ts, standing)
 
     def stream(
@@ -81,14 +85,14 @@ class Machine:
         on_progress(done_ns, total_ns): the cores go on side by side, a slice of virtual time each.
         """
         injections = self._injections(duration_ns)
-        self._cores = [self._core(number) for number in range(self.config.machine.cores)]
+        self.cores = [self._core(number) for number in range(self.config.machine.cores)]
         plays = [
             core.play(
                 duration_ns,
                 tuple(injection for number, injection in injections if number == core.number),
                 until_exhausted=until_exhausted,
             )
-            for core in self._cores
+            for core in self.cores
         ]
         if self.ended:
             self.end()
@@ -97,17 +101,17 @@ class Machine:
     def end(self) -> None:
         """Let the play end here, in order. May be called at any moment, by a signal's handler too."""
         self.ended = True
-        for core in self._cores:
+        for core in self.cores:
             core.end()
 
     def _noted(self, plays: list[Iterator[int]], duration_ns: int, on_progress: OnProgress) -> Iterator[Noted]:
         """Yield what the cores note, by time; of the same nanosecond that of the first core first."""
-        while not all(core.over for core in self._cores):
+        while not all(core.over for core in self.cores):
             now_ns = min(next(play, duration_ns) for play in plays)
             on_progress(min(now_ns, duration_ns), duration_ns)
-            known = [ns for ns in (core.known_ns() for core in self._cores) if ns is not None]
+            known = [ns for ns in (core.known_ns() for core in self.cores) if ns is not None]
             before_ns = min(known, default=None)
-            yield from merge(*(core.taken(before_ns) for core in self._cores), key=attrgetter("ts"))
+            yield from merge(*(core.taken(before_ns) for core in self.cores), key=attrgetter("ts"))
 
     def _core(self, number: int) -> Core:
         config, loaded = self.config, self.loaded
@@ -120,7 +124,7 @@ class Machine:
             )  # fmt: skip
             return source, guest.halt_poll_ns
 
-        return Core(config, self.policy, number, self.costs, guest_of, self.isolated)
+        return Core(config, self.policy, number, self.costs, guest_of, self.isolated, runs=self.runs)
 
     def _injections(self, duration_ns: int) -> list[tuple[int, Injection]]:
         """Return every [[inject]] that comes in time, as (core, injection) by time; numbered in that order."""
@@ -163,7 +167,7 @@ class Machine:
             seq += 1
             seqs[each.key] = seq
             yield numbered(seq, each)
-        end_ns = max(core.end_ns for core in self._cores)
+        end_ns = max(core.end_ns for core in self.cores)
         reason = INTERRUPTED if self.ended else "duration"
         yield numbered(seq + 1, Noted(end_ns, 0, "run.end", NO_CORE, NO_HT, 0, 0, {"reason": reason}))
 

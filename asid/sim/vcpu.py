@@ -3,6 +3,9 @@
 What an exit means for the core is decided by `asid.core.hyperthread`. Here is for how long what runs: the guest, the
 handler of a fast exit, the work in HOST. Each is a span of time that is interrupted and goes on; guest time passes only
 while the vCPU is in guest, so a kick delays what comes after it and swallows nothing.
+
+Fast exits one behind another are a run (`asid.sim.stream`). Before anything changes that one of them would look at, or
+that interrupts it, the run is ended: the exit that is under way at that moment is played from where it began.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING
 from asid.core import hyperthread as core
 from asid.core.events import Mode
 from asid.guest.base import Exit, Source
+from asid.sim.stream import Run, Stream
 
 if TYPE_CHECKING:
     from asid.sim.hyperthread import Hyperthread
@@ -59,7 +63,9 @@ class Vcpu:
 
     def __init__(self, ht: Hyperthread) -> None:
         self.ht = ht
-        self.source: Source | None = None
+        self.source: Source | Stream | None = None
+        self.stream: Stream | None = None  # the source, where runs are played
+        self.run: Run | None = None  # that goes on
         self.poll_ns = 0  # a halt that ends within this is polled for
         self.exit: Exit | None = None  # the next exit of the source, or the one being handled
         self.guest, self.handler, self.host = Span(), Span(), Span()
@@ -75,11 +81,19 @@ class Vcpu:
 
     def attach(self, vm: int) -> None:
         """Begin with another VM's guest; 0 for none."""
-        self.source, self.poll_ns = self.ht.core.guest_of(self.ht.ht, vm) if vm else (None, 0)
+        self.count()
+        source, self.poll_ns = self.ht.core.guest_of(self.ht.ht, vm) if vm else (None, 0)
         self.exit = None
         self.aside = (None, 0)
         self.unfinished = self.from_injection = self.exhausted = False
         self.ht.isolation.attach(vm)
+        self.source, self.stream = source, None
+        if source is not None and self.ht.fast_ns is not None:
+            settled = self.ht.isolation.settled
+            self.source = self.stream = Stream(
+                source, self.ht.chronicle.tally, lambda event, polled: settled(event, polled=polled), self.poll_ns,
+                *self.ht.fast_ns,
+            )  # fmt: skip
 
     def pause(self) -> None:
         """Something has come: what goes on stops here, until it is asked for again."""
@@ -108,11 +122,55 @@ class Vcpu:
             if self.exit is None:
                 return False
             if self.guest.left_ns:
-                self.guest.go_on(ht.agenda.now_ns)
-                ht.look_again(self.guest.left_ns)
+                if not self._runs():
+                    self.guest.go_on(ht.agenda.now_ns)
+                    ht.look_again(self.guest.left_ns)
                 return False
             self.exits(self.exit)
         return True
+
+    def _runs(self) -> bool:
+        """Begin a run of fast exits, if there is one and nothing on the page is in its way."""
+        ht = self.ht
+        if self.stream is None or not ht.undisturbed():
+            return False
+        self.run = self.stream.run(ht.agenda.now_ns, self.guest.left_ns)
+        if self.run is None:
+            return False
+        ht.look_again(self.run.end_ns - ht.agenda.now_ns)
+        return True
+
+    def end_run(self) -> bool:
+        """End the run that goes on: what was over is counted, what is under way is played. Return whether it is guest
+        time, which nobody has put down how to go on with."""
+        ht, run = self.ht, self.run
+        assert run is not None
+        assert self.stream is not None
+        self.run = None
+        over_ns = ht.agenda.over_ns(ht.ht)
+        self.exit, begin_ns, end_ns = self.stream.reach(run, over_ns)
+        ht.since_ns = max(ht.since_ns, begin_ns)
+        if end_ns >= over_ns:
+            self.guest.set(end_ns - ht.agenda.now_ns)
+            return True
+        self.guest.set(0)
+        ht.agenda.replay(end_ns, ht.ht, ht.goes_on)
+        return False
+
+    def count(self) -> None:
+        """Count what runs have come to until now."""
+        if self.stream is not None:
+            if self.run is None:
+                self.stream.count()
+            else:
+                self.stream.count_run(self.run, self.ht.agenda.over_ns(self.ht.ht))
+
+    @property
+    def out_ns(self) -> int | None:
+        """When the exit of a run that is under way left the guest; None while it is in guest."""
+        if self.run is None or self.stream is None:
+            return None
+        return self.stream.out_ns(self.run, self.ht.agenda.over_ns(self.ht.ht))
 
     def _next_exit(self) -> None:
         """Take the source's next exit. When a recording has ended its guest spins on."""
@@ -128,6 +186,8 @@ class Vcpu:
     def exits(self, event: Exit) -> None:
         """One VM exit."""
         ht, polled = self.ht, self.polls(event)
+        if self.stream is not None and not self.from_injection:
+            self.stream.played()
         missed = ht.isolation.missed(event, polled=polled)
         if missed is not None:
             ht.chronicle.wants_host(event.reason, missed)
@@ -161,7 +221,8 @@ class Vcpu:
             self.handler.go_on(now)
             ht.look_again(self.handler.left_ns)
             return False
-        ht.chronicle.tally.add(event.reason, event.isa, 1, max(1, self.handler.took_ns), "polled" if polled else "")
+        if self.from_injection or self.stream is None or not self.stream.counted:
+            ht.chronicle.tally.add(event.reason, event.isa, 1, max(1, self.handler.took_ns), "polled" if polled else "")
         self.unfinished = False
         self.exit_over()
         return True

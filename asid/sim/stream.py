@@ -1,0 +1,244 @@
+"""The exits of one vCPU's guest, and those ahead as arrays: what a run of fast exits comes to without playing each.
+
+Rule 1. A run of fast exits touches nothing that siblings share and is told by counts alone. So it is one span of time,
+        until the first exit that is not fast; how far it has come is found by a search in the sum of what each takes.
+Rule 2. What interrupts a run finds it as it would have found the exits played one by one: the one that is under way is
+        played, see `asid.sim.vcpu`; those before it are counted.
+Rule 3. Nothing depends on the size of a block, nor on whether there are arrays at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from asid.core import hyperthread as core
+from asid.core.events import Do, Mode, Seen
+from asid.core.hyperthread import Phase, Spec, What
+from asid.core.record import BUCKETS, BUCKETS_PER_OCTAVE
+from asid.core.tally import Notes, Tally
+from asid.guest.base import Exit, Source
+
+if TYPE_CHECKING:
+    from numpy import bool_
+    from numpy.typing import NDArray
+
+    from asid.guest.arrays import Block, Floats, Ints
+
+FIRST_BLOCK: Final = 64  # exits; each block has four times as many as the one before
+LARGEST_BLOCK: Final = 1 << 16
+SHORTEST: Final = 3  # exits that are worth a run
+
+IsFast = Callable[[Exit, bool], bool]  # (exit, polled): it will be fast, and nothing is to be told of it
+
+
+class Run:
+    """Fast exits first, first + 1 ... last, which go on by themselves; `last` itself is not of them.
+
+    base_ns: exit i of the block has its guest begin at base_ns + begins[i].
+    """
+
+    __slots__ = ("base_ns", "end_ns", "first", "last")
+
+    def __init__(self, first: int, last: int, base_ns: int, end_ns: int) -> None:
+        self.first, self.last, self.base_ns, self.end_ns = first, last, base_ns, end_ns
+
+
+class Stream:
+    """A source's exits, one at a time; and in runs, where arrays are asked for.
+
+    into: where what was fast in a run is counted. exit_ns, entry_ns: of a fast exit, before its handler and behind it.
+    """
+
+    def __init__(self, source: Source, into: Tally, is_fast: IsFast, poll_ns: int, exit_ns: int, entry_ns: int) -> None:
+        from asid.guest.arrays import arrays_of
+
+        self._arrays = arrays_of(source)
+        self._into = into
+        self._is_fast = is_fast
+        self._poll_ns = poll_ns
+        self._entry_ns = entry_ns
+        self._around_ns = exit_ns + entry_ns
+        self._size = FIRST_BLOCK
+        self._known: dict[tuple[int, bool], bool] = {}  # (kind, polled): fast
+        self._n = self._at = self._counted = self._stop = 0  # exits; given; counted; place in stops
+        self._block: Block
+        self._kinds: list[int]
+        self._took: Ints  # by the handler
+        self._begins: Ints  # one more than exits
+        self._stops: list[int]  # exits that no run goes on with, and the number of exits
+        self._tags: Ints
+        self._load(self._arrays.block(0))
+
+    def next(self) -> Exit | None:
+        """Return the next exit; None when no more will come."""
+        if self._at == self._n:
+            self.count(self._n)
+            self._load(self._arrays.block(self._size))
+            self._size = min(LARGEST_BLOCK, 4 * self._size)
+            if not self._n:
+                return None
+        self._at += 1
+        return self._exit(self._at - 1)
+
+    def played(self) -> None:
+        """The last exit given is played by itself: whoever plays it counts it."""
+        self._tags[self._at - 1] = -1
+
+    @property
+    def counted(self) -> bool:
+        """Whether the last exit given was counted when the run that it was of had come behind its handler."""
+        return self._counted >= self._at
+
+    def _exit(self, i: int) -> Exit:
+        kind = self._arrays.kinds[self._kinds[i]]
+        after, service, wake = self._block.after[i], self._block.service[i], self._block.wake[i]
+        return Exit(int(after), kind.reason, kind.isa, int(service), kind.full, int(wake), kind.parts)
+
+    # --- runs -----------------------------------------------------------------------------------------------
+
+    def run(self, now_ns: int, left_ns: int) -> Run | None:
+        """Return the run that begins with the last exit given, left_ns of its guest time still to come; None: none."""
+        i = self._at - 1
+        stops = self._stops
+        while stops[self._stop] < i:
+            self._stop += 1
+        stop = stops[self._stop]
+        if stop - i < SHORTEST:
+            return None
+        last = min(stop, self._n - 1)
+        base_ns = now_ns + left_ns - int(self._block.after[i]) - int(self._begins[i])
+        end_ns = base_ns + int(self._begins[last])
+        return Run(i, last, base_ns, end_ns if last < stop else end_ns + int(self._block.after[last]))
+
+    def reach(self, run: Run, over_ns: int) -> tuple[Exit, int, int]:
+        """Return the exit that is under way when all before over_ns has happened; when its guest began, and ends.
+
+        It is the last one given then.
+        """
+        i = self._begun(run, over_ns)
+        self._at = i + 1
+        event, begin_ns = self._exit(i), run.base_ns + int(self._begins[i])
+        return event, begin_ns, begin_ns + event.after_ns
+
+    def out_ns(self, run: Run, over_ns: int) -> int | None:
+        """Return when the exit that is under way left the guest; None while the guest runs."""
+        i = self._begun(run, over_ns)
+        ends_ns = run.base_ns + int(self._begins[i] + self._block.after[i])
+        return ends_ns if ends_ns < over_ns else None
+
+    def _begun(self, run: Run, over_ns: int) -> int:
+        """Return the last exit of a run whose guest has begun."""
+        i = int(self._begins.searchsorted(over_ns - run.base_ns)) - 1
+        return min(max(i, run.first), run.last)
+
+    def count_run(self, run: Run, over_ns: int) -> None:
+        """Count the exits of a run that goes on whose handlers were over before over_ns."""
+        self.count(self._begun(run, over_ns + self._entry_ns))
+
+    def count(self, before: int | None = None) -> None:
+        """Count the exits of runs before this one, each once. None: the last one given."""
+        before = self._at - 1 if before is None else before
+        if before > self._counted:
+            part = slice(self._counted, before)
+            self._counted = before
+            _count(self._tags[part], self._took[part], self._arrays.kinds, self._into)
+
+    # --- blocks ---------------------------------------------------------------------------------------------
+
+    def _load(self, block: Block) -> None:
+        import numpy as np
+
+        self._block = block
+        self._n, self._at, self._counted, self._stop = len(block), 0, 0, 0
+        self._kinds = block.kind.tolist()
+        polled = (block.wake > 0) & (block.wake <= self._poll_ns)
+        self._took = block.service + np.where(polled, block.wake, 0)
+        self._begins = np.zeros(self._n + 1, np.int64)
+        np.cumsum(block.after + self._took + self._around_ns, out=self._begins[1:])
+        fast = self._fast(block, polled)
+        self._stops = [*np.flatnonzero(~fast).tolist(), self._n]
+        self._tags = np.where(fast, (2 * block.kind.astype(np.int64) + polled) * BUCKETS + buckets(self._took), -1)
+
+    def _fast(self, block: Block, polled: NDArray[bool_]) -> NDArray[bool_]:
+        """Return which exits are fast for certain."""
+        import numpy as np
+
+        kinds = self._arrays.kinds
+        for number in np.unique(block.kind).tolist():
+            for wakes in (False, True):
+                if (number, wakes) not in self._known:
+                    self._known[number, wakes] = self._is_fast(kinds[number], wakes)
+        table = np.zeros((len(kinds), 2), bool)
+        for (number, wakes), fast in self._known.items():
+            table[number, int(wakes)] = fast
+        found: NDArray[bool_] = table[block.kind, polled.astype(np.int8)] & ((block.wake == 0) | polled)
+        return found
+
+
+class Tallied(Tally):
+    """Counts of fast exits, those of runs among them. behind: counts what a run has come to."""
+
+    __slots__ = ("_behind",)
+
+    def __init__(self, behind: Callable[[], None]) -> None:
+        super().__init__()
+        self._behind = behind
+
+    def note(self, notebook: Notes, round_: int) -> None:
+        self._behind()
+        super().note(notebook, round_)
+
+
+def fast_ns(spec: Spec, mode_ns: Callable[[Mode, Mode], int]) -> tuple[int, int] | None:
+    """Return what a fast exit takes before its handler and behind it; None where it is more than changes of mode and a
+    look, or leaves another state behind.
+
+    mode_ns: of a change of mode.
+    """
+    guest = core.born(1, 1, 0)._replace(
+        phase=Phase.GUEST, mode=Mode.GUEST, vm=1, session=True, used=True, round=1, todo=()
+    )
+    state = core.step(spec, guest, core.FAST_EXIT)
+    around, worked = [0, 0], False
+    while (action := core.next_action(state)) is not None:
+        seen = None
+        if action.do is Do.SET_MODE:
+            around[worked] += mode_ns(state.mode, Mode(action.a))  # type: ignore[arg-type]
+        elif action.do is Do.LOOK:
+            seen = Seen(False, state.answered, False, False, False)
+        elif action.do is not Do.WORK or worked:
+            return None
+        worked = worked or action.do is Do.WORK
+        state = core.step(spec, state, core.Event(What.PERFORMED, seen=seen))
+    return (around[0], around[1]) if state == guest else None
+
+
+def buckets(ns: Ints) -> Ints:
+    """Return `asid.core.record.bucket_of` of each."""
+    import numpy as np
+
+    octaves: Floats = np.log2(np.maximum(ns, 1))
+    found: Ints = (BUCKETS_PER_OCTAVE * octaves).astype(np.int64)
+    return found
+
+
+def _count(tags: Ints, took: Ints, kinds: list[Exit], into: Tally) -> None:
+    """Count exits by reason. tags: (2 * kind + polled) * BUCKETS + bucket, -1 for those that are counted elsewhere."""
+    import numpy as np
+
+    runs = np.flatnonzero(tags >= 0)
+    if not len(runs):
+        return
+    tags, took = tags[runs], np.maximum(took[runs], 1)
+    rows, row_of = np.unique(tags // BUCKETS, return_inverse=True)
+    low, high = np.full(len(rows), took.max()), np.ones(len(rows), np.int64)
+    total = np.zeros(len(rows), np.int64)
+    np.minimum.at(low, row_of, took)
+    np.maximum.at(high, row_of, took)
+    np.add.at(total, row_of, took)
+    hist = np.bincount(row_of * BUCKETS + tags % BUCKETS, minlength=len(rows) * BUCKETS).reshape(-1, BUCKETS)
+    for at, row in enumerate(rows.tolist()):
+        kind, polled = kinds[row // 2], row % 2
+        found = {bucket: int(hist[at, bucket]) for bucket in np.flatnonzero(hist[at]).tolist()}
+        into.add_all(kind.reason, kind.isa, int(total[at]), int(low[at]), int(high[at]), found, "polled" * polled)
