@@ -109,6 +109,23 @@ def simulate(
     return outcome
 
 
+def measure(
+    loaded: Loaded, *, duration_ns: int, level: Level = "typical", on_progress: OnProgress = nobody
+) -> dict[str, Any]:
+    """Play a configuration for `duration_ns` of virtual time, keep no run, and return its figures.
+
+    on_progress, endings and errors: as `simulate` has them.
+    """
+    from asid.report.figured import as_map
+
+    machine = machine_of(loaded, costs_of(level))
+    with Ending(machine) as ending:
+        measured = machine.measure(duration_ns, on_progress)
+    ending.go_on()
+    shape = loaded.config.machine
+    return as_map(measured, [f"c{core}h{ht}" for core in range(shape.cores) for ht in range(shape.smt)])
+
+
 class Ending:
     """While it is entered, the signals that end a process end the machine's play, in order: what was played is kept.
 

@@ -13,6 +13,7 @@ BENCHMARKS: tuple[tuple[str, str], ...] = (
     ("kick", "a voluntary leave: from wanting the full address space to having it, a sibling kicked out of guest"),
     ("exits", "fast exits of one hyperthread, as fast as possible"),
     ("control", "round trips of the control socket"),
+    ("sim", "exits of two siblings in virtual time, beside a SimPy model of them"),
     ("startup", "from nothing to ready, 64 hyperthreads; memory of each"),
 )
 NAMES: tuple[str, ...] = tuple(name for name, _ in BENCHMARKS)

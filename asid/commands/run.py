@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from asid.commands.session import Drawn, Session, Usage, costs_option, engine_option
+from asid.commands.session import Drawn, Session, Usage, columns, costs_option, engine_option
 from asid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     "asid run configs/two-vms.toml --policy kick-every-exit --seed 7 --json\n"
     "asid run configs/smt2.toml --space minimal       # all but the least of what handlers touch is missed\n"
     "asid run configs/smt2.toml --policy none        # the negative control: FAIL is what it shows\n"
-    "asid run configs/smt2.toml --engine sim         # in virtual time: numbers, the same ones each time"
+    "asid run configs/smt2.toml --engine sim         # in virtual time: numbers, the same ones each time\n"
+    "asid run configs/smt2.toml --engine sim --figures --duration 1h"
 )
 @click.argument("config", type=click.Path(dir_okay=False))
 @click.option(
@@ -37,10 +38,13 @@ if TYPE_CHECKING:
 @engine_option
 @costs_option
 @click.option("--run-dir", default="", metavar="DIR", help="Instead of a new one among the runs.")
+@click.option(
+    "--figures", is_flag=True, help="Of sim: keep no run and judge nothing; hours of virtual time in seconds."
+)
 @click.pass_obj
 def command(
     session: Session, config: str, duration: str, policy: str, kick: str, space: str, seed: int | None, engine: str,
-    costs: Level, run_dir: str
+    costs: Level, run_dir: str, figures: bool
 ) -> None:  # fmt: skip
     """Start the machine of CONFIG, let it run, stop it, and say whether every guarantee held.
 
@@ -56,9 +60,16 @@ def command(
 
         loaded = load_for(config, given(policy=policy, kick=kick, space=space, seed=seed))
         session.note(f"{config}: {format_ns(duration_ns)} of virtual time, {costs} costs")
+        if figures:
+            if run_dir:
+                raise Usage("--run-dir with --figures", state="no run is kept", allowed="--figures without it")
+            show_figures(session, loaded, duration_ns, costs)
+            return
         outcome = simulated(session, loaded, duration_ns, costs, run_dir=run_dir)
     else:
         require_costs_of_sim(engine)
+        if figures:
+            raise Usage("--figures", state=f"--engine {engine} keeps a journal", allowed="with --engine sim")
         outcome = _drive(session, config, duration_ns, space, policy=policy, kick=kick, seed=seed, run_dir=run_dir)
     show_outcome(session, outcome)
     session.note(
@@ -105,6 +116,18 @@ def simulated(
     )  # fmt: skip
     progress.clear()
     return outcome
+
+
+def show_figures(session: Session, loaded: Loaded, duration_ns: int, costs: Level) -> None:
+    """Run a machine in virtual time for its figures alone."""
+    from asid.report.figured import heading, tables
+    from asid.simulating import measure
+
+    progress = VirtualProgress(session)
+    shown = measure(loaded, duration_ns=duration_ns, level=costs, on_progress=progress.show)
+    progress.clear()
+    parts = [columns(names, rows, range(1, len(names))) for names, rows in tables(shown) if rows]
+    session.show(shown, "\n\n".join(["\n".join(heading(shown)), *parts]), schema="figures/1")
 
 
 class VirtualProgress(Drawn):

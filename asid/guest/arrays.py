@@ -23,8 +23,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 EDGE: Final = 1e-6  # nanoseconds from an edge of rounding, and
-EDGE_SHARE: Final = 1e-12  # of the duration: some thousand times what two logarithms differ by
-CERTAIN_NS: Final = 1e14  # above it a duration is always drawn again: a float has no room for EDGE
+EDGE_SHARE: Final = 1e-12  # of the longest duration: some thousand times what two logarithms differ by
+CERTAIN_NS: Final = 1e11  # where one is above it all are drawn again
 
 
 class Block(NamedTuple):
@@ -71,27 +71,31 @@ class MixArrays:
         self._random = np.random.RandomState()
         self._random.set_state(("MT19937", np.array(state[:-1], np.uint32), int(state[-1]), 0, 0.0))
         self._shares = np.array([row.share for row in self._rows])
+        fixed = [each.entry.service.ns if isinstance(each.entry.service, Constant) else -1 for each in self._rows]
+        self._fixed = np.array(fixed, np.int64)  # service times, -1 for those that are drawn
 
     def block(self, n: int) -> Block:
-        draws = self._random.random_sample((n, 4))
-        row = np.searchsorted(self._cumulative, draws[:, 0] * self._cumulative[-1], side="right")
+        which, after_draw, time_draw, details = np.ascontiguousarray(self._random.random_sample((n, 4)).T)
+        row = np.searchsorted(self._cumulative, which * self._cumulative[-1], side="right")
         np.minimum(row, len(self._rows) - 1, out=row)  # rounding may reach the end
-        kind = (2 * row + (draws[:, 3] < self._shares[row])).astype(np.int16)
+        kind = (2 * row + (details < self._shares[row])).astype(np.int16)
         nothing = np.zeros(n, np.int64)
         if self._timeless:
             return Block(kind, nothing, nothing, nothing)
         mean_ns = self._mean_after_ns
         after = _settled(
-            -np.log1p(-draws[:, 1]) * mean_ns, draws[:, 1], lambda u: MixSource.after_ns(u, mean_ns), edge=0.0
+            -np.log1p(-after_draw) * mean_ns, after_draw, lambda u: MixSource.after_ns(u, mean_ns), edge=0.0
         )
-        service, wake = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        time_draw = np.ascontiguousarray(draws[:, 2])
+        service, wake = self._fixed[row], nothing
         for number, each in enumerate(self._rows):
+            if self._fixed[number] >= 0 and each.entry.wake is None:
+                continue
             at = np.flatnonzero(row == number)
-            if len(at):
+            if self._fixed[number] < 0:
                 service[at] = drawn(each.entry.service, time_draw[at])
-                if each.entry.wake is not None:
-                    wake[at] = drawn(each.entry.wake, time_draw[at])
+            if each.entry.wake is not None:
+                wake = wake if wake is not nothing else np.zeros(n, np.int64)
+                wake[at] = drawn(each.entry.wake, time_draw[at])
         return Block(kind, after, service, wake)
 
 
@@ -158,12 +162,17 @@ def _inverse(uniform: Floats, rate: float) -> Floats:
 
 def _settled(ns: Floats, uniform: Floats, draw: Callable[[float], int], edge: float) -> Ints:
     """Round ns, to the nearest (edge 0.5) or down (edge 0); what lies at an edge, or is large, is drawn again."""
-    whole = np.floor(ns + edge)
-    beyond = ns + edge - whole
-    slack = np.maximum(EDGE, ns * EDGE_SHARE)
-    again = np.flatnonzero((beyond < slack) | (beyond > 1.0 - slack) | ~(ns < CERTAIN_NS))
-    found = whole if not len(again) else np.where(ns < CERTAIN_NS, whole, 0.0)
-    settled: Any = found.astype(np.int64)
+    if edge:
+        ns = ns + edge
+    most = float(ns.max(initial=0.0))
+    if most < CERTAIN_NS:
+        slack = max(EDGE, most * EDGE_SHARE)
+        settled: Any = ns.astype(np.int64)
+        beyond = ns - settled
+        again = np.flatnonzero((beyond < slack) | (beyond > 1.0 - slack))
+    else:
+        again = np.arange(len(ns))
+        settled = np.zeros(len(ns), np.int64)
     for at in again.tolist():
         settled[at] = draw(float(uniform[at]))
     return np.asarray(settled, np.int64)

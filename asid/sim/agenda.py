@@ -8,6 +8,7 @@ they came to be put down, and a run has one order only.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable
 from heapq import heappop, heappush
 from typing import Final
@@ -24,6 +25,10 @@ class Agenda:
     def __init__(self) -> None:
         self.now_ns = 0
         self.taken = 0  # happenings that have come, for whoever wants to know what a play took
+        self.until_ns = 0  # of the run that goes on
+        self.last_ns = 0  # when something happened, other than a timer, that was not forgotten meanwhile
+        self.flying = 0  # happenings from elsewhere that are on their way; neither timers nor appointments
+        self._appointments: deque[int] = deque()
         self._rank = _FIRST  # of what happens now
         self._heap: list[tuple[int, int, int, Happening]] = []
         self._count = 0
@@ -35,6 +40,31 @@ class Agenda:
 
     def after(self, ns: int, what: Happening, rank: int = ELSEWHERE) -> int:
         """Put something down for `ns` from now; return its number."""
+        if rank == ELSEWHERE:
+            self.flying += 1
+
+            def arrives() -> None:
+                self.flying -= 1
+                self.last_ns = self.now_ns
+                what()
+
+            return self._put(ns, arrives, rank)
+        return self._put(ns, what, rank)
+
+    def appoint(self, times_ns: list[int], what: list[Happening]) -> None:
+        """Put down what is known from the beginning. times_ns: in order."""
+        assert not self._appointments
+        self._appointments.extend(times_ns)
+        for at_ns, happening in zip(times_ns, what, strict=True):
+            self._put(at_ns - self.now_ns, happening, ELSEWHERE)
+
+    def undisturbed_ns(self) -> int:
+        """Return before which time no appointment comes, and the run that goes on does not end."""
+        while self._appointments and self._appointments[0] < self.now_ns:
+            self._appointments.popleft()
+        return min(self.until_ns, self._appointments[0]) if self._appointments else self.until_ns
+
+    def _put(self, ns: int, what: Happening, rank: int) -> int:
         assert ns >= 0, ns
         self._count += 1
         heappush(self._heap, (self.now_ns + ns, rank, self._count, what))
@@ -48,7 +78,7 @@ class Agenda:
                 del self._timers[key]
                 what()
 
-        number = self.after(ns, fire)
+        number = self._put(ns, fire, ELSEWHERE)
         self._timers[key] = number
 
     def has_timer(self, key: Hashable) -> bool:
@@ -69,6 +99,7 @@ class Agenda:
         """Let everything happen that is due before `until_ns`, and leave the clock there. Return False if halted."""
         heap = self._heap
         self._halted = False
+        self.until_ns = until_ns
         while heap and heap[0][0] < until_ns:
             self.now_ns, self._rank, _, what = heappop(heap)
             self.taken += 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import count
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -21,9 +22,11 @@ from asid.errors import ConfigError
 from asid.guest.base import Exit, Source
 from asid.sim.agenda import Agenda
 from asid.sim.costs import Costs
+from asid.sim.figures import Teller, Told
 from asid.sim.gate import Gate
 from asid.sim.hyperthread import Hyperthread
 from asid.sim.notes import CORE_SHIFT, Notebook, Noted
+from asid.sim.seen import Seen
 from asid.sim.vcpu import Injected
 from asid.sim.words import Page, Words
 from asid.targets import resolve
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from asid.mm.isolated import Isolated
 
 TALLY_NS: Final = 100_000_000  # fast exits are noted at least this often
+FIGURES_NS: Final = 10_000_000_000  # where only figures are wanted
 BIRTH_NS: Final = 10_000_000  # what starting a process takes, about
 KILLED: Final = -9
 SHUTDOWN_STATUS: Final = 86
@@ -67,8 +71,9 @@ class Core:
 
     def __init__(
         self, config: Config, policy: Policy, number: int, costs: Costs, guest_of: GuestOf,
-        isolated: Mapping[int, Isolated], *, runs: bool,
+        isolated: Mapping[int, Isolated], *, runs: bool, figures: bool,
     ) -> None:  # fmt: skip
+        """runs: play fast exits as one. figures: nobody wants records, see `asid.sim.seen`; needs runs."""
         self.config = config
         self.number = number
         self.runs = runs
@@ -80,6 +85,7 @@ class Core:
         attached = tuple(vm for vm, _ in self.vcpus)
         self.agenda = Agenda()
         self.noted: list[Noted] = []
+        self.tally_ns = FIGURES_NS if figures else TALLY_NS
         self.keys = count((number + 1) << CORE_SHIFT)
         self.daemon = Notebook(self.noted, self.keys, number, -1, self.agenda.now)
         self.page = Page(tuple(Words() for _ in range(self.siblings)))
@@ -102,6 +108,7 @@ class Core:
             for ht in range(self.siblings)
         ]
         self.hts: list[Hyperthread | None] = [None] * self.siblings
+        self.seen = Seen(self) if figures else None
 
     # --- a whole life ---------------------------------------------------------------------------------------
 
@@ -117,11 +124,10 @@ class Core:
         self.daemon.note("spawn", {"what": "coordinator", "pid": 0, "inc": 1}, ht=-1)
         for ht in range(self.siblings):
             self._bear(ht)
-        for injection in injections:
-            self.agenda.after(injection.at_ns, lambda injection=injection: self._inject(injection))  # type: ignore[misc]
+        self.agenda.appoint([each.at_ns for each in injections], [partial(self._inject, each) for each in injections])
         goes_on = not (until_exhausted and not self._sources)
         while goes_on and not self._ending and self.agenda.now_ns < duration_ns:
-            goes_on = self.agenda.run(min(duration_ns, self.agenda.now_ns + TALLY_NS))
+            goes_on = self.agenda.run(min(duration_ns, self.agenda.now_ns + self.tally_ns))
             self._tally()
             yield self.agenda.now_ns
         self._stopping = True
@@ -160,6 +166,15 @@ class Core:
         if taken:
             self.end_ns = max(self.end_ns, taken[-1].ts)
         return taken
+
+    def told(self, teller: Teller) -> Told:
+        """Take out all that was noted until now, and tell it."""
+        noted, self.noted[:] = list(self.noted), []
+        if self.seen is not None:
+            self.seen.taken += len(noted)
+        if noted:
+            self.end_ns = max(self.end_ns, max(note.ts for note in noted))
+        return teller.tell(noted)
 
     def _tally(self) -> None:
         for ht in self.hts:

@@ -22,24 +22,15 @@ from asid.core.limits import INTERRUPT_DEPTH_MAX
 from asid.core.mce import LOCAL, Severity
 from asid.core.policies.base import Policy
 from asid.isolated_exits import ShutDown
-from asid.sim.irqs import Irqs
+from asid.sim.irqs import Irqs, Line
 from asid.sim.notes import Notebook
 from asid.sim.spaces import Isolation
-from asid.sim.stream import Tallied, fast_ns
+from asid.sim.stream import Run, Tallied, fast_ns
 from asid.sim.vcpu import Vcpu
 
 if TYPE_CHECKING:
     from asid.core.hyperthread import Frame
     from asid.sim.core import Core
-
-
-class Line:
-    """An interrupt line: numbers of the injections that it stands for, oldest first; those raised together are one."""
-
-    def __init__(self, event: core.Event) -> None:
-        self.event = event
-        self.raised: list[int] = []
-        self.handled: list[list[int]] = []  # taken, innermost last: handlers of the same kind do not nest
 
 
 class Local:
@@ -91,6 +82,7 @@ class Hyperthread:
         if self._busy:
             return
         self._turn += 1
+        self.agenda.last_ns = self.agenda.now_ns
         self.vcpu.pause()
         try:
             self.goes_on()
@@ -131,6 +123,27 @@ class Hyperthread:
         """Go on after `ns`, unless something comes before."""
         turn = self._turn
         self.agenda.after(ns, lambda: self.go() if self._turn == turn else None, self.ht)
+
+    def run_on(self, run: Run) -> None:
+        """Let a run go on to its end, unless something comes before."""
+        self.vcpu.run = run
+        self._turn += 1
+        turn, seen = self._turn, self.core.seen
+
+        def over() -> None:
+            if self._turn == turn:
+                if seen is None:
+                    self.go()
+                else:
+                    seen.run_ended(self)
+
+        self.agenda.after(run.end_ns - self.agenda.now_ns, over, self.ht)
+
+    def calm(self) -> bool:
+        """Whether nothing waits to be done here but what its guest does."""
+        vcpu = self.vcpu
+        waiting = self.orders or self.stalls or vcpu.injected or self.irqs.waiting or vcpu.from_injection
+        return not (self._busy or waiting or any(line.raised for line in self.lines.values()))
 
     def take(self, ns: int, then: Callable[[], object]) -> None:
         """Be busy for `ns`."""

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from asid.sim.hyperthread import Hyperthread
 
 
+class Line:
+    """An interrupt line: numbers of the injections that it stands for, oldest first; those raised together are one."""
+
+    def __init__(self, event: core.Event) -> None:
+        self.event = event
+        self.raised: list[int] = []
+        self.handled: list[list[int]] = []  # taken, innermost last: handlers of the same kind do not nest
+
+
 class Irqs:
     """The interrupts of hyperthread `ht`, oldest first."""
 

@@ -20,6 +20,7 @@ from asid.guest.base import Exit, Source
 from asid.guest.details import details_of
 from asid.sim.core import Core, Injection, Standing, refuse_broadcast
 from asid.sim.costs import Costs
+from asid.sim.figures import Figures, Teller
 from asid.sim.notes import Noted, Numbers
 from asid.targets import resolve
 
@@ -45,6 +46,14 @@ class Played(NamedTuple):
     standing: tuple[Standing, ...] = ()
 
 
+class Measured(NamedTuple):
+    """What a simulation came to in figures. duration_ns: as in `Played`. counted: leaves that were not played."""
+
+    figures: Figures
+    duration_ns: int
+    counted: int
+
+
 class Machine:
     """All cores of a configuration. policy: that of the configuration; said: what run.begin says of it besides;
     isolated: the isolated space of each VM, by number. runs: play fast exits that follow each other as one; it changes
@@ -66,6 +75,7 @@ class Machine:
         self.isolated = isolated
         self.runs = runs and find_spec("numpy") is not None
         self.ended = False  # before its time
+        self._figures = False
         self.cores: list[Core] = []
 
     def play(self, duration_ns: int, on_progress: OnProgress = nobody, *, until_exhausted: bool = False) -> Played:
@@ -73,6 +83,29 @@ class Machine:
         records = list(self.stream(duration_ns, on_progress, until_exhausted=until_exhausted))
         standing = tuple(one for core in self.cores for one in core.standing)
         return Played(records, records[-1].ts, standing)
+
+    def measure(
+        self, duration_ns: int, on_progress: OnProgress = nobody, *, until_exhausted: bool = False, seen: bool = True
+    ) -> Measured:  # fmt: skip
+        """Play `duration_ns` of virtual time as `stream` does, and return figures alone; they come out the same.
+
+        seen: a leave that goes as one before it is not played but counted. Only where runs are played, too.
+        """
+        self._figures = self.runs and seen
+        plays, figures, tellers = self._plays(duration_ns, until_exhausted), Figures(), {}
+        for core in self.cores:
+            tellers[core.number] = Teller(core.number)
+        while not all(core.over for core in self.cores):
+            now_ns = min(next(play, duration_ns) for play in plays)
+            on_progress(min(now_ns, duration_ns), duration_ns)
+            for core in self.cores:
+                figures.add(core.told(tellers[core.number]))
+        counted = 0
+        for core in self.cores:
+            if core.seen is not None:
+                figures.merge(core.seen.figures())
+                counted += core.seen.counted
+        return Measured(figures, max(core.end_ns for core in self.cores), counted)
 
     def stream(
         self, duration_ns: int, on_progress: OnProgress = nobody, *, until_exhausted: bool = False
@@ -84,6 +117,9 @@ class Machine:
         until_exhausted: end before, when every recording has; a core whose recordings are shorter waits for nobody.
         on_progress(done_ns, total_ns): the cores go on side by side, a slice of virtual time each.
         """
+        return self._numbered(self._noted(self._plays(duration_ns, until_exhausted), duration_ns, on_progress))
+
+    def _plays(self, duration_ns: int, until_exhausted: bool) -> list[Iterator[int]]:
         injections = self._injections(duration_ns)
         self.cores = [self._core(number) for number in range(self.config.machine.cores)]
         plays = [
@@ -96,7 +132,7 @@ class Machine:
         ]
         if self.ended:
             self.end()
-        return self._numbered(self._noted(plays, duration_ns, on_progress))
+        return plays
 
     def end(self) -> None:
         """Let the play end here, in order. May be called at any moment, by a signal's handler too."""
@@ -124,7 +160,9 @@ class Machine:
             )  # fmt: skip
             return source, guest.halt_poll_ns
 
-        return Core(config, self.policy, number, self.costs, guest_of, self.isolated, runs=self.runs)
+        return Core(
+            config, self.policy, number, self.costs, guest_of, self.isolated, runs=self.runs, figures=self._figures
+        )
 
     def _injections(self, duration_ns: int) -> list[tuple[int, Injection]]:
         """Return every [[inject]] that comes in time, as (core, injection) by time; numbered in that order."""

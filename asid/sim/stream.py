@@ -9,8 +9,9 @@ Rule 3. Nothing depends on the size of a block, nor on whether there are arrays 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asid.core import hyperthread as core
 from asid.core.events import Do, Mode, Seen
@@ -32,16 +33,33 @@ SHORTEST: Final = 3  # exits that are worth a run
 IsFast = Callable[[Exit, bool], bool]  # (exit, polled): it will be fast, and nothing is to be told of it
 
 
-class Run:
+class Run(NamedTuple):
     """Fast exits first, first + 1 ... last, which go on by themselves; `last` itself is not of them.
 
-    base_ns: exit i of the block has its guest begin at base_ns + begins[i].
+    base_ns: exit i of the block has its guest begin at base_ns + begins[i]. stops: it ends with the guest time before
+    `last`, which is not fast; else where that time begins, with the block.
     """
 
-    __slots__ = ("base_ns", "end_ns", "first", "last")
+    first: int
+    last: int
+    base_ns: int
+    end_ns: int
+    stops: bool
 
-    def __init__(self, first: int, last: int, base_ns: int, end_ns: int) -> None:
-        self.first, self.last, self.base_ns, self.end_ns = first, last, base_ns, end_ns
+
+class Stop(NamedTuple):
+    """An exit that is not fast. out_ns: when it leaves the guest, after the base of its run.
+
+    next_ns, next_after_ns: when the guest time before the next exit begins, likewise, and how long it is.
+    """
+
+    i: int
+    kind: int
+    work_ns: int
+    wake_ns: int
+    out_ns: int
+    next_ns: int
+    next_after_ns: int
 
 
 class Stream:
@@ -50,7 +68,10 @@ class Stream:
     into: where what was fast in a run is counted. exit_ns, entry_ns: of a fast exit, before its handler and behind it.
     """
 
-    def __init__(self, source: Source, into: Tally, is_fast: IsFast, poll_ns: int, exit_ns: int, entry_ns: int) -> None:
+    def __init__(
+        self, source: Source, into: Tally, is_fast: IsFast, poll_ns: int, exit_ns: int, entry_ns: int,
+        shortest: int,
+    ) -> None:  # fmt: skip
         from asid.guest.arrays import arrays_of
 
         self._arrays = arrays_of(source)
@@ -59,6 +80,7 @@ class Stream:
         self._poll_ns = poll_ns
         self._entry_ns = entry_ns
         self._around_ns = exit_ns + entry_ns
+        self._shortest = shortest
         self._size = FIRST_BLOCK
         self._known: dict[tuple[int, bool], bool] = {}  # (kind, polled): fast
         self._n = self._at = self._counted = self._stop = 0  # exits; given; counted; place in stops
@@ -68,6 +90,7 @@ class Stream:
         self._begins: Ints  # one more than exits
         self._stops: list[int]  # exits that no run goes on with, and the number of exits
         self._tags: Ints
+        self._ahead: list[Stop] | None
         self._load(self._arrays.block(0))
 
     def next(self) -> Exit | None:
@@ -84,6 +107,11 @@ class Stream:
     def played(self) -> None:
         """The last exit given is played by itself: whoever plays it counts it."""
         self._tags[self._at - 1] = -1
+
+    @property
+    def times(self) -> tuple[Ints, Ints]:
+        """When the guest time before each exit of the block begins, after the base of its run, and how long it is."""
+        return self._begins, self._block.after
 
     @property
     def counted(self) -> bool:
@@ -104,12 +132,19 @@ class Stream:
         while stops[self._stop] < i:
             self._stop += 1
         stop = stops[self._stop]
-        if stop - i < SHORTEST:
-            return None
         last = min(stop, self._n - 1)
-        base_ns = now_ns + left_ns - int(self._block.after[i]) - int(self._begins[i])
-        end_ns = base_ns + int(self._begins[last])
-        return Run(i, last, base_ns, end_ns if last < stop else end_ns + int(self._block.after[last]))
+        if stop - i < self._shortest or (i == last < stop):
+            return None
+        return self._run(i, stop, now_ns + left_ns - int(self._block.after[i]) - int(self._begins[i]))
+
+    def run_of(self, first: int, base_ns: int) -> Run:
+        """Return the run that begins with an exit of this block."""
+        return self._run(first, self._stops[bisect_left(self._stops, first)], base_ns)
+
+    def _run(self, first: int, stop: int, base_ns: int) -> Run:
+        if stop == self._n:
+            return Run(first, stop - 1, base_ns, base_ns + int(self._begins[stop - 1]), stops=False)
+        return Run(first, stop, base_ns, base_ns + int(self._begins[stop] + self._block.after[stop]), stops=True)
 
     def reach(self, run: Run, over_ns: int) -> tuple[Exit, int, int]:
         """Return the exit that is under way when all before over_ns has happened; when its guest began, and ends.
@@ -126,6 +161,34 @@ class Stream:
         i = self._begun(run, over_ns)
         ends_ns = run.base_ns + int(self._begins[i] + self._block.after[i])
         return ends_ns if ends_ns < over_ns else None
+
+    def guest(self, run: Run, over_ns: int) -> tuple[int, int]:
+        """Return which exit is under way, and when the guest time before it ends or ended."""
+        i = self._begun(run, over_ns)
+        return i, run.base_ns + int(self._begins[i] + self._block.after[i])
+
+    def span(self, i: int) -> tuple[int, int]:
+        """Return when the guest time before an exit begins, after the base of its run, and how long it is."""
+        return int(self._begins[i]), int(self._block.after[i])
+
+    def stop(self, run: Run) -> Stop | None:
+        """Return what a run is stopped by; None where that is the last of the block."""
+        at, ahead = bisect_left(self._stops, run.last), self.ahead()
+        return ahead[at] if at < len(ahead) else None
+
+    def ahead(self) -> list[Stop]:
+        """Return the exits of this block that stop runs, but for one that is its last."""
+        if self._ahead is None:
+            block, begins = self._block, self._begins
+            stops = [stop for stop in self._stops if stop < self._n - 1]
+            after = [stop + 1 for stop in stops]
+            columns = (
+                block.kind[stops], block.service[stops], block.wake[stops], begins[stops] + block.after[stops],
+                begins[after], block.after[after],
+            )  # fmt: skip
+            rows = zip(stops, *(column.tolist() for column in columns), strict=True)
+            self._ahead = [Stop(*row) for row in rows]
+        return self._ahead
 
     def _begun(self, run: Run, over_ns: int) -> int:
         """Return the last exit of a run whose guest has begun."""
@@ -152,6 +215,7 @@ class Stream:
         self._block = block
         self._n, self._at, self._counted, self._stop = len(block), 0, 0, 0
         self._kinds = block.kind.tolist()
+        self._ahead = None
         polled = (block.wake > 0) & (block.wake <= self._poll_ns)
         self._took = block.service + np.where(polled, block.wake, 0)
         self._begins = np.zeros(self._n + 1, np.int64)
@@ -231,14 +295,20 @@ def _count(tags: Ints, took: Ints, kinds: list[Exit], into: Tally) -> None:
     if not len(runs):
         return
     tags, took = tags[runs], np.maximum(took[runs], 1)
-    rows, row_of = np.unique(tags // BUCKETS, return_inverse=True)
-    low, high = np.full(len(rows), took.max()), np.ones(len(rows), np.int64)
-    total = np.zeros(len(rows), np.int64)
-    np.minimum.at(low, row_of, took)
-    np.maximum.at(high, row_of, took)
-    np.add.at(total, row_of, took)
-    hist = np.bincount(row_of * BUCKETS + tags % BUCKETS, minlength=len(rows) * BUCKETS).reshape(-1, BUCKETS)
-    for at, row in enumerate(rows.tolist()):
+    row_of = tags // BUCKETS
+    number = np.bincount(row_of)
+    rows = np.flatnonzero(number)
+    hist = np.bincount(tags, minlength=len(number) * BUCKETS).reshape(-1, BUCKETS)
+    low, high = np.full(len(number), took.max()), np.ones(len(number), np.int64)
+    total = np.zeros(len(number), np.int64)
+    if len(rows) == 1:
+        row = rows[0]
+        low[row], high[row], total[row] = took.min(), took.max(), took.sum()
+    else:
+        np.minimum.at(low, row_of, took)
+        np.maximum.at(high, row_of, took)
+        np.add.at(total, row_of, took)
+    for row in rows.tolist():
         kind, polled = kinds[row // 2], row % 2
-        found = {bucket: int(hist[at, bucket]) for bucket in np.flatnonzero(hist[at]).tolist()}
-        into.add_all(kind.reason, kind.isa, int(total[at]), int(low[at]), int(high[at]), found, "polled" * polled)
+        found = {bucket: int(hist[row, bucket]) for bucket in np.flatnonzero(hist[row]).tolist()}
+        into.add_all(kind.reason, kind.isa, int(total[row]), int(low[row]), int(high[row]), found, "polled" * polled)

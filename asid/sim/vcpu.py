@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from asid.core import hyperthread as core
 from asid.core.events import Mode
 from asid.guest.base import Exit, Source
-from asid.sim.stream import Run, Stream
+from asid.sim.stream import SHORTEST, Run, Stream
 
 if TYPE_CHECKING:
     from asid.sim.hyperthread import Hyperthread
@@ -92,7 +92,7 @@ class Vcpu:
             settled = self.ht.isolation.settled
             self.source = self.stream = Stream(
                 source, self.ht.chronicle.tally, lambda event, polled: settled(event, polled=polled), self.poll_ns,
-                *self.ht.fast_ns,
+                *self.ht.fast_ns, SHORTEST if self.ht.core.seen is None else 0,
             )  # fmt: skip
 
     def pause(self) -> None:
@@ -134,10 +134,10 @@ class Vcpu:
         ht = self.ht
         if self.stream is None or not ht.undisturbed():
             return False
-        self.run = self.stream.run(ht.agenda.now_ns, self.guest.left_ns)
-        if self.run is None:
+        run = self.stream.run(ht.agenda.now_ns, self.guest.left_ns)
+        if run is None:
             return False
-        ht.look_again(self.run.end_ns - ht.agenda.now_ns)
+        ht.run_on(run)
         return True
 
     def end_run(self) -> bool:

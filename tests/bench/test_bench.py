@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
-from asid.bench import NAMES
+from asid.bench import NAMES, sim
 from asid.bench.exits import rate_of
 from asid.bench.figures import Result, Row, lines, percentile, ratio_of
 from asid.bench.kick import kicked_leaves
 from asid.bench.machine import gate_messages, idle_machine, records_since
+from asid.bench.simpy_pair import Pair
 from asid.commands import invoke
+from asid.guest.base import Exit
+from asid.sim.costs import costs_of
 
 
 def event(kind: str, ts: int, **data: object) -> dict[str, object]:
@@ -109,3 +113,33 @@ def test_each_benchmark_runs(name, capsys, tmp_path, monkeypatch):
     if name == "exits":
         assert found["facts"]["gate_messages"] == 0
         assert found["warnings"] == []
+
+
+@pytest.mark.slow
+def test_the_simulator_and_its_model_play_the_same_guests():
+    found = sim.measure(True, lambda _: None)
+    assert [row.who for row in found.rows] == ["asid", "SimPy"]
+    assert all(rate > 0 for row in found.rows for rate in row.samples)
+    ours, theirs = (float(words.split()[-1]) for words in found.facts["leaves in a thousand exits"].split(";"))
+    assert theirs == pytest.approx(ours, rel=0.5)
+    assert found.facts["fit"].startswith(("0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "-"))
+
+
+def test_the_model_kicks_a_guest_and_goes_on_with_it():
+    events = [
+        iter([Exit(5_000, "IO_INSTRUCTION", "vmx", 4_000, True)]),
+        iter([Exit(50_000, "CPUID", "vmx", 100, False)]),
+    ]
+    pair = Pair((_Given(events[0]), _Given(events[1])), costs_of("typical"))
+    pair.run(50_000)
+    assert (pair.exits, pair.leaves) == (1, 1)
+    pair.run(70_000)
+    assert (pair.exits, pair.leaves) == (2, 1)
+
+
+class _Given:
+    def __init__(self, exits: Iterator[Exit]) -> None:
+        self._exits = exits
+
+    def next(self) -> Exit | None:
+        return next(self._exits, None)

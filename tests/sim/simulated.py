@@ -7,6 +7,7 @@ from typing import Any
 
 from asid.audit import Verdict, audit
 from asid.config import load
+from asid.core.policy import KICKS, POLICIES
 from asid.core.record import Record
 from asid.sim.costs import costs_of
 from asid.simulating import machine_of
@@ -14,6 +15,11 @@ from asid.simulating import machine_of
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 MS = 1_000_000
 TYPICAL = costs_of("typical")
+VARIANTS = sorted(
+    (name, kick)
+    for name, policy in POLICIES.items()
+    for kick in ({"", *KICKS} & {"", *(kick.name.lower() for kick in policy.kicks)} if len(policy.kicks) > 1 else {""})
+)  # (policy, kick), "" for the only one it has
 IDLE_PAIR = {
     "name": "pair",
     "machine": {"cores": 1, "smt": 2},

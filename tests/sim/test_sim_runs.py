@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from simulated import CONFIGS, MS, TYPICAL
+from simulated import CONFIGS, MS, TYPICAL, VARIANTS
 
 from asid.config import load
-from asid.core.policy import KICKS, POLICIES
 from asid.core.record import bucket_of
 from asid.sim.agenda import Agenda
 from asid.sim.machine import Played
@@ -20,11 +19,6 @@ from asid.sim.stream import buckets
 from asid.simulating import machine_of
 
 FAST = ("MSR_WRITE", "CPUID", "PREEMPTION_TIMER", "EPT_VIOLATION", "HLT")
-VARIANTS = sorted(
-    (name, kick)
-    for name, policy in POLICIES.items()
-    for kick in ({"", *KICKS} & {"", *(kick.name.lower() for kick in policy.kicks)} if len(policy.kicks) > 1 else {""})
-)
 
 
 def both(source: Any, duration_ns: int, chosen: dict[str, Any], **more: bool) -> tuple[Played, Played]:

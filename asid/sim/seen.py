@@ -1,0 +1,251 @@
+"""Leaves that were played before: a core whose siblings are all in guest does the same thing again, at another time.
+
+Rule 1. The simulator is deterministic and knows only differences: of times, and of numbers that grow (of rounds, of
+        requests, of kicks). So a leave that begins in the same state, beside siblings that are as undisturbed, goes as
+        the one before it went.
+Rule 2. How far that goes where times of work differ is said in `asid.sim.known`.
+Rule 3. A sibling's part is the same for as long as its guest does not come to an exit of its own before all is quiet
+        again. A leave beside one that would is played.
+Rule 4. Only figures come of this, no records: numbers that grow stand still in the state of a core while its leaves are
+        only counted, and nobody may see them.
+
+A leave of this kind costs a search in what lies ahead of each sibling and some sums; to play it costs a hundred times
+as much.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+from asid.core.events import Mode
+from asid.core.hyperthread import Phase
+from asid.sim.figures import Figures, Teller
+from asid.sim.known import Pieces, Played
+from asid.sim.stream import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from asid.sim.core import Core
+    from asid.sim.hyperthread import Hyperthread
+    from asid.sim.stream import Stop, Stream
+
+
+class Watch(NamedTuple):
+    """A leave that is being played, since `at_ns`. runs: everybody's, as they were; ends: of the guest time that each
+    sibling was in, 0 for one that was in none and for the leaver."""
+
+    at_ns: int
+    ht: int
+    kind: int
+    work_ns: int
+    state: Hashable
+    runs: tuple[Run, ...]
+    firsts: tuple[int, ...]
+    ends: tuple[int, ...]
+    notes: int
+
+
+class Lane:
+    """Where one sibling is while leaves are only counted. base_ns: of its run; at: its next stop in `stops`."""
+
+    __slots__ = ("after", "at", "base_ns", "begins", "end_ns", "first", "ht", "number", "stops", "stream")
+
+    def __init__(self, ht: Hyperthread, run: Run, stream: Stream) -> None:
+        self.ht, self.number, self.stream = ht, ht.ht, stream
+        self.stops = stream.ahead()
+        self.begins, self.after = stream.times
+        self.first, self.base_ns, self.end_ns = run.first, run.base_ns, run.end_ns
+        self.at = bisect_left(self.stops, run.last, key=attrgetter("i"))
+
+    def goes_on(self, stop: Stop, begin_ns: int) -> None:
+        """The leave for a stop is over, and the guest time before the next exit begins."""
+        self.first, self.base_ns = stop.i + 1, begin_ns - stop.next_ns
+        self.at += 1
+        ahead = self.at < len(self.stops)
+        self.end_ns = self.base_ns + self.stops[self.at].out_ns if ahead else self.run().end_ns
+
+    def run(self) -> Run:
+        return self.stream.run_of(self.first, self.base_ns)
+
+
+class Seen:
+    """The leaves of one core."""
+
+    def __init__(self, of: Core) -> None:
+        self.core = of
+        self.taken = 0  # notes that are not in the core's list any more
+        self.counted = 0  # leaves that were not played
+        self._figures = Figures()
+        self._known: dict[Hashable, dict[tuple[int, int], Pieces]] = {}  # by state, then by leaver and kind
+        self._watch: Watch | None = None
+
+    def run_ended(self, ht: Hyperthread) -> None:
+        """The run of a hyperthread has come to its end: play what comes, or count it and all that follow."""
+        state = self._quiet()
+        if self._watch is not None:
+            self._learn(self._watch, state)
+            self._watch = None
+        if state is not None and ht.vcpu.run is not None and ht.vcpu.run.stops:
+            if self._count(ht, self._known.setdefault(state, {})):
+                return
+            self._begin(ht, state)
+        ht.go()
+
+    def figures(self) -> Figures:
+        """Return the figures of all leaves that were counted."""
+        for known in self._known.values():
+            for each in (piece for pieces in known.values() for piece in pieces.known):
+                each.count(self._figures)
+        return self._figures
+
+    # --- what the core is like ------------------------------------------------------------------------------
+
+    def _quiet(self) -> Hashable | None:
+        """Return the state of a core that is quiet: everybody in a run of its own, nothing under way. None: it is not.
+
+        Two that are equal differ only by what grows.
+        """
+        core = self.core
+        gate = core.gate.state
+        if core.agenda.flying or core.page.failed or gate.held or gate.queue or not gate.open or gate.overtaken:
+            return None
+        found: list[Hashable] = []
+        rooms = set()
+        for ht, member in zip(core.hts, gate.members, strict=True):
+            if ht is None or not ht.calm():
+                return None
+            state, words = ht.state, ht.words
+            if ht.vcpu.run is None and (state.vm or state.phase is not Phase.IDLE):
+                return None
+            if state.vm:
+                rooms.add(core.gate.spec.room(ht.ht, state.vm))
+            kicked = member.kicked and member.kicked - words.request
+            granted = member.granted if member.granted < 0 else member.granted - state.req
+            found += (
+                state._replace(inc=0, coord=0, round=state.round - gate.round, req=0, answered=0),
+                member._replace(
+                    inc=member.inc - state.inc, req=member.req - state.req, granted=granted,
+                    kicks=member.kicks - words.request, kicked=kicked,
+                ),
+                (words.flag, words.depth, words.apic, words.pending, words.request - state.answered),
+            )  # fmt: skip
+        if len(rooms) > 1:
+            return None  # turns come by the clock
+        return (gate.turn in rooms, core.page.tainted(), *found)
+
+    def _running(self) -> list[tuple[Hyperthread, Run, Stream]]:
+        """Return whoever has a run, by number, with its run and its exits."""
+        vcpus = [(ht, ht.vcpu) for ht in self.core.hts if ht is not None]
+        return [(ht, vcpu.run, vcpu.stream) for ht, vcpu in vcpus if vcpu.run is not None and vcpu.stream is not None]
+
+    # --- a leave that is played -----------------------------------------------------------------------------
+
+    def _begin(self, ht: Hyperthread, state: Hashable) -> None:
+        """Watch the leave that is about to be played."""
+        core, stop = self.core, None
+        runs, firsts, ends = [], [], []
+        for other, run, stream in self._running():
+            over_ns = core.agenda.over_ns(other.ht)
+            if other is ht:
+                stop, first, end_ns = stream.stop(run), run.last + 1, 0
+            else:
+                first, end_ns = stream.guest(run, over_ns)
+            runs.append(run)
+            firsts.append(first)
+            ends.append(end_ns if end_ns >= over_ns else 0)
+        if stop is not None and not stop.wake_ns:
+            self._watch = Watch(
+                core.agenda.now_ns, ht.ht, stop.kind, stop.work_ns, state, tuple(runs), tuple(firsts), tuple(ends),
+                self.taken + len(core.noted),
+            )  # fmt: skip
+
+    def _learn(self, watch: Watch, state: Hashable | None) -> None:
+        """The core is at the end of a run again: if it is as it was, what was played can be counted from now on."""
+        if state != watch.state or watch.notes < self.taken:
+            return
+        shifts: list[int | None] = []
+        back_ns = 0
+        for (ht, run, stream), was, first, end_ns in zip(
+            self._running(), watch.runs, watch.firsts, watch.ends, strict=True
+        ):
+            if run is was:
+                shifts.append(None)
+                continue
+            if run.first != first:
+                return  # an exit of its own came in between
+            begin, after = stream.span(first)
+            if ht.ht == watch.ht:
+                back_ns = run.base_ns + begin - watch.at_ns
+                shifts.append(None)
+            elif end_ns:
+                shifts.append(run.base_ns + begin + after - end_ns)
+            else:
+                return
+        notes = self.core.noted[watch.notes - self.taken :]
+        told = Teller(self.core.number, Mode.GUEST).tell(notes)
+        played = Played(
+            tuple((note.kind, note.ht) for note in notes), tuple(note.ts - watch.at_ns for note in notes),
+            self.core.agenda.last_ns - watch.at_ns, back_ns, tuple(shifts), told,
+        )  # fmt: skip
+        pieces = self._known[watch.state].setdefault((watch.ht, watch.kind), Pieces())
+        pieces.learn(watch.work_ns, played, self._figures)
+
+    # --- leaves that are counted ----------------------------------------------------------------------------
+
+    def _count(self, ht: Hyperthread, known: dict[tuple[int, int], Pieces]) -> bool:
+        """Count the leave that begins now and those that follow, for as long as all is known of them. Return whether
+        there was one; everybody's run then goes on to where the next leave begins."""
+        if not known:
+            return False
+        lanes = [Lane(*each) for each in self._running()]
+        until_ns, n = self.core.agenda.undisturbed_ns(), 0
+        leaver = next(lane for lane in lanes if lane.ht is ht)
+        while self._counts(leaver, lanes, known, until_ns):
+            n += 1
+            leaver = min(lanes, key=_END_NS)
+        if not n:
+            return False
+        self.counted += n
+        for lane in lanes:
+            lane.ht.run_on(lane.run())
+        return True
+
+    def _counts(self, leaver: Lane, lanes: list[Lane], known: dict[tuple[int, int], Pieces], until_ns: int) -> bool:
+        """Count one leave, if it is known and nothing comes in between."""
+        if leaver.at >= len(leaver.stops):
+            return False
+        stop = leaver.stops[leaver.at]
+        pieces = known.get((leaver.number, stop.kind))
+        work_ns = stop.work_ns
+        like = None if pieces is None or stop.wake_ns else pieces.find(work_ns)
+        if like is None:
+            return False
+        begins_ns = leaver.end_ns
+        quiet_ns = like.quiet.at + like.quiet.slope * work_ns
+        back_ns = like.back.at + like.back.slope * work_ns
+        if begins_ns + quiet_ns >= until_ns or back_ns + stop.next_after_ns <= quiet_ns:
+            return False
+        moves = []
+        for lane, shift in zip(lanes, like.shifts, strict=True):
+            if shift is None:
+                if lane is not leaver and lane.end_ns <= begins_ns + quiet_ns:
+                    return False
+                continue
+            shift_ns = shift.at + shift.slope * work_ns
+            i = int(lane.begins.searchsorted(begins_ns + (lane.number < leaver.number) - lane.base_ns)) - 1
+            left_ns = lane.base_ns + int(lane.begins[i]) + int(lane.after[i]) - begins_ns
+            if left_ns + shift_ns <= quiet_ns or i < lane.first:
+                return False
+            moves.append((lane, shift_ns))
+        for lane, shift_ns in moves:
+            lane.base_ns += shift_ns
+            lane.end_ns += shift_ns
+        leaver.goes_on(stop, begins_ns + back_ns)
+        like.add(work_ns)
+        return True
+
+
+_END_NS = attrgetter("end_ns")

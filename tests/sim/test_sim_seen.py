@@ -1,0 +1,137 @@
+"""Figures of leaves that were counted are those of leaves that were played, to the nanosecond."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from simulated import CONFIGS, MS, TYPICAL, VARIANTS
+
+from asid.commands import invoke
+from asid.config import load
+from asid.sim.figures import Figures, Teller
+from asid.sim.machine import Measured
+from asid.simulating import machine_of
+
+SERVICES = ('"1us"', '"0ns"', '{ min = "200ns", mean = "1us", max = "9us" }', '{ mean = "3us" }')
+WORKS = ('"4us"', '"20us"', '{ min = "1us", mean = "4us", max = "30us" }', '{ mean = "2us" }')
+
+
+def table_of(full: float, service: str, work: str, second: str = "EPT_VIOLATION") -> str:
+    rows = [
+        ("MSR_WRITE", 1.0 - full, service, 0.0),
+        ("IO_INSTRUCTION", full / 2, work, 1.0),
+        (second, full / 2, work, 1.0),
+    ]
+    return "\n".join(
+        f'[[exit]]\nreason = "{reason}"\nshare = {share}\nservice = {times}\nfull = {share_full}\n'
+        for reason, share, times, share_full in rows
+    )
+
+
+def both(machine: Any, duration_ns: int, chosen: dict[str, Any] | None = None) -> tuple[Measured, Measured]:
+    loaded = load(machine, chosen or {})
+    counted, played = (machine_of(loaded, TYPICAL).measure(duration_ns, seen=seen) for seen in (True, False))
+    assert counted.figures == played.figures
+    assert counted.duration_ns == played.duration_ns
+    assert played.counted == 0
+    return counted, played
+
+
+def busy(table: Path, rate: str = "20000/s", smt: int = 2, **more: Any) -> dict[str, Any]:
+    guest = {"source": "mix", "table": str(table), "rate": rate}
+    return {"machine": {"smt": smt}, "vm": [{"on": [f"c0h{ht}" for ht in range(smt)], "guest": guest}], **more}
+
+
+@pytest.mark.parametrize(("policy", "kick"), VARIANTS)
+@pytest.mark.parametrize("smt", [1, 2, 4])
+def test_every_policy(tmp_path: Path, policy: str, kick: str, smt: int):
+    table = tmp_path / "table.toml"
+    table.write_text(table_of(0.02, '"1us"', '"4us"'))
+    chosen = {"policy.name": policy, **({"policy.kick": kick} if kick else {})}
+    both(busy(table, smt=smt), 20 * MS, chosen)
+
+
+@pytest.mark.parametrize("kick", ["ack", "send", "rendezvous"])
+@pytest.mark.parametrize("work", WORKS)
+def test_most_leaves_are_counted(tmp_path: Path, kick: str, work: str):
+    """Or nothing above would tell anything."""
+    table = tmp_path / "table.toml"
+    table.write_text(table_of(0.05, '"1us"', work))
+    counted, _ = both(busy(table, "5000/s"), 1_000 * MS, {"policy.kick": kick})
+    assert counted.figures.leaves > 300
+    assert counted.counted > 0.7 * counted.figures.leaves
+
+
+@settings(
+    max_examples=int(os.environ.get("ASID_SIM_EXAMPLES", "25")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    seed=st.integers(0, 10_000),
+    full=st.sampled_from([0.01, 0.1, 0.5]),
+    service=st.sampled_from(SERVICES),
+    work=st.sampled_from(WORKS),
+    rate=st.sampled_from(["3000/s", "20000/s", "90000/s"]),
+    smt=st.sampled_from([1, 2, 2, 4]),
+    variant=st.sampled_from(VARIANTS),
+    slow=st.booleans(),
+    injected=st.lists(
+        st.tuples(st.sampled_from(["nmi", "mce", "irq", "exit", "kill"]), st.integers(1, 14_000)), max_size=3
+    ),
+)
+def test_any_machine(tmp_path_factory: pytest.TempPathFactory, variant: tuple[str, str], **drawn: Any):
+    table = tmp_path_factory.mktemp("tables") / "table.toml"
+    table.write_text(table_of(drawn["full"], drawn["service"], drawn["work"]))
+    machine = busy(table, drawn["rate"], drawn["smt"], seed=drawn["seed"])
+    machine["inject"] = [
+        {"what": what, "target": f"c0h{us % drawn['smt']}", "at": f"{us}us"} for what, us in drawn["injected"]
+    ]
+    if drawn["slow"]:
+        machine["faults"] = {"slow": [{"target": "c0h0", "delay": "3us"}]}
+    policy, kick = variant
+    both(machine, 15 * MS, {"policy.name": policy, **({"policy.kick": kick} if kick else {})})
+
+
+@pytest.mark.parametrize("config", ["smt2.toml", "smt4.toml", "two-vms.toml", "noisy-neighbour.toml", "nmi-heavy.toml"])
+def test_the_machines_of_the_project(config: str):
+    both(CONFIGS / config, 40 * MS)
+
+
+def test_figures_are_those_of_the_records():
+    loaded = load(CONFIGS / "smt4.toml", {})
+    records = machine_of(loaded, TYPICAL).play(40 * MS).records
+    figures = machine_of(loaded, TYPICAL).measure(40 * MS).figures
+    leaves = [record for record in records if record.type == "leave"]
+    assert figures.leaves == len(leaves)
+    assert figures.exits == sum(record.data["n"] for record in records if record.type == "exit")
+    waits = sum(record.data["wait_ns"] for record in leaves)
+    assert sum(ns for key, ns in figures.sums.items() if key[:2] == ("ns", "leave")) == waits
+    assert figures.sums["records", "flush"] == sum(record.type == "flush" for record in records)
+
+
+def test_figures_by_command(tmp_path, capsys):
+    assert (
+        invoke(["run", str(CONFIGS / "smt2.toml"), "--engine", "sim", "--figures", "--duration", "20ms", "--json"]) == 0
+    )
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["exits"] == sum(row["n"] for row in shown["reasons"])
+    assert shown["leaves"] == sum(row["n"] for row in shown["waits"] if row["of"].startswith("leave"))
+    for modes in shown["modes_ns"].values():
+        assert sum(modes.values()) == shown["duration_ns"]
+
+
+@pytest.mark.parametrize("more", [[], ["--engine", "sim", "--run-dir", "x"]])
+def test_figures_are_kept_nowhere_and_of_the_simulator_alone(more: list[str]):
+    assert invoke(["run", str(CONFIGS / "smt2.toml"), "--figures", *more]) == 2
+
+
+def test_nothing_told_is_nothing():
+    assert Figures().exits == Figures().leaves == 0
+    assert Teller(0).tell([]) == (Figures().sums, [])
