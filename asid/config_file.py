@@ -56,8 +56,8 @@ def load_checked(source: str | Path | Mapping[str, Any], overrides: Mapping[str,
 
 def _load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]) -> Loaded:
     path = None if isinstance(source, Mapping) else Path(source)
-    text = "" if path is None else _read(path)
-    plain, lines = (_copy(source), dict[str, int]()) if path is None else _parse(path, text)
+    text = "" if path is None else read_text(path)
+    plain, lines = (_copy(source), dict[str, int]()) if path is None else parse(path, text)
     _refuse_many(plain, "a mapping")
     origin = {key: _file_line(path, lines, key) for key in _leaf_keys(plain)}
     for key, value in overrides.items():
@@ -77,6 +77,20 @@ def _load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]) 
     for key in _leaf_keys(msgspec.to_builtins(config)):
         origin.setdefault(key, origin.get(key.rpartition(".")[0], DEFAULT))
     return Loaded(config, path, text, base_dir, origin)
+
+
+def check_kinds(config: Mapping[str, Any], key: str, value: Any) -> None:
+    """Raise RuleBroken for a dotted key that no configuration has, or a value of another type than it has.
+
+    config: plain, and right; what its rules say of the value is not asked.
+    """
+    plain = _copy(config)
+    try:
+        _override(plain, key, value)
+    except ConfigError as error:
+        raise RuleBroken(key, value, state="no such key", allowed="a key of a configuration", hint=error.hint) from None
+    _refuse_unknown(plain, Config, "")
+    _convert(plain)
 
 
 def key_lines(text: str) -> dict[str, int]:
@@ -103,7 +117,8 @@ def key_lines(text: str) -> dict[str, int]:
     return lines
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return a file of at most FILE_MAX_BYTES as text. Raise InputError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # waits for no writer of a fifo
         try:
@@ -140,7 +155,8 @@ def _like(path: Path) -> str:
     return f"Did you mean {parent / near[0]}?" if near else "Ready-made ones are in configs/."
 
 
-def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[str, int]]:
+def parse(path: Path, text: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return what a file of TOML (or, by its name, JSON) says, and the line of each dotted key. Raise ConfigError."""
     try:
         if path.suffix == ".json":
             plain = json.loads(text)

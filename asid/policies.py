@@ -176,7 +176,7 @@ def require_tested(name: str) -> None:
         stamp = json.loads(_stamp(name).read_text())
     except (OSError, ValueError):
         stamp = {}
-    if not stamp or stamp != _stamped(name):  # what nobody has tested is not even imported
+    if not stamp or stamp != stamped(name):  # what nobody has tested is not even imported
         raise PolicyRefused(
             f"policy {name!r} has not been tested", where="policy.name",
             state="it was tested as it was before, or by another asid" if stamp else "no test of it is known here",
@@ -187,11 +187,11 @@ def require_tested(name: str) -> None:
 def mark_tested(name: str) -> None:
     """Remember that a policy has passed, as it is now. Raise an error of `refused_by_os` when that cannot be
     written down."""
-    path, stamped = _stamp(name), _stamped(name)
+    path, now = _stamp(name), stamped(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         new = path.with_suffix(".new")
-        new.write_text(json.dumps(stamped, indent=1) + "\n")
+        new.write_text(json.dumps(now, indent=1) + "\n")
         os.replace(new, path)
     except OSError as error:
         raise refused_by_os(
@@ -206,7 +206,7 @@ def _stamp(name: str) -> Path:
     return state / "asid" / "policies" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
 
 
-def _stamped(name: str) -> dict[str, str]:
+def stamped(name: str) -> dict[str, str]:
     """Return what is remembered: every source file of the class that is not asid's own, all that it decides, and
     asid's version. What it decides may come from elsewhere: another module, a file, the environment."""
     import inspect

@@ -62,6 +62,19 @@ def parse_cpulist(text: str, where: str = "") -> tuple[int, ...]:
     return tuple(sorted(cpus))
 
 
+def parse_range(text: str, where: str, numbers_max: int) -> tuple[int, int]:
+    """`1..20` -> (1, 20), the first and the last; `7` -> (7, 7)."""
+    first, _, last = text.strip().partition("..")
+    try:
+        low, high = int(first), int(last or first)
+    except ValueError:
+        low, high = 0, -1
+    if not 0 <= low <= high < low + numbers_max:
+        allowed = f"a number, or the first and the last of at most {numbers_max:,}"
+        raise _refuse(where, text, allowed, "Try 1..20.")
+    return low, high
+
+
 def format_cpulist(cpus: Iterable[int]) -> str:
     """(0, 1, 2, 3, 8) -> `0-3,8`."""
     runs: list[list[int]] = []

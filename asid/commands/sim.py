@@ -52,9 +52,9 @@ def command(session: Session, /, config: str, seeds: str, save: Path | None, dig
     from asid.seeds import Job
     from asid.sim.costs import costs_of
     from asid.simulating import given, load_for, machine_of
-    from asid.units import parse_duration_ns
+    from asid.units import parse_duration_ns, parse_range
 
-    first, last = _range(seeds)
+    first, last = parse_range(seeds, "--seeds", SEEDS_MAX)
     duration_ns = parse_duration_ns(options["duration"], "--duration")
     if duration_ns <= 0:
         raise ConfigError(f"--duration {options['duration']}", allowed="longer than 0", hint="Try 40ms.")
@@ -88,21 +88,6 @@ class Found(NamedTuple):
     plan: Plan
     twice: int
     differs: str
-
-
-def _range(text: str) -> tuple[int, int]:
-    first, _, last = text.partition("..")
-    try:
-        low, high = int(first), int(last or first)
-    except ValueError:
-        low, high = 0, -1
-    if not 0 <= low <= high < low + SEEDS_MAX:
-        raise ConfigError(
-            f"--seeds {text}",
-            allowed=f"a number, or the first and the last of at most {SEEDS_MAX:,}",
-            hint="Try 1..20.",
-        )
-    return low, high
 
 
 def _print_digests(session: Session, job: Job, first: int, last: int) -> None:
