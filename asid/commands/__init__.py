@@ -65,6 +65,7 @@ VERBS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("assess", "what each policy would cost a recording, a table or a configuration"),
             ("replay", "play a recorded trace, or a schedule of explore, by real processes"),
             ("compare", "the same load under several policies, interleaved repeats"),
+            ("sweep", "every combination of a matrix in virtual time, here or on a Dask cluster; --resume"),
             ("explore", "every interleaving within bounds; counterexamples as schedules"),
             ("audit", "check every guarantee again from the journal of a run"),
             ("bench", "speed of this build beside the bare limit of this machine"),
