@@ -60,6 +60,8 @@ def command(
             allowed="one of them", hint="Leave --jobs out.",
         )  # fmt: skip
     deadline_s = parse_duration_ns(deadline, "--deadline") / 1e9
+    if not deadline_s:
+        raise Usage(f"--deadline {deadline}", where="asid sweep", allowed="longer than 0", hint=f"Try {DEADLINE}.")
     line = _Line(session)
     plan = plan_of(read(matrix), line.checked)
     line.clear()

@@ -131,7 +131,8 @@ class Ledger:
     def _refused(self, error: OSError) -> AsidError:
         return refused_by_os(
             error, "the rows of the sweep cannot be kept", where=str(self.path),
-            allowed="a file in a directory with room that you may write", hint="Make room, then go on with --resume.",
+            allowed="a file in a directory with room that you may write",
+            hint="Choose another --output; or make room, then go on with --resume.",
         )  # fmt: skip
 
 

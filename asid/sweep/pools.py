@@ -23,10 +23,11 @@ from asid.errors import ConfigError, NoAnswer, NotRunning
 from asid.extras import needed
 
 AHEAD: Final = 2  # runs under way for each that is being played, so that nobody waits for the next one
+AHEAD_FAR: Final = 8  # and where the next one has to come by a network
 CONNECT_S: Final = 5.0
 WORKERS_S: Final = 20.0  # without any worker for so long, a cluster is of no use
 LOOK_S: Final = 2.0  # between two looks at who works
-RESULT_S: Final = 30.0  # for the row of a run that has ended to come over
+RESULT_S: Final = 15.0  # for the row of a run that has ended to come over
 ADDRESS: Final = re.compile(r"(?:tcp|tls)://(?:\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):\d{1,5}")
 
 
@@ -134,7 +135,7 @@ class Cluster:
     def room(self) -> int:
         if not self._threads or time.monotonic() - self._looked > LOOK_S:
             self._look()
-        return self._threads * AHEAD * 4
+        return self._threads * AHEAD_FAR
 
     def submit(self, function: Callable[[Any], Any], job: Any) -> Any:
         return self._client.submit(function, job, pure=False)
@@ -151,7 +152,10 @@ class Cluster:
     def result(self, future: Any) -> Any:
         try:
             return future.result(timeout=RESULT_S)
-        except (CancelledError, TimeoutError, self._dask.KilledWorker, self._dask.comm.CommClosedError) as error:
+        except TimeoutError as error:
+            self._look()  # a scheduler that does not answer has lost them all
+            raise Lost(f"its row did not come within {RESULT_S:.0f} s") from error
+        except (CancelledError, self._dask.KilledWorker, self._dask.comm.CommClosedError) as error:
             raise Lost(f"a worker was lost: {type(error).__name__}") from error
 
     def close(self) -> None:
@@ -162,22 +166,21 @@ class Cluster:
         """Count who works; wait for the first. Raise NoAnswer when nobody comes."""
         while True:
             try:
-                self._threads = sum(self._client.nthreads().values())
+                self._threads = sum(self._client.nthreads(callback_timeout=CONNECT_S).values())
             except (OSError, TimeoutError, CancelledError) as error:
-                raise self._gone(type(error).__name__) from error
+                raise self._gone(f"the scheduler does not answer: {type(error).__name__}") from error
             self._looked = time.monotonic()
             if self._threads:
                 self._seen = self._looked
                 return
             left_s = self._seen + WORKERS_S - self._looked
             if left_s <= 0:
-                raise self._gone("it has no worker")
-            with contextlib.suppress(TimeoutError, OSError):
-                self._client.wait_for_workers(1, timeout=left_s)
+                raise self._gone(f"it has had no worker for {WORKERS_S:.0f} s")
+            threading.Event().wait(min(left_s, LOOK_S))
 
     def _gone(self, state: str) -> NoAnswer:
         return NoAnswer(
-            f"nobody plays the runs, after {WORKERS_S:.0f} s", where=self._address, state=state,
+            "nobody plays the runs", where=self._address, state=state,
             allowed="a scheduler with one worker or more", hint="Start workers with: dask worker tcp://HOST:PORT",
         )  # fmt: skip
 
