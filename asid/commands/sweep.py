@@ -107,12 +107,12 @@ def _finished(output: Path, plan: Plan, resume: bool) -> list[Row] | None:
     from asid.sweep.ledger import ledger_of
     from asid.sweep.parquet import read
 
-    if not output.exists() or (resume and ledger_of(output).exists()):
+    if not output.exists():
         return None
     if resume:
         fingerprint, rows = read(output)
         if fingerprint == plan.fingerprint:
-            return rows
+            return None if ledger_of(output).exists() else rows  # killed after the one, before the other was removed
         raise InputError(
             "is of another sweep", where=str(output), state="its matrix, its configuration or asid was another",
             allowed="one of the same, or a new name", hint="Choose another file for --output.",

@@ -118,8 +118,8 @@ def plan_of(matrix: Matrix, tell: Callable[[int, int], None]) -> Plan:
     for axis in matrix.axes:
         total *= len(axis.values)
     keys = [axis.key for axis in matrix.axes]
-    _refuse_policies(matrix)
-    base_policy = str(load(matrix.config, matrix.fixed).config.policy.name)
+    base_policy = load(matrix.config, matrix.fixed).config.policy.name
+    _refuse_policies(matrix, base_policy)
     for done, values in enumerate(product(*(axis.values for axis in matrix.axes))):
         tell(done, total)
         chosen = dict(zip(keys, values, strict=True))
@@ -135,15 +135,15 @@ def plan_of(matrix: Matrix, tell: Callable[[int, int], None]) -> Plan:
     return Plan(matrix, combinations, (total - len(combinations)) * each)
 
 
-def _refuse_policies(matrix: Matrix) -> None:
-    for axis in matrix.axes:
-        if axis.key == POLICY:
-            for name in axis.values:
-                try:
-                    require_known(name)
-                except ConfigError as error:
-                    raise _at(matrix, f"axes.{POLICY}", error) from None
-                require_tested(name)
+def _refuse_policies(matrix: Matrix, base: str) -> None:
+    """Raise for a policy that is none, or is not tested: before anything asks it, which imports it."""
+    names = next((axis.values for axis in matrix.axes if axis.key == POLICY), (base,))
+    for name in names:
+        try:
+            require_known(name)
+        except ConfigError as error:
+            raise _at(matrix, f"axes.{POLICY}", error) from None
+        require_tested(name)
 
 
 def _only_kick(policy: str) -> str:

@@ -122,6 +122,37 @@ def test_a_finished_sweep_is_shown_again_and_no_file_is_overwritten(run, matrix,
     assert (tmp_path / "small.parquet").read_bytes() == before
 
 
+def test_killed_after_the_file_was_there_it_ends_as_if_nothing_had_been(run, matrix, tmp_path):
+    output = tmp_path / "small.parquet"
+    run("small.toml", pool=Inline(ends_after=RUNS - 1))
+    rows = ledger_of(output).read_bytes()
+    run("small.toml", "--resume")
+    whole = output.read_bytes()
+    ledger_of(output).write_bytes(rows)
+    assert run("small.toml", "--resume").code == 0
+    assert output.read_bytes() == whole
+    assert not ledger_of(output).exists()
+
+
+def test_a_foreign_file_that_came_meanwhile_is_not_overwritten(run, matrix, tmp_path):
+    run("small.toml", pool=Inline(ends_after=3))
+    (tmp_path / "small.parquet").write_text("mine")
+    found = run("small.toml", "--resume")
+    assert found.code == 2
+    assert "no Parquet of a sweep" in found.err
+    assert (tmp_path / "small.parquet").read_text() == "mine"
+
+
+def test_a_policy_that_nobody_has_tested_is_not_even_imported(run, matrix, tmp_path, monkeypatch):
+    (tmp_path / "lazy_policy.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for place in ('[set]\npolicy.name = "lazy_policy:Lazy"\n[axes]\n', '[axes]\npolicy.name = ["lazy_policy:Lazy"]\n'):
+        matrix.write_text(f'config = "{SMT2}"\nduration = "1ms"\n{place}machine.smt = [2]\n')
+        found = run("small.toml")
+        assert found.code == 10
+        assert "asid policy test lazy_policy:Lazy" in found.err
+
+
 def test_what_no_machine_can_be_is_a_row_that_says_so(run, matrix, tmp_path):
     matrix.write_text(f'config = "{SMT2}"\nduration = "1ms"\n[axes]\nmachine.smt = [1, 2]\nseed = [7, 5]\n')
     dry = run("small.toml", "--dry-run")
