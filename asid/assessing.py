@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from asid.audit import audit
+from asid.missing import Missing, missing_of
 from asid.report.repeats import Sample
 from asid.report.variants import BASELINE, Variant
 from asid.sim.costs import LEVELS, Costs, Level, costs_of
@@ -20,6 +21,7 @@ from asid.simulating import given, load_for, machine_of
 
 if TYPE_CHECKING:
     from asid.core.record import Record
+    from asid.recorded import Assumption
     from asid.sim.machine import Played
 
 TYPICAL: Final[Level] = "typical"
@@ -29,8 +31,8 @@ VIRTUAL_NS_MAX: Final = 3_600_000_000_000  # a recording that has not ended by t
 class Workload(NamedTuple):
     """What is assessed. duration_ns: of virtual time, 0 until its recordings have ended. words: what was assumed.
 
-    rate_hz: exits a second of one vCPU, where that was assumed, else 0. apart: the same guests on cores of their own,
-    where it was assumed that they are siblings.
+    rate_hz: exits a second of guest time of one vCPU, where that was assumed, else 0. apart: the same guests on cores
+    of their own, where it was assumed that they are siblings. further: what else was assumed.
     """
 
     source: str | Path | Mapping[str, Any]
@@ -38,15 +40,18 @@ class Workload(NamedTuple):
     words: tuple[str, ...] = ()
     rate_hz: float = 0.0
     apart: Mapping[str, Any] | None = None
+    further: tuple[Assumption, ...] = ()
 
 
 class Cause(NamedTuple):
-    """Leaves of one reason for one object, of one run. object: missed first, "" if it is full whatever is mapped."""
+    """Leaves of one reason for one object, of one run. object: missed first, "" if it is full whatever is mapped.
+    others: what the handler would have missed behind it."""
 
     reason: str
     object: str
     leaves_hz: float
     kicks_hz: float
+    others: tuple[str, ...] = ()
 
 
 class Assessed(NamedTuple):
@@ -55,6 +60,11 @@ class Assessed(NamedTuple):
 
     samples: tuple[Sample, ...]
     causes: dict[str, tuple[Cause, ...]]
+
+    @property
+    def vcpus(self) -> int:
+        """How many vCPUs were played."""
+        return int(self.samples[0].document["run"]["vcpus"])
 
 
 def runs_of(seed: int, seeds: int) -> list[tuple[Level, int]]:
@@ -66,6 +76,7 @@ def assess(
     work: Workload, chosen: Sequence[Variant], *, seed: int, seeds: int, on_run: Callable[[Variant, int, int], None]
 ) -> Assessed:
     """Run every variant; on_run(variant, done, total) is called before each. Raise as load_for and machine_of do."""
+    missing = missing_of(work.source)
     samples: list[Sample] = []
     causes: dict[str, tuple[Cause, ...]] = {}
     plan = runs_of(seed, seeds)
@@ -74,11 +85,30 @@ def assess(
         for number, (level, own_seed) in enumerate(plan, start=1):
             on_run(variant, len(samples), total)
             played = simulated(work, variant, costs_of(level), own_seed)
-            sample = Sample(variant, number, audit(played.records).as_map())
+            sample = Sample(variant, number, _of_the_duration(audit(played.records).as_map(), played, work.duration_ns))
             samples.append(sample)
             if number == 1:
-                causes[variant.label] = causes_of(played.records, sample)
+                causes[variant.label] = _with_others(causes_of(played.records, sample), missing)
     return Assessed(tuple(samples), causes)
+
+
+def _of_the_duration(document: dict[str, Any], played: Played, duration_ns: int) -> dict[str, Any]:
+    """Count for all of the time that was asked for, also what is slept at its end, and nothing of the stop: no guest
+    paid for the kicks of that."""
+    if duration_ns:
+        figures = document["figures"]
+        figures["kicks"] -= sum(record.ts >= duration_ns and record.type == "gate.kick" for record in played.records)
+        figures["served_ns"] = duration_ns
+        figures["guest_percent"] = round(
+            100 * figures["guest_ns"] / (duration_ns * max(1, document["run"]["vcpus"])), 2
+        )
+    return document
+
+
+def _with_others(causes: tuple[Cause, ...], missing: Missing) -> tuple[Cause, ...]:
+    return tuple(
+        cause._replace(others=missing.behind(cause.reason, cause.object)) if cause.object else cause for cause in causes
+    )
 
 
 def simulated(

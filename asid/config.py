@@ -148,11 +148,21 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["idle", "mix", "trace", "kvm"],
         Meta(description="idle = spins, all exits injected; mix = drawn from `table`; trace = replayed from `file`."),
     ] = "idle"
-    table: Annotated[str, Meta(description="mix: a TOML table of exits, or `perf kvm stat report` text.")] = ""
+    table: Annotated[
+        str, Meta(description="mix: a TOML table of exits, `perf kvm stat report` text, or counts (kvmexit, kvm_stat).")
+    ] = ""
     file: Annotated[str, Meta(description="trace: a recording by ftrace, trace-cmd report or perf script.")] = ""
     rate: Annotated[
         str, Meta(description="mix: exits a second of one vCPU; empty = the sum of the table's own rates, else 1000/s.")
     ] = ""
+    asleep: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            le=0.99,
+            description="mix, of counts without times: what part of the time outside handlers a halting vCPU sleeps.",
+        ),
+    ] = 0.5
     thread: Annotated[str, Meta(description="trace: the thread (pid or vCPU) to replay; empty = by vCPU number.")] = ""
     loop: Annotated[bool, Meta(description="trace: start again at the end of the recording.")] = False
     halt_poll: Annotated[

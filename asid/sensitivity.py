@@ -73,9 +73,11 @@ def _cases(work: Workload) -> list[_Case]:
         words = tuple(f"{sum(getattr(costs, name) for name in names):,} ns" for costs in (low, high))
         found.append(_Case(what, (words[0], words[1]), same, (low, high), ({}, {})))
     if work.rate_hz:
-        rates = (f"{work.rate_hz / 2:g}/s", f"{work.rate_hz * 2:g}/s")
-        rated = ({"vm.0.guest.rate": rates[0]}, {"vm.0.guest.rate": rates[1]})
+        half, twice = work.rate_hz / 2, work.rate_hz * 2
+        rates = (f"{half:,.5g}/s", f"{twice:,.5g}/s")
+        rated = ({"vm.0.guest.rate": f"{half:.9f}/s"}, {"vm.0.guest.rate": f"{twice:.9f}/s"})
         found.append(_Case("exits a second of a vCPU", rates, same, unchanged, rated))
+    found += [_Case(each.what, each.words, same, unchanged, each.overrides) for each in work.further]
     if work.apart is not None:
         placed = ("siblings", "a core each")
         found.append(_Case("where vCPUs run", placed, (work, work._replace(source=work.apart)), unchanged, ({}, {})))

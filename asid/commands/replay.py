@@ -43,7 +43,9 @@ VIRTUAL_NS_MAX = 3_600_000_000_000  # a recording that has not ended by then is 
 @click.option(
     "--siblings", type=int, default=0, help="Hyperthreads of a core; by default what the vCPUs need, up to 8."
 )
-@click.option("--rate", default="2000/s", show_default=True, help="Exits a second of one vCPU, for a table.")
+@click.option(
+    "--rate", default="", metavar="R", help="Exits a second of one vCPU, of a table.  [default: its own, or 2000/s]"
+)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option(
     "--engine",
@@ -87,7 +89,7 @@ def command(session: Session, /, file: str, engine: str, costs: Level, **options
         require_tested(options["policy"])
         require_kick(options["policy"], options["kick"], "--kick")
     _require_fitting(path, sniff(path), options)
-    config, words, _ = recorded(path, Wanted(**{key: options[key] for key in Wanted._fields}))
+    config, words = recorded(path, Wanted(**{key: options[key] for key in Wanted._fields if key in options}))[:2]
     for word in words:
         session.note(word)
     duration_ns = parse_duration_ns(options["duration"], "--duration") if options["duration"] else 0
@@ -112,6 +114,8 @@ def command(session: Session, /, file: str, engine: str, costs: Level, **options
 
 def _require_fitting(path: Path, kind: str, options: dict[str, Any]) -> None:
     """Refuse options that a recording, or a table, has no use for, or cannot do without."""
+    from asid.trace.counts import KINDS
+
     if kind == "trace":
         if click.get_current_context().get_parameter_source("rate") is ParameterSource.COMMANDLINE:
             raise ConfigError(
@@ -120,7 +124,7 @@ def _require_fitting(path: Path, kind: str, options: dict[str, Any]) -> None:
             )  # fmt: skip
         if options["loop"] and not options["duration"]:
             raise ConfigError("--loop without --duration", allowed="a time to stop at", hint="Add --duration 10s.")
-    elif kind == "perf-kvm-stat":
+    elif kind == "perf-kvm-stat" or kind in KINDS:
         if options["loop"]:
             raise ConfigError("--loop", where=path.name, state="a table of counts has no end", allowed="a recording")
         if not options["duration"]:

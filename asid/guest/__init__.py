@@ -66,7 +66,7 @@ def make_source(
         return IdleSource()
     if spec.source == "mix":
         table = read_mix(guest_path(spec, base_dir))
-        mix = MixSource(table, mix_rate_hz(spec, table), random, timeless=pace == "max")
+        mix = MixSource(table, mix_rate_hz(spec, table), random, timeless=pace == "max", asleep=spec.asleep)
         return mix if pace != "scaled" else Paced(mix, pace, scale)
     if spec.source == "trace":
         trace = read_trace(guest_path(spec, base_dir))
@@ -97,14 +97,18 @@ def guest_path(spec: GuestSpec, base_dir: Path) -> Path:
 
 
 def mix_rate_hz(spec: GuestSpec, table: MixTable) -> float:
-    """The configuration's rate; where that is empty, the sum of the table's own rates, and where there are none 1000/s.
+    """The configuration's rate; where that is empty, the sum of the table's own rates; of counts that say for how long
+    and of how many vCPUs they are, the rate that makes as many; else 1000/s.
 
     A rate of the configuration's own scales the whole table: the rows keep their parts of it.
     """
     if spec.rate:
         rate_hz = parse_rate_hz(spec.rate, "guest.rate")
     else:
-        rate_hz = RATE_HZ_DEFAULT if table.rate_hz is None else table.rate_hz
+        own_hz = table.rate_hz
+        if own_hz is None:
+            own_hz = table.rate_over_hz(table.over_ns, table.vcpus, spec.asleep) or RATE_HZ_DEFAULT
+        rate_hz = own_hz
     if 0.0 < rate_hz <= RATE_HZ_MAX:
         return rate_hz
     raise ConfigError(

@@ -1,6 +1,6 @@
 """The mix source: exits drawn from a table of reasons, shares and service times.
 
-The table is a TOML file of asid's own, or the text of `perf kvm stat report`. TOML:
+The table is a TOML file of asid's own, the text of `perf kvm stat report`, or of counts (`asid.trace.counts`). TOML:
 
     isa = "vmx"                              # optional default for every row
     [[exit]]
@@ -13,6 +13,9 @@ The table is a TOML file of asid's own, or the text of `perf kvm stat report`. T
 HLT: the time a table gives for it is time asleep, not time in a handler. It becomes `wake_ns`, and `service_ns` is 0,
 unless the row has a `wake` of its own beside `service`.
 
+Counts without times: a handler works as long as `asid.guest.handler_times` says, and a vCPU that halts sleeps for a
+part of the time that handlers leave, `asleep` of the configuration: the rest of it the guest runs.
+
 Draws: `after_ns` is exponential (exits come at random, on average `rate` a second *of guest time*); the reason by its
 share; times by `asid.guest.spread`. Each exit takes four numbers from the source's own random.Random, whatever they are
 used for: other details of the exits change no reason and no time.
@@ -24,9 +27,12 @@ and the others ask for nothing beyond the least.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from math import fsum, log1p
 from pathlib import Path
@@ -37,9 +43,11 @@ import msgspec
 
 from asid.core.exits import Canonical, Isa, find, is_idle, suggestions
 from asid.errors import ConfigError, InputError
-from asid.guest.base import Exit
+from asid.guest.base import DURATION_NS_MAX, Exit
 from asid.guest.details import details_of
-from asid.guest.spread import Constant, Spread, fit
+from asid.guest.handler_times import handler_ns
+from asid.guest.spread import Constant, Exponential, Spread, fit
+from asid.trace.counts import KINDS, CountRow, read_counts
 from asid.trace.perf_kvm_stat import KvmStatRow, read_table
 from asid.trace.sniff import foreign, read_lines, sniff
 from asid.units import parse_duration_ns, parse_rate_hz
@@ -49,28 +57,61 @@ RATE_HZ_MAX: Final = 1e9
 RATE_HZ_DEFAULT: Final = 1_000.0  # of one vCPU, where neither the configuration nor the table says
 PERF_ROUNDING_NS: Final = 10  # perf prints microseconds with two digits: a mean may lie this far outside min and max
 
-_WANTED: Final = "a mix table (TOML with [[exit]] rows) or the text of perf kvm stat report"
+ASLEEP_DEFAULT: Final = 0.5
+
+_WANTED: Final = "a mix table (TOML with [[exit]] rows), the text of perf kvm stat report, or counts by kvmexit of bcc"
 
 
 @dataclass(frozen=True, slots=True)
 class MixEntry:
-    """One reason of a table. `weight` is its part, in any unit; `full` is a share of its own, see above."""
+    """One reason of a table. `weight` is its part, in any unit; `full` is a share of its own, see above. `halts`: the
+    vCPU sleeps, and nothing tells how long."""
 
     reason: Canonical
     weight: float
     service: Spread
     wake: Spread | None = None
     full: float | None = None
+    halts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MixTable:
-    """A whole table. `rate_hz` is the sum of the rows' rates, None where the table has shares or counts only."""
+    """A whole table. `rate_hz` is the sum of the rows' rates, None where the table has shares or counts only.
+
+    Of counts: `over_ns` for how long and of how many vCPUs (`vcpus`) they are, 0 where the text does not say;
+    `timeless`: they came without times."""
 
     path: str
     entries: tuple[MixEntry, ...]
     rate_hz: float | None = None
     notes: tuple[str, ...] = ()
+    over_ns: int = 0
+    vcpus: int = 0
+    timeless: bool = False
+
+    @property
+    def halts(self) -> bool:
+        """Whether it is not known how long its vCPUs sleep."""
+        return any(entry.halts for entry in self.entries)
+
+    @property
+    def handled_ns(self) -> float:
+        """How long the exits of a table of counts took, sleep included where it is known."""
+        return fsum(
+            entry.weight * (entry.service.mean_ns + (entry.wake.mean_ns if entry.wake else 0.0))
+            for entry in self.entries
+        )
+
+    def cycle_ns(self, rate_hz: float, asleep: float = ASLEEP_DEFAULT) -> float:
+        """Return the time from an exit of a vCPU to its next one, in the mean."""
+        total = fsum(entry.weight for entry in self.entries)
+        return self.handled_ns / total + 1e9 / rate_hz / (1.0 - asleep if self.halts else 1.0)
+
+    def rate_over_hz(self, over_ns: int, vcpus: int, asleep: float = ASLEEP_DEFAULT) -> float:
+        """Return the exits a second of guest time that make these counts in so long; 0.0 when they do not fit in it."""
+        left_ns = (over_ns * vcpus - self.handled_ns) * (1.0 - asleep if self.halts else 1.0)
+        return fsum(entry.weight for entry in self.entries) * 1e9 / left_ns if left_ns > 0 else 0.0
 
 
 class MixRow(NamedTuple):
@@ -97,6 +138,7 @@ class MixSource:
         random: Random,
         *,
         timeless: bool = False,
+        asleep: float = ASLEEP_DEFAULT,
     ) -> None:
         assert table.entries, "an empty table is refused when it is read"
         assert 0.0 < rate_hz <= RATE_HZ_MAX, rate_hz
@@ -108,6 +150,14 @@ class MixSource:
         self._total = self.cumulative[-1]
         self._last = len(table.entries) - 1
         self._draw = random.random
+        entries = _woken(table.entries, rate_hz, asleep)
+        self._cumulative = list(accumulate(entry.weight for entry in entries))
+        self._total = self._cumulative[-1]
+        self._last = len(entries) - 1
+        self._mean_after_ns = 1e9 / rate_hz
+        self._random = random.random
+        self._rows = [(entry, *_two_exits(entry)) for entry in entries]
+        self._timeless = timeless
 
     def next(self) -> Exit:
         random = self._draw
@@ -130,6 +180,18 @@ class MixSource:
 
 
 def _row_of(entry: MixEntry) -> MixRow:
+def _woken(entries: Sequence[MixEntry], rate_hz: float, asleep: float) -> Sequence[MixEntry]:
+    """Give each halt of unknown length its time asleep: together they are `asleep` of what handlers leave."""
+    halts = fsum(entry.weight for entry in entries if entry.halts)
+    if not halts:
+        return entries
+    a_halt_ns = fsum(entry.weight for entry in entries) / halts * 1e9 / rate_hz * asleep / (1.0 - asleep)
+    wake = Exponential(0.0, min(a_halt_ns, float(DURATION_NS_MAX)))
+    return [replace(entry, wake=wake) if entry.halts else entry for entry in entries]
+
+
+def _two_exits(entry: MixEntry) -> tuple[float, Exit, Exit]:
+    """Return a row's exits without their times: the share of the second kind, the first and the second."""
     isa, number, name = entry.reason
     if entry.full is not None:
         return MixRow(entry, entry.full, Exit(0, name, isa, 0, False), Exit(0, name, isa, 0, True))
@@ -161,11 +223,29 @@ class _TableFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_mix(path: Path | str) -> MixTable:
-    """Read a mix table, TOML or perf kvm stat text. Raise InputError for anything else."""
+    """Read a mix table, TOML, perf kvm stat text or counts, once while its file stays as it is.
+
+    Raise InputError for anything else.
+    """
     path = Path(path)
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return _read_mix(path)  # which says what is wrong
+    return _read_once(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: Path, _as_it_is: tuple[int, ...]) -> MixTable:
+    return _read_mix(path)
+
+
+def _read_mix(path: Path) -> MixTable:
     kind = sniff(path)
     if kind == "perf-kvm-stat":
         return _read_perf_table(path)
+    if kind in KINDS:
+        return _read_counts(path)
     if kind not in ("mix-table", "unknown"):
         raise foreign(path, kind, _WANTED)
     text = "\n".join(line for _, line, _ in read_lines(path))
@@ -258,17 +338,42 @@ def _read_perf_table(path: Path) -> MixTable:
         times = _fit_perf_row(row)
         if times is None:
             notes.append(f"Row {row.name!r} (line {row.line}) has a mean outside its minimum and maximum; left out.")
-        elif is_idle(row.reason.isa, row.reason.number):
-            entries.append(MixEntry(row.reason, float(row.samples), Constant(0), wake=times))
         else:
-            entries.append(MixEntry(row.reason, float(row.samples), times))
+            entries.append(_entry_of(row.reason, row.samples, times))
     if not entries:
         raise _refuse(str(path), "no row can be used", _WANTED, " ".join(notes[:3]))
-    return MixTable(str(path), tuple(entries), None, tuple(notes))
+    vcpus = 1 if re.search(r"\bVCPU \d", table.title) else 0
+    return MixTable(str(path), tuple(entries), None, tuple(notes), 0, vcpus)
 
 
-def _fit_perf_row(row: KvmStatRow) -> Spread | None:
+def _read_counts(path: Path) -> MixTable:
+    counts = read_counts(path)
+    entries = []
+    timeless = False
+    for row in counts.rows:
+        if row.reason is None or not row.n:
+            continue
+        if row.mean_ns is not None:
+            times = _fit_perf_row(row) or Constant(round(row.mean_ns))
+            entries.append(_entry_of(row.reason, row.n, times))
+            continue
+        timeless = True
+        halts = is_idle(row.reason.isa, row.reason.number)
+        service = Constant(0) if halts else Exponential(0.0, float(handler_ns(row.reason)))
+        entries.append(MixEntry(row.reason, float(row.n), service, halts=halts))
+    return MixTable(str(path), tuple(entries), None, counts.notes, counts.over_ns, counts.vcpus, timeless)
+
+
+def _entry_of(reason: Canonical, n: int, times: Spread) -> MixEntry:
+    """Return a row with times; those of a halt are times asleep."""
+    if is_idle(reason.isa, reason.number):
+        return MixEntry(reason, float(n), Constant(0), wake=times)
+    return MixEntry(reason, float(n), times)
+
+
+def _fit_perf_row(row: KvmStatRow | CountRow) -> Spread | None:
     mean_ns = row.mean_ns
+    assert mean_ns is not None
     if row.min_ns is not None and row.min_ns - PERF_ROUNDING_NS <= mean_ns < row.min_ns:
         mean_ns = row.min_ns
     if row.max_ns is not None and row.max_ns < mean_ns <= row.max_ns + PERF_ROUNDING_NS:

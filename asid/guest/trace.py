@@ -26,7 +26,8 @@ from asid.trace.model import Pair, Thread, Trace
 
 @dataclass(frozen=True, slots=True)
 class VcpuThread:
-    """One thread that can be played. `index` is its place in the order of vCPU numbers, which `make_source` uses."""
+    """One thread that can be played. `index` is its place in the order of vCPU numbers, which `make_source` uses.
+    span_ns: how long one pass of it takes."""
 
     index: int
     key: str
@@ -35,6 +36,7 @@ class VcpuThread:
     comm: str
     cpus: tuple[int, ...]
     exits: int
+    span_ns: int = 0
 
 
 class TraceSource:
@@ -67,9 +69,14 @@ def vcpus(trace: Trace) -> tuple[VcpuThread, ...]:
     playable = [thread for thread in trace.threads if thread.pairs or thread.tail is not None]
     playable.sort(key=lambda thread: (thread.vcpu < 0, thread.vcpu))  # stable: equal numbers keep their order
     return tuple(
-        VcpuThread(n, t.key, t.pid, t.vcpu, t.comm, t.cpus, len(t.pairs) + (t.tail is not None))
+        VcpuThread(n, t.key, t.pid, t.vcpu, t.comm, t.cpus, len(t.pairs) + (t.tail is not None), _span_ns(t))
         for n, t in enumerate(playable)
     )
+
+
+def _span_ns(thread: Thread) -> int:
+    pairs = thread.pairs if thread.tail is None else (*thread.pairs, thread.tail)
+    return sum(min(pair.guest or 0, DURATION_NS_MAX) + min(pair.service, DURATION_NS_MAX) for pair in pairs)
 
 
 def find_thread(trace: Trace, name: str = "", vcpu: int = 0) -> Thread:

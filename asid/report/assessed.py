@@ -17,6 +17,7 @@ HEADINGS: Final = (
     "POLICY", "EXITS/S", "GUEST", "KICKS/S", "FULL", "GATE P50", "GATE P99", "EXPOSED", "MAX", "LEAKS", "VS NONE"
 )  # fmt: skip
 TOLD: Final = 0.9  # of the kicks: what makes the rest is summed up
+NAMED: Final = 4  # objects of one reason
 BAR: Final = 24
 
 Columns = Callable[..., str]
@@ -30,25 +31,33 @@ def rows_of_all(found: Assessed, chosen: Sequence[Variant], seed: int) -> list[d
         own = next(sample for sample in typical if sample.variant == variant)
         spread = ratios(found.samples, variant)
         row["vs_none"] = {"ratio": spread[0], "low": min(spread), "high": max(spread)} if spread else None
-        row["gate_wait_p50_ns"] = own.document["figures"]["gate_waits"]["p50_ns"]
+        waits = own.document["figures"]["gate_waits"]
+        row["gate_waits"] = waits["count"]
+        row["gate_wait_p50_ns"] = waits["p50_ns"]
         row["leaves_for"] = [cause._asdict() for cause in found.causes[variant.label]]
     return rows
 
 
 def assessed_lines(
-    rows: Sequence[dict[str, Any]], about: str, causes: Sequence[Cause], work: Workload, moved: Sequence[Swing],
+    rows: Sequence[dict[str, Any]], about: str, found: Assessed, work: Workload, moved: Sequence[Swing],
     columns: Columns,
 ) -> list[str]:  # fmt: skip
     """Return the whole answer. about: label of the variant whose kicks are told of. columns: of commands.session."""
-    cells = [_cells(row) for row in rows]
+    cells = [_cells(row, found.vcpus) for row in rows]
+    vcpus = f"{found.vcpus} vCPU{'' if found.vcpus == 1 else 's'}"
     lines = [
         columns(HEADINGS, cells, right=tuple(range(1, 9))),
         "",
+        f"Each policy: {format_ns(work.duration_ns)} of virtual time; exits and kicks are of {vcpus} together.",
+        "Leaks (concurrent / residual) and exposures are counts of that time; gate waits are those to enter guest.",
         "vs none: exits/s over those of none; [least, most] over seeds and low, typical and high costs.",
         "",
-        *paragraph(about, causes),
+        *paragraph(about, found.causes[about]),
     ]
-    lines += ["", "Assumed:", *(f"  {word}" for word in work.words)] if work.words else []
+    told = [word.removeprefix("assumed: ") for word in work.words if word.startswith("assumed: ")]
+    known = [word for word in work.words if not word.startswith("assumed: ")]
+    lines += ["", "Known:", *(f"  {word}" for word in known)] if known else []
+    lines += ["", "Assumed:", *(f"  {word}" for word in told)] if told else []
     if moved:
         lines += ["", f"How far {about} vs none moves with each assumption:", columns(*_tornado(moved))]
     return lines
@@ -60,42 +69,58 @@ def paragraph(about: str, causes: Sequence[Cause]) -> list[str]:
     leaves = sum(cause.leaves_hz for cause in causes)
     if not leaves:
         return [f"{about}: nobody left the isolated address space."]
-    lines = [f"{about}: {leaves:,.0f} leaves/s and {kicks:,.0f} kicks/s."]
+    what, whole = ("kicks", kicks) if kicks else ("leaves", leaves)
+    lines = [f"{about}: {_rate(leaves)} leaves/s and {_rate(kicks)} kicks/s."]
     told = 0.0
     for number, cause in enumerate(causes):
         if kicks and told >= TOLD * kicks:
-            lines.append(f"  {len(causes) - number} further kinds make the rest.")
+            more = len(causes) - number
+            lines.append(f"  {more} further kind{' makes' if more == 1 else 's make'} the rest.")
             break
-        told += cause.kicks_hz
-        share = (
-            f"{cause.kicks_hz / kicks:.0%} of the kicks" if kicks else f"{cause.leaves_hz / leaves:.0%} of the leaves"
-        )
-        lines.append(f"  {cause.reason}: {share}: {_why(cause)}")
+        told += _of(cause, what)
+        lines.append(f"  {cause.reason}: {_of(cause, what) / whole:.0%} of the {what}: {_why(cause)}")
+    saved = sum(_of(cause, what) for cause in causes if cause.object and not _secrets(cause))
+    lines.append(f"  To map what holds no secret would save {saved / whole:.0%} of the {what}.")
     return lines
+
+
+def _of(cause: Cause, what: str) -> float:
+    return cause.kicks_hz if what == "kicks" else cause.leaves_hz
+
+
+def _rate(hz: float) -> str:
+    return f"{hz:,.0f}" if hz >= 10 or not hz else f"{hz:.2g}"
+
+
+def _secrets(cause: Cause) -> list[str]:
+    return [name for name in (cause.object, *cause.others) if is_secret(OBJECT[name].sensitivity)]
 
 
 def _why(cause: Cause) -> str:
     if not cause.object:
         return "full whatever is mapped"
-    whose = OBJECT[cause.object].sensitivity
-    if is_secret(whose):
-        return f"misses {cause.object} ({whose.value}): to map it would expose it"
-    return f"misses {cause.object} ({whose.value}): mapped, it would be fast (asid space learn)"
+    named = [f"{name} ({OBJECT[name].sensitivity.value})" for name in (cause.object, *cause.others)]
+    text = f"misses {', '.join(named[:NAMED])}{f' and {len(named) - NAMED} more' if len(named) > NAMED else ''}"
+    them = "it" if len(named) == 1 else "them"
+    if _secrets(cause):
+        return f"{text}: to map {them} would expose {them if len(_secrets(cause)) == len(named) else 'secrets'}"
+    return f"{text}: mapped, it would be fast (asid space learn)"
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], vcpus: int) -> tuple[str, ...]:
     def lasts(ns: int) -> str:
         return format_ns(ns) if ns else "-"
 
     ratio, leaks, exposure = row["vs_none"], row["leaks"], row["exposure"]
+    waited = row["gate_waits"] > vcpus  # more than the first time, when everybody starts
     return (
         row["label"],
-        f"{row['exits_per_s']:,.0f}",
+        _rate(row["exits_per_s"]),
         "-" if row["guest_percent"] is None else f"{row['guest_percent']:.1f} %",
-        f"{row['kicks_per_s']:,.0f}",
+        _rate(row["kicks_per_s"]),
         f"{row['full_percent']:.1f} %",
-        lasts(row["gate_wait_p50_ns"]),
-        lasts(row["gate_wait_p99_ns"]),
+        lasts(row["gate_wait_p50_ns"] * waited),
+        lasts(row["gate_wait_p99_ns"] * waited),
         f"{exposure['count']:,} x" if exposure["count"] else "-",
         lasts(exposure["max_ns"]),
         "-" if leaks is None else f"{leaks['concurrent']:,} / {leaks['residual']:,}",
