@@ -6,7 +6,9 @@ one door: it takes a journal (or a run directory, or records) and returns a Verd
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import gc
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from asid.audit.history import gather
@@ -24,6 +26,23 @@ def audit(source: Iterable[Record] | Path | str) -> Verdict:
 
     Raises InputError for a file that is no journal or cannot be read.
     """
+    with _nothing_collected():
+        return _audit(source)
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Keep the collector of cycles from looking at millions of rows again and again: there are no cycles in them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _audit(source: Iterable[Record] | Path | str) -> Verdict:
     if not isinstance(source, Path | str):
         return judge_records(source)
     from asid.live.journal import JournalReader  # the only reader of the format; imports no socket

@@ -16,9 +16,13 @@ from asid.audit.intervals import Lease
 from asid.audit.origins import admissions, kicks
 from asid.audit.rows import GateRow, ModeRow
 
+OF_SIBLINGS = frozenset({"gate.admit", "gate.grant", "gate.leave", "gate.ask", "gate.done", "gate.answer", "gate.dead",
+                         "gate.idle", "gate.bye", "gate.resync", "gate.ready"})  # fmt: skip
+
 
 def _guest_begins(core: CoreHistory, ht: int, until: int) -> list[ModeRow]:
-    return [row for row in core.modes.get(ht, ()) if row.new == "GUEST" and row.ts <= until]
+    rows = core.guests.get(ht, [])
+    return rows if until >= core.guests_until_ns else [row for row in rows if row.ts <= until]
 
 
 def g1_admission(history: History, held: dict[int, dict[int, list[Lease]]]) -> Finding:
@@ -48,6 +52,10 @@ def _g1_leases(finding: Finding, number: int, ht: int, begins: list[ModeRow], he
         finding.checked += 1
         # Leases of one hyperthread follow each other; at equal stamps two of them may cover the moment.
         at = bisect_right(starts, row.ts) - 1
+        if at >= 0:
+            last = held[at]
+            if last.end >= row.ts and last.round == row.round and last.inc == row.inc:
+                continue  # as nearly always
         near = [lease for lease in held[max(0, at - 1) : at + 1] if lease.end >= row.ts]
         if any(lease.round == row.round and lease.inc == row.inc for lease in near):
             continue
@@ -64,6 +72,8 @@ def _g1_siblings(finding: Finding, history: History, number: int, core: CoreHist
     # (word, vm, its record) as the gate last wrote it down; TOLD is compatible with all, for its mode is not in there.
     known: dict[int, tuple[str, int, GateRow]] = {}
     for row in core.gate:
+        if row.kind not in OF_SIBLINGS:
+            continue
         if row.kind == "gate.admit":
             regime = history.regime(row.ts)
             finding.checked += regime.guarded or regime.keeps_vms_apart

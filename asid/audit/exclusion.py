@@ -42,8 +42,8 @@ def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
     for number, core in history.cores.items():
         if len(core.hts()) < 2:
             continue
-        for ht, rows in core.modes.items():
-            finding.checked += sum(row.new == "HOST" and row.via in ("grant", "bare", "") for row in rows)
+        for ht in core.modes:
+            finding.checked += sum(row.via in ("grant", "bare", "") for row in core.hosts.get(ht, ()))
             granted(finding, history, number, core, ht)
             _sent(finding, history, number, core, ht)
         grants(finding, history, number, core)
@@ -129,8 +129,14 @@ def _sent(finding: Finding, history: History, number: int, core: CoreHistory, ht
         finding.violate(row.ts, number, (ht, other), (row.seq,), text)
 
 
-def unsent(history: History, core: CoreHistory, ht: int) -> Iterator[tuple[ModeRow, int]]:
-    """Yield each entry into HOST that is to set pending bits, with each living sibling whose bit it did not set."""
+def unsent(history: History, core: CoreHistory, ht: int) -> list[tuple[ModeRow, int]]:
+    """Return each entry into HOST that is to set pending bits, with each living sibling whose bit it did not set."""
+    if ht not in core.unsent:
+        core.unsent[ht] = list(_unsent(history, core, ht))
+    return core.unsent[ht]
+
+
+def _unsent(history: History, core: CoreHistory, ht: int) -> Iterator[tuple[ModeRow, int]]:
     ipis = core.ipis.get(ht, [])
     siblings = [other for other in core.hts() if other != ht]
     changing = changes_of(history, core)
@@ -164,9 +170,9 @@ def g3_one_vm(history: History, clashes: dict[int, list[Clash]]) -> Finding:
     """
     finding = Finding("G3")
     for number, core in history.cores.items():
-        begins = [(row.vm, row.new) for rows in core.modes.values() for row in rows if row.new in ("GUEST", "ISOLATED")]
-        if len({vm for vm, _ in begins}) > 1 and len(core.hts()) > 1:
-            finding.checked += sum(mode == "GUEST" for _, mode in begins)
+        vms = {row.vm for rows in core.modes.values() for row in rows if row.new in ("GUEST", "ISOLATED")}
+        if len(vms) > 1 and len(core.hts()) > 1:
+            finding.checked += sum(map(len, core.guests.values()))
         for clash in clashes[number]:
             a, b = clash.first, clash.second
             if "HOST" in (a.mode, b.mode):

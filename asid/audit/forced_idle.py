@@ -115,4 +115,6 @@ def forced_idle(history: History, waits: Mapping[int, Waits], served: Served) ->
 
 
 def _inside(wait: Wait, served: Served) -> Wait:
+    if wait.start >= served.start and wait.end <= served.end:
+        return wait
     return wait._replace(start=max(wait.start, served.start), end=min(wait.end, served.end))

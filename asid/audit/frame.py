@@ -47,12 +47,12 @@ class Frame:
 
     def fault_of(self, record: Record) -> str | None:
         """Say what cannot be in a record whose form is good, or None."""
-        ts, kind, core, ht, data = record.ts, record.type, record.core, record.ht, record.data
+        _, tseq, ts, kind, core, ht, round_, _, data = record
         for name, end in _NUMBERS[kind]:
-            if not 0 <= data.get(name, 0) < end:
+            if name in data and not 0 <= data[name] < end:
                 return f"{kind}: {name} = {data[name]} cannot be"
-        if not (0 <= ts < NUMBERS_END and 0 <= record.round < NUMBERS_END and 0 <= record.tseq < NUMBERS_END):
-            return f"{kind}: ts {ts}, round {record.round}, tseq {record.tseq} cannot be"
+        if not (0 <= ts < NUMBERS_END and 0 <= round_ < NUMBERS_END and 0 <= tseq < NUMBERS_END):
+            return f"{kind}: ts {ts}, round {round_}, tseq {tseq} cannot be"
         if ts < self.begin_ts:
             return f"{kind} is stamped before the run began"
         if not -1 <= core < self.cores:
@@ -61,12 +61,14 @@ class Frame:
             return f"{kind} of hyperthread {ht}, but a core has {self.smt}"
         if (core < 0 and kind in _OF_CORES) or (ht < 0 and kind in _OF_HTS):
             return f"{kind} does not say where"
-        if data.get("vm", 0) > VMS_MAX:
+        if not data:
+            return None
+        if "vm" in data and data["vm"] > VMS_MAX:
             return f"{kind}: vm = {data['vm']}, at most {VMS_MAX}"
         for name in _SIBLINGS[kind]:
             if not -1 <= data[name] < self.smt:
                 return f"{kind}: {name} = {data[name]}, but a core has {self.smt} hyperthreads"
-        if data.get("wait_ns", 0) > ts - self.begin_ts:
+        if "wait_ns" in data and data["wait_ns"] > ts - self.begin_ts:
             return f"{kind}: wait_ns = {data['wait_ns']} is longer than the run"
         if kind == "fault" and data["ending"] not in ENDINGS:
             return f"{kind}: ending {data['ending']!r:.40} is none that is known"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from operator import itemgetter
 
 from asid.audit.finding import Finding, name_of
 from asid.audit.history import CoreHistory, History
@@ -16,6 +17,7 @@ IN_LEASE = frozenset({"ISOLATED", "GUEST"})
 HANDED_BACK = frozenset({"gate.answer", "gate.grant", "gate.dead", "gate.ready", "gate.ask", "gate.done", "gate.idle",
                          "gate.bye"})  # fmt: skip
 VOIDS = frozenset({"gate.admit", "gate.resync"}) | HANDED_BACK - {"gate.answer", "gate.grant"}  # a grant, if unused
+OF_GRANTS = frozenset({"gate.grant", "gate.leave"}) | VOIDS
 SPOKE_AGAIN = frozenset({"gate.ask", "gate.leave", "gate.done", "gate.idle", "gate.bye"})
 
 
@@ -52,8 +54,8 @@ def granted(finding: Finding, history: History, number: int, core: CoreHistory, 
     events: list[tuple[int, int, int, GateRow | ModeRow]] = []
     horizon = history.horizon_ns(core)
     changing = changes_of(history, core)
-    for row in core.modes.get(ht, ()):
-        if row.new != "HOST" or row.via in ("nmi", "mce"):
+    for row in core.hosts.get(ht, ()):
+        if row.via in ("nmi", "mce"):
             continue
         regime = history.regime(row.ts)
         via = row.via or "grant"
@@ -67,8 +69,12 @@ def granted(finding: Finding, history: History, number: int, core: CoreHistory, 
     if not events:
         return
     # At equal stamps a grant comes before the HOST that uses it, and anything that would void it after.
-    events += [(row.ts, 0 if row.kind == "gate.grant" else 2, row.seq, row) for row in core.gate_of.get(ht, ())]
-    events.sort(key=lambda event: event[:3])
+    events += [
+        (row.ts, 0 if row.kind == "gate.grant" else 2, row.seq, row)
+        for row in core.gate_of.get(ht, ())
+        if row.kind in OF_GRANTS
+    ]
+    events.sort(key=itemgetter(0, 1, 2))
     grant: GateRow | None = None
     asked: int | None = None  # the last request heard; 0 once a new coordinator was told its state, None for none
     inc = 0  # incarnation told of

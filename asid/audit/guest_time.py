@@ -33,12 +33,14 @@ def served_of(history: History, stays: Mapping[int, Sequence[Interval]]) -> Serv
     From the begin of the first of them to the end of the last: neither the start of the processes nor their end is
     part of it.
     """
-    certain = [(core, stay) for core, rows in stays.items() for stay in rows if not stay.suspect]
-    ran = {(core, stay.ht) for core, stay in certain if stay.mode == "GUEST"}
-    vcpus = int(history.begin.get("vcpus", 0)) or len(ran)
-    if not certain:
+    vcpus = int(history.begin.get("vcpus", 0))
+    if not vcpus:
+        vcpus = len({(core, stay.ht) for core, rows in stays.items() for stay in rows
+                     if stay.mode == "GUEST" and not stay.suspect})  # fmt: skip
+    starts = [stay[0] for rows in stays.values() for stay in rows if not stay.suspect]
+    if not starts:
         return Served(0, 0, vcpus)
-    return Served(min(stay.start for _, stay in certain), max(stay.end for _, stay in certain), vcpus)
+    return Served(min(starts), max(stay[1] for rows in stays.values() for stay in rows if not stay.suspect), vcpus)
 
 
 def guest_time(history: History, stays: Mapping[int, Sequence[Interval]], served: Served) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from heapq import merge
+from operator import attrgetter
 
 from asid.audit.finding import Finding, name_of
 from asid.audit.history import CoreHistory, History
@@ -28,8 +29,9 @@ def g10_interrupts(history: History) -> Finding:
             if intrs:
                 deaths = [row.ts for row in core.deaths.get(ht, ())]
                 _g10_nesting(finding, number, ht, intrs, deaths, history.complete)
-            _g10_restore(finding, number, ht, modes, core.waited.get(ht, []))
-            _g10_handlers(finding, history, number, core, ht)
+            if any(row.via in INVOLUNTARY for row in core.hosts.get(ht, ())):
+                _g10_restore(finding, number, ht, modes, core.waited.get(ht, []))
+                _g10_handlers(finding, history, number, core, ht)
     meetings(finding, history)
     return finding
 
@@ -84,7 +86,7 @@ def _g10_restore(finding: Finding, number: int, ht: int, modes: list[ModeRow], w
 def _g10_handlers(finding: Finding, history: History, number: int, core: CoreHistory, ht: int) -> None:
     """Each HOST by nmi or mce has its handler's end, before the main line goes on and before the next of its kind."""
     rows: list[ModeRow | IntrRow] = [*core.modes.get(ht, ()), *core.intrs.get(ht, ())]
-    rows.sort(key=lambda row: row.seq)
+    rows.sort(key=attrgetter("seq"))
     under_way: dict[str, ModeRow] = {}
     inc, inside = 0, ""
     for row in rows:

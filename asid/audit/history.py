@@ -14,8 +14,10 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from sys import intern
 from typing import Any
 
+from asid.audit.counts import Counts
 from asid.audit.decided import Decided, mapped_row
 from asid.audit.frame import Frame
 from asid.audit.regime import INVOLUNTARY, UNSAID, Regime
@@ -48,6 +50,9 @@ class CoreHistory:
 
     def __init__(self) -> None:
         self.modes: dict[int, list[ModeRow]] = {}
+        self.guests: dict[int, list[ModeRow]] = {}  # of these, the ones to GUEST
+        self.hosts: dict[int, list[ModeRow]] = {}  # and to HOST
+        self.guests_until_ns = 0  # the last of them
         self.gate: list[GateRow] = []
         self.gate_of: dict[int, list[GateRow]] = {}  # the same, by the hyperthread spoken of
         self.spawns: dict[int, list[ProcessRow]] = {}
@@ -61,27 +66,13 @@ class CoreHistory:
         self.long_waits: list[LongWait] = []  # in their hyperthreads' own words
         self.last_ts: dict[int, int] = {}  # by writer: a hyperthread's own records, -1 the coordinator's
         self.stamps = array("q")
+        self.unsent: dict[int, list[tuple[ModeRow, int]]] = {}  # kept by asid.audit.exclusion, which finds them
         self.decided = Decided()
 
     def hts(self) -> list[int]:
         """Return every hyperthread that was ever heard of, in order."""
         known = {*self.modes, *self.spawns, *self.deaths, *self.gate_of}
         return sorted(ht for ht in known if ht >= 0)
-
-
-class Counts:
-    """Sums over the run. Histograms are maps from bucket to count."""
-
-    def __init__(self) -> None:
-        self.halts = self.polled = 0
-        self.exits = self.full = self.kicks = self.kicks_seen = self.avoidable = self.fences = 0
-        self.admits = self.leaves = self.nmis = self.mces = self.merged = self.deaths = self.ipis = 0
-        self.gate_wait: dict[int, int] = {}
-        self.gate_wait_max_ns = 0
-        self.leave_wait: dict[int, int] = {}
-        self.leave_wait_max_ns = 0
-        self.fast_ns = 0  # in the handlers of fast exits
-        self.kicks_sent = 0  # IPIs of leaves that asked no gate
 
 
 def _regime(record: Record, word: str) -> Regime:
@@ -148,7 +139,7 @@ class History:
     def add(self, record: Record) -> None:
         """Take one record, in the order of the journal."""
         self.records += 1
-        seq, ts, kind = record.seq, record.ts, record.type
+        seq, tseq, ts, kind, number, ht, _, _, _ = record
         if seq != self._last_seq + 1:
             self._fault(f"records {self._last_seq + 1} to {seq - 1} are missing" if seq > self._last_seq else
                         f"record {seq} comes after {self._last_seq}")  # fmt: skip
@@ -157,16 +148,17 @@ class History:
         if fault is not None:
             self._fault(f"record {seq}: {fault}")
             return
-        if record.tseq:
-            place = (record.core, record.ht, kind)
+        if tseq:
+            place = (number, ht, kind)
             last = self._tseqs.get(place, 0)
-            if record.tseq != last + 1:
-                self._fault(f"record {seq}: {kind} has tseq {record.tseq} after {last}")
-            self._tseqs[place] = record.tseq
+            if tseq != last + 1:
+                self._fault(f"record {seq}: {kind} has tseq {tseq} after {last}")
+            self._tseqs[place] = tseq
         if ts > self.end_ts:
             self.end_ts = ts
-        if record.core >= 0:
-            self.core(record.core).stamps.append(ts)
+        if number >= 0:
+            core = self.cores.get(number) or self.core(number)
+            core.stamps.append(ts)
         handler = _HANDLERS.get(kind)
         if handler is not None:
             handler(self, record)
@@ -178,24 +170,31 @@ class History:
 
     def _own(self, record: Record) -> CoreHistory:
         """Note that a hyperthread wrote this."""
-        core = self.core(record.core)
-        if record.ts > core.last_ts.get(record.ht, -1):
-            core.last_ts[record.ht] = record.ts
+        core, ht, ts = self.cores[record.core], record.ht, record.ts
+        if ts > core.last_ts.get(ht, -1):
+            core.last_ts[ht] = ts
         return core
 
     def _on_gate(self, record: Record) -> None:
-        core, data, kind = self.core(record.core), record.data, record.type
-        if record.ts < core.last_ts.get(-1, 0):
-            self._fault(f"record {record.seq}: the clock of the coordinator of c{record.core} went back")
-        core.last_ts[-1] = record.ts
-        ht = -1 if kind in GATE_KINDS_OF_CORE else record.ht
-        get = data.get
-        number = get("number", 0) or get("req", 0) or get("room", 0)
-        row = GateRow(
-            record.ts, record.seq, kind, ht, record.round, get("inc", 0), get("vm", 0), get("mode", ""), number
-        )
+        seq, _, ts, kind, place, ht, round_, _, data = record
+        core = self.cores[place]
+        if ts < core.last_ts.get(-1, 0):
+            self._fault(f"record {seq}: the clock of the coordinator of c{place} went back")
+        core.last_ts[-1] = ts
+        kind = intern(kind)  # one object for all, where every record that was read has its own
+        if kind in GATE_KINDS_OF_CORE:
+            ht = -1
+        if data:
+            get = data.get
+            number = get("number", 0) or get("req", 0) or get("room", 0)
+            row = GateRow(ts, seq, kind, ht, round_, get("inc", 0), get("vm", 0), intern(get("mode", "")), number)
+        else:
+            row = GateRow(ts, seq, kind, ht, round_, 0, 0, "", 0)
         core.gate.append(row)
-        core.gate_of.setdefault(ht, []).append(row)
+        rows = core.gate_of.get(ht)
+        if rows is None:
+            rows = core.gate_of[ht] = []
+        rows.append(row)
         if kind == "gate.kick":
             self.counts.kicks += 1
         elif kind == "gate.admit":
@@ -249,14 +248,20 @@ class History:
     def _on_mode(self, record: Record) -> None:
         data = record.data
         row = ModeRow(
-            record.ts, record.seq, data["inc"], record.round, data["old"], data["new"], data["vm"], data.get("via", "")
-        )
-        modes = self._own(record).modes.setdefault(record.ht, [])
+            record.ts, record.seq, data["inc"], record.round, intern(data["old"]), intern(data["new"]), data["vm"],
+            intern(data.get("via", "")),
+        )  # fmt: skip
+        core = self._own(record)
+        modes = core.modes.setdefault(record.ht, [])
         if modes and row.ts < modes[-1].ts:
             self._fault(f"record {record.seq}: the clock of c{record.core}h{record.ht} went back")
         modes.append(row)
         if row.new == "GUEST":
-            self.core(record.core).decided.ran(record.ht, row.vm)
+            core.guests.setdefault(record.ht, []).append(row)
+            core.guests_until_ns = max(core.guests_until_ns, row.ts)
+            core.decided.ran(record.ht, row.vm)
+        elif row.new == "HOST":
+            core.hosts.setdefault(record.ht, []).append(row)
 
     def _on_exit(self, record: Record) -> None:
         core = self._own(record)
@@ -293,7 +298,7 @@ class History:
 
     def _on_wait(self, record: Record) -> None:
         core, counts, wait_ns = self._own(record), self.counts, record.data.get("wait_ns", 0)
-        core.waited.setdefault(record.ht, []).append((record.seq, record.type))
+        core.waited.setdefault(record.ht, []).append((record.seq, intern(record.type)))
         if wait_ns >= LONG_NS and record.type != "held":
             kind = "ask" if record.type == "gate.wait" else "leave"
             core.long_waits.append(LongWait(record.ts, wait_ns, kind, record.ht))
@@ -304,7 +309,7 @@ class History:
         elif record.type == "leave":
             modes = core.modes.get(record.ht)
             if modes and modes[-1].new == "HOST":
-                core.reasons[modes[-1].seq] = (record.data["reason"], record.seq)
+                core.reasons[modes[-1].seq] = (intern(record.data["reason"]), record.seq)
             if record.data.get("object"):
                 core.decided.missed_one(record)
             counts.leaves += 1
@@ -324,13 +329,13 @@ class History:
 
     def _on_seen(self, record: Record) -> None:
         data, counts = record.data, self.counts
-        row = SeenRow(record.ts, record.seq, data["number"], data["was"], data.get("insns"))
+        row = SeenRow(record.ts, record.seq, data["number"], intern(data["was"]), data.get("insns"))
         self._own(record).seen.setdefault(record.ht, []).append(row)
         counts.kicks_seen += 1
         counts.avoidable += data["avoidable"]
 
     def _on_ipi(self, record: Record) -> None:
-        row = IpiRow(record.ts, record.seq, record.data["to"], record.data["why"])
+        row = IpiRow(record.ts, record.seq, record.data["to"], intern(record.data["why"]))
         self._own(record).ipis.setdefault(record.ht, []).append(row)
         self.counts.ipis += 1
         self.counts.kicks_sent += row.why not in INVOLUNTARY

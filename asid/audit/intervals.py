@@ -26,6 +26,7 @@ LEFT_BY = {
     "ISOLATED": frozenset({"gate.answer", "gate.done", "gate.ask", "gate.idle", "gate.bye"}),
     "HOST": frozenset({"gate.done", "gate.ask", "gate.admit", "gate.idle", "gate.bye"}),
 }
+FOR_EVER = 1 << 63
 LEASE_ENDS = frozenset({"gate.grant", "gate.answer", "gate.dead", "gate.leave"})
 
 
@@ -73,11 +74,24 @@ def mode_intervals(history: History, core: CoreHistory, ht: int) -> list[Interva
     heard = core.gate_of.get(ht, []) if deaths or not history.complete else []
     heard_ts = [row.ts for row in heard]
     out: list[Interval] = []
+    past, coming = -1, -1  # the birth or death before a row and the one from its stamp on, while they are the same
     for at, row in enumerate(rows):
-        if row.new not in LEFT_BY:
+        start, mode = row.ts, row.new
+        if mode not in LEFT_BY:
             continue
         own_end = at + 1 < len(rows)
-        end = rows[at + 1].ts if own_end else history.end_ts if history.complete else core.last_ts[ht]
+        if own_end:
+            end = rows[at + 1].ts
+            if not past < start <= coming:
+                next_ = bisect_left(ends, (start, 0))
+                past = ends[next_ - 1][0] if next_ else -1
+                coming = ends[next_][0] if next_ < len(ends) else FOR_EVER
+            if end <= coming:  # it ended by itself
+                if end > start:
+                    out.append(Interval(start, end, mode, row.vm, row.via, ht, row.seq, False))
+                continue
+        else:
+            end = history.end_ts if history.complete else core.last_ts[ht]
         for ts, inc in ends[bisect_left(ends, (row.ts, 0)) :] if ends else ():
             if own_end and ts >= end:
                 break
@@ -123,7 +137,8 @@ def _is_anew(ask: GateRow, lease: Lease | None) -> bool:
 def _close(out: dict[int, list[Lease]], open_: dict[int, Lease], ht: int, ts: int) -> None:
     lease = open_.pop(ht, None)
     if lease is not None:
-        out.setdefault(ht, []).append(lease._replace(end=ts))
+        start, _, *rest = lease
+        out.setdefault(ht, []).append(Lease(start, ts, *rest))
 
 
 def is_alive(core: CoreHistory, ht: int, ts: int) -> bool:

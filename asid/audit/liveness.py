@@ -25,6 +25,7 @@ ANSWERS = {
     "ask": frozenset({"gate.admit"}),
 }
 WITHDRAWS = frozenset({"gate.idle", "gate.bye", "gate.dead"})
+OF_WAITS = WITHDRAWS.union(*ANSWERS.values(), {"gate.ask", "gate.leave", "gate.ready", "gate.resync"})
 
 
 class Wait(NamedTuple):
@@ -59,6 +60,8 @@ def waits_of(history: History, core: CoreHistory) -> Waits:
             out.append(Wait(kind, ht, began[0], ts, began[1], False, began[2]))
 
     for row in core.gate:
+        if row.kind not in OF_WAITS:
+            continue
         if row.kind == "gate.ask" or row.kind == "gate.leave":
             kind = row.kind[5:]
             end("leave" if kind == "ask" else "ask", row.ht, row.ts)  # one request at a time

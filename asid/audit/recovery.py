@@ -10,6 +10,15 @@ from asid.audit.rows import ProcessRow
 
 RECOVERY_NS = 5_000_000_000
 OPENINGS = frozenset({"gate.admit", "gate.grant"})
+OF_DOUBT = OPENINGS | {
+    "gate.fence",
+    "gate.dead",
+    "gate.ready",
+    "gate.resync",
+    "gate.answer",
+    "gate.hold",
+    "gate.release",
+}
 
 
 def g11_fail_closed(history: History) -> Finding:
@@ -51,6 +60,8 @@ def _g11_core(finding: Finding, number: int, core: CoreHistory) -> None:
             fenced, hold_seq = {}, 0
             finding.checked += 1
             next_restart += 1
+        if row.kind not in OF_DOUBT:
+            continue
         if row.kind == "gate.fence":
             finding.checked += 1
             fenced[row.ht] = row.seq
@@ -73,7 +84,7 @@ def _g11_core(finding: Finding, number: int, core: CoreHistory) -> None:
             hold_seq = row.seq
         elif row.kind == "gate.release":
             hold_seq = 0
-        elif row.kind in OPENINGS:
+        elif row.kind in OPENINGS and (fenced or silent or hold_seq or row.ht in buried):
             what = f"c{number}h{row.ht} was {'admitted' if row.kind == 'gate.admit' else 'granted HOST'}"
             for ht, seq in fenced.items():
                 text = f"{what} while c{number}h{ht} was fenced and not confirmed dead"

@@ -54,6 +54,14 @@ class Asked(NamedTuple):
     changes: int
 
 
+class _Stays(NamedTuple):
+    """Which VMs a hyperthread ran in the whole run, since when, and whether it ever idled."""
+
+    vms: frozenset[int]
+    first_ts: int
+    idled: bool
+
+
 class Spaces:
     """The isolated spaces of the run in a directory; read when they are first asked for."""
 
@@ -64,6 +72,7 @@ class Spaces:
         self._config: dict[str, Any] = {}
         self._host: Host | None = None
         self._changes: dict[int, dict[int, dict[tuple[str, bool], MappedRow]]] | None = None
+        self._stays: dict[tuple[int, int], _Stays] = {}
         self._reaches: dict[tuple[int, int, tuple[Mapped, ...]], tuple[Reach, ...]] = {}
 
     @property
@@ -95,7 +104,10 @@ class Spaces:
         if self._changes is None:
             self._changes = _generations(history)
         generations = self._changes.get(asked.vm, {})
-        low, high = _span(history, asked, generations)
+        stays = self._stays.get((asked.core, asked.ht))
+        if stays is None:
+            stays = self._stays[asked.core, asked.ht] = _stays_of(history, asked)
+        low, high = _span(history, asked, generations, stays)
         mapped = {entry.object: entry for entry in self._start.get(asked.vm, ())}
         for generation in sorted({0, *generations}):
             if generation > high:
@@ -179,7 +191,16 @@ def _generations(history: History) -> dict[int, dict[int, dict[tuple[str, bool],
     return found
 
 
-def _span(history: History, asked: Asked, generations: dict[int, dict[tuple[str, bool], MappedRow]]) -> tuple[int, int]:
+def _stays_of(history: History, asked: Asked) -> _Stays:
+    core = history.cores[asked.core]
+    guests = core.guests.get(asked.ht, [])
+    idled = any(row.kind == "gate.idle" for row in core.gate_of.get(asked.ht, ()))
+    return _Stays(frozenset(row.vm for row in guests), guests[0].ts if guests else 0, idled)
+
+
+def _span(
+    history: History, asked: Asked, generations: dict[int, dict[tuple[str, bool], MappedRow]], stays: _Stays
+) -> tuple[int, int]:
     """Return the oldest and the newest generation that a hyperthread may have decided by."""
     core = history.cores[asked.core]
     told = [row.generation for row in core.decided.changes.get(asked.ht, ())[: asked.changes] if row.vm == asked.vm]
@@ -187,12 +208,9 @@ def _span(history: History, asked: Asked, generations: dict[int, dict[tuple[str,
     born = max((row.ts for row in core.spawns.get(asked.ht, ()) if row.ts <= asked.ts), default=0)
     firsts = {number: min(row.ts for row in rows.values()) for number, rows in generations.items()}
     low = max([own, *(number for number, ts in firsts.items() if ts <= born)])
-    guests = [row for row in core.modes.get(asked.ht, ()) if row.new == "GUEST"]
-    stayed = {row.vm for row in guests} == {asked.vm}
-    idled = any(row.kind == "gate.idle" for row in core.gate_of.get(asked.ht, ()))
-    if stayed and not idled and len(core.spawns.get(asked.ht, ())) <= 1:
+    if stays.vms == {asked.vm} and not stays.idled and len(core.spawns.get(asked.ht, ())) <= 1:
         # Only what was changed before it began with this VM has it made untold.
-        return own, max([own, *(number for number, ts in firsts.items() if ts <= guests[0].ts)])
+        return own, max([own, *(number for number, ts in firsts.items() if ts <= stays.first_ts)])
     return low, max([low, *(number for number, ts in firsts.items() if ts <= asked.ts + LATE_NS)])
 
 

@@ -49,19 +49,27 @@ def visits_of(core: CoreHistory, stays: Iterable[Interval]) -> tuple[list[Visit]
     visits: list[Visit] = []
     number_of: dict[int, int] = {}
     last: dict[int, int] = {}  # ht -> number of its last visit
+    ends: dict[int, int] = {}  # by number of a visit that went on behind its first stay
+    domains: dict[int, tuple[str, ...]] = {}
     for stay in stays:
-        if stay.suspect:
+        start, end, mode, vm, _, ht, seq, suspect = stay
+        if suspect:
             continue
-        at = last.get(stay.ht, -1)
-        if stay.mode == "HOST":
-            last[stay.ht] = len(visits)
+        at = last.get(ht, -1)
+        if mode == "HOST":
+            at = last[ht] = len(visits)
             visits.append(_host_visit(core, stay))
-        elif at >= 0 and visits[at].vm == stay.vm and visits[at].end == stay.start:
-            visits[at] = visits[at]._replace(end=stay.end)
+        elif at >= 0 and visits[at].vm == vm and (ends[at] if at in ends else visits[at].end) == start:
+            ends[at] = end
         else:
-            last[stay.ht] = len(visits)
-            visits.append(Visit(stay.start, stay.end, stay.ht, stay.vm, "", "", stay.seq, 0, (f"vm{stay.vm}",)))
-        number_of[stay.seq] = last[stay.ht]
+            at = last[ht] = len(visits)
+            own = domains.get(vm)
+            if own is None:
+                own = domains[vm] = (f"vm{vm}",)
+            visits.append(Visit(start, end, ht, vm, "", "", seq, 0, own))
+        number_of[seq] = at
+    for at, end in ends.items():
+        visits[at] = visits[at]._replace(end=end)
     return visits, number_of
 
 

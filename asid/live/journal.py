@@ -43,6 +43,7 @@ SCAN_TRIES_MAX = 4096
 assert SCAN_BYTES_MAX >= 2 * RECORD_BYTES_MAX, "a whole record must fit behind a bad one"
 
 _TYPES = (int, int, int, str, int, int, int, int, dict)  # exact: True is no integer here
+_made = tuple.__new__
 _NINE = 0x99  # msgpack: array of nine
 _unpack: Callable[[bytes], Any] = partial(
     msgpack.unpackb,
@@ -254,31 +255,34 @@ class JournalReader:
         fd = self._file.fileno()
         next_index = self._index_seqs[-1] + INDEX_STRIDE if self._index_seqs else 0
         buffer = b""
+        head_of, head_bytes, crc_of = HEAD.unpack_from, HEAD.size, zlib.crc32
         while True:
             more = os.pread(fd, CHUNK_BYTES, offset + len(buffer))
             buffer += more
             pos, end = 0, len(buffer)
-            while end - pos >= HEAD.size:
-                length, crc = HEAD.unpack_from(buffer, pos)
+            while end - pos >= head_bytes:
+                length, crc = head_of(buffer, pos)
                 if not RECORD_BYTES_MIN <= length <= RECORD_BYTES_MAX:
                     self._damaged(offset + pos, f"a record of {length} bytes")
                     return
-                stop = pos + HEAD.size + length
+                begin = pos + head_bytes
+                stop = begin + length
                 if stop > end:
                     break
-                payload = buffer[pos + HEAD.size : stop]
-                if zlib.crc32(payload) != crc:
+                payload = buffer[begin:stop]
+                if crc_of(payload) != crc:
                     self._damaged(offset + pos, "the checksum does not match")
                     return
                 record = _decode(payload)
                 if type(record) is str:
                     self._damaged(offset + pos, record)
                     return
-                assert isinstance(record, Record)
-                if record.seq >= next_index:
-                    self._index_seqs.append(record.seq)
+                assert type(record) is Record
+                seq = record[0]
+                if seq >= next_index:
+                    self._index_seqs.append(seq)
                     self._index_offsets.append(offset + pos)
-                    next_index = record.seq + INDEX_STRIDE
+                    next_index = seq + INDEX_STRIDE
                 pos = stop
                 yield offset + pos, record
             offset += pos
@@ -306,7 +310,7 @@ def _decode(payload: bytes) -> Record | str:
     seq, tseq, ts, _, core, ht, round_, cause, _ = raw
     if seq < 1 or tseq < 0 or ts < 0 or core < -1 or ht < -1 or round_ < 0 or cause < 0:
         return "a number of the record is out of range"
-    return Record._make(raw)
+    return _made(Record, raw)  # Record._make, but for its call and its look at the length
 
 
 def _good_record_after(fd: int, offset: int) -> bool:
