@@ -142,22 +142,15 @@ class MixSource:
     ) -> None:
         assert table.entries, "an empty table is refused when it is read"
         assert 0.0 < rate_hz <= RATE_HZ_MAX, rate_hz
-        self.cumulative = list(accumulate(entry.weight for entry in table.entries))
+        entries = _woken(table.entries, rate_hz, asleep)
+        self.cumulative = list(accumulate(entry.weight for entry in entries))
         self.mean_after_ns = 1e9 / rate_hz
         self.random = random
-        self.rows = [_row_of(entry) for entry in table.entries]
+        self.rows = [_row_of(entry) for entry in entries]
         self.timeless = timeless
         self._total = self.cumulative[-1]
-        self._last = len(table.entries) - 1
-        self._draw = random.random
-        entries = _woken(table.entries, rate_hz, asleep)
-        self._cumulative = list(accumulate(entry.weight for entry in entries))
-        self._total = self._cumulative[-1]
         self._last = len(entries) - 1
-        self._mean_after_ns = 1e9 / rate_hz
-        self._random = random.random
-        self._rows = [(entry, *_two_exits(entry)) for entry in entries]
-        self._timeless = timeless
+        self._draw = random.random
 
     def next(self) -> Exit:
         random = self._draw
@@ -179,7 +172,6 @@ class MixSource:
         return int(-log1p(-uniform) * mean_ns)
 
 
-def _row_of(entry: MixEntry) -> MixRow:
 def _woken(entries: Sequence[MixEntry], rate_hz: float, asleep: float) -> Sequence[MixEntry]:
     """Give each halt of unknown length its time asleep: together they are `asleep` of what handlers leave."""
     halts = fsum(entry.weight for entry in entries if entry.halts)
@@ -190,8 +182,7 @@ def _woken(entries: Sequence[MixEntry], rate_hz: float, asleep: float) -> Sequen
     return [replace(entry, wake=wake) if entry.halts else entry for entry in entries]
 
 
-def _two_exits(entry: MixEntry) -> tuple[float, Exit, Exit]:
-    """Return a row's exits without their times: the share of the second kind, the first and the second."""
+def _row_of(entry: MixEntry) -> MixRow:
     isa, number, name = entry.reason
     if entry.full is not None:
         return MixRow(entry, entry.full, Exit(0, name, isa, 0, False), Exit(0, name, isa, 0, True))
