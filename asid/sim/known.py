@@ -21,13 +21,14 @@ PIECES_MAX: Final = 32  # of leaves of one kind
 
 
 class Played(NamedTuple):
-    """One leave that was played. Moments are nanoseconds since the leaver's guest was left.
+    """One leave that was played. All times are nanoseconds since the leaver's guest was left.
 
-    way: what was noted, and by whom, in order; the moments of all that. quiet_ns: from here on everybody was in guest
-    and nothing was under way. back_ns: when the leaver's guest went on. shifts: by how much later each sibling comes to
-    the end of its guest time; None for one whose run went on, and for the leaver.
+    leaver: its place among those that run. way: what was noted, and by whom, in order; moments: when. quiet_ns: from
+    here on everybody was in guest and nothing was under way. back_ns: when the leaver's guest went on. shifts: by how
+    much later each sibling comes to the end of its guest time; None for one whose run went on, and for the leaver.
     """
 
+    leaver: int
     way: tuple[tuple[str, int], ...]
     moments: tuple[int, ...]
     quiet_ns: int
@@ -56,7 +57,11 @@ class Line(NamedTuple):
 
 
 class Known:
-    """What is known of leaves of one kind that go one way, for times of work from `low` to `high`."""
+    """What is known of leaves of one kind that go one way, for times of work from `low` to `high`.
+
+    A moment is at + slope * work: quiet and back, see `Played`; moves: (place, at, slope) of each sibling's shift.
+    others: places of siblings whose runs went on.
+    """
 
     def __init__(self, work_ns: int, played: Played) -> None:
         self.low = self.high = work_ns
@@ -96,9 +101,10 @@ class Known:
     def _set(self, slopes: list[int]) -> None:
         first = self._first
         self._lines = [Line(a - slope * self.low, slope) for a, slope in zip(first.flat(), slopes, strict=True)]
-        self.quiet, self.back = self._lines[:2]
-        shifts = iter(self._lines[2:])
-        self.shifts = [None if shift is None else next(shifts) for shift in first.shifts]
+        (self.quiet_at, self.quiet_slope), (self.back_at, self.back_slope) = self._lines[:2]
+        moved = [place for place, shift in enumerate(first.shifts) if shift is not None]
+        self.moves = [(place, *line) for place, line in zip(moved, self._lines[2:], strict=False)]
+        self.others = [place for place in range(len(first.shifts)) if place not in (first.leaver, *moved)]
         self._figures = self._lines[2 + _shifted(first) + len(first.moments) :]
         self._sloped = any(line.slope for line in self._figures)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from asid.core.exits import canonical
 from asid.core.policies.base import Policy
-from asid.core.record import NO_CORE, NO_HT, Record, topic_of
+from asid.core.record import NO_CORE, NO_HT, Record
 from asid.guest import make_source
 from asid.guest.base import Exit, Source
 from asid.guest.details import details_of
@@ -191,13 +191,13 @@ class Machine:
     def _numbered(self, noted: Iterable[Noted]) -> Iterator[Record]:
         """Give every record its number, and turn keys of causes into numbers."""
         seqs = Numbers(self.config.machine.cores)
-        tseqs: dict[str, int] = {}
+        tseqs: dict[tuple[str, int, int], int] = {}  # a topic is of these three
 
         def numbered(seq: int, each: Noted) -> Record:
-            record = Record(seq, 0, each.ts, each.kind, each.core, each.ht, each.round, seqs[each.cause], each.data)
-            topic = topic_of(record)
-            tseqs[topic] = tseqs.get(topic, 0) + 1
-            return record._replace(tseq=tseqs[topic])
+            ts, _, kind, core, ht, round_, cause, data = each
+            topic = kind, core, ht
+            tseq = tseqs[topic] = tseqs.get(topic, 0) + 1
+            return Record(seq, tseq, ts, kind, core, ht, round_, seqs[cause], data)
 
         seq = 1
         yield numbered(seq, Noted(0, 0, "run.begin", NO_CORE, NO_HT, 0, 0, self._begin()))

@@ -49,23 +49,45 @@ class Watch(NamedTuple):
 
 
 class Lane:
-    """Where one sibling is while leaves are only counted. base_ns: of its run; at: its next stop in `stops`."""
+    """Where one sibling is while leaves are only counted. base_ns: of its run; at: its next stop in `stops`; known: of
+    its own leaves, by kind."""
 
-    __slots__ = ("after", "at", "base_ns", "begins", "end_ns", "first", "ht", "number", "stops", "stream")
+    __slots__ = (
+        "after",
+        "at",
+        "base_ns",
+        "begins",
+        "end_ns",
+        "first",
+        "ht",
+        "known",
+        "last",
+        "number",
+        "stops",
+        "stream",
+    )
 
-    def __init__(self, ht: Hyperthread, run: Run, stream: Stream) -> None:
+    def __init__(self, ht: Hyperthread, run: Run, stream: Stream, known: dict[tuple[int, int], Pieces]) -> None:
         self.ht, self.number, self.stream = ht, ht.ht, stream
+        self.known = {kind: pieces for (number, kind), pieces in known.items() if number == ht.ht}
         self.stops = stream.ahead()
         self.begins, self.after = stream.times
-        self.first, self.base_ns, self.end_ns = run.first, run.base_ns, run.end_ns
+        self.first, self.last, self.base_ns, self.end_ns, _ = run
         self.at = bisect_left(self.stops, run.last, key=attrgetter("i"))
+
+    def under_way(self, over_ns: int) -> int:
+        """Return the exit whose guest time began last before over_ns; one before `first` when none did."""
+        return bisect_left(self.begins, over_ns - self.base_ns, self.first, self.last + 1) - 1
 
     def goes_on(self, stop: Stop, begin_ns: int) -> None:
         """The leave for a stop is over, and the guest time before the next exit begins."""
         self.first, self.base_ns = stop.i + 1, begin_ns - stop.next_ns
         self.at += 1
-        ahead = self.at < len(self.stops)
-        self.end_ns = self.base_ns + self.stops[self.at].out_ns if ahead else self.run().end_ns
+        if self.at < len(self.stops):
+            after = self.stops[self.at]
+            self.last, self.end_ns = after.i, self.base_ns + after.out_ns
+        else:
+            _, self.last, _, self.end_ns, _ = self.run()
 
     def run(self) -> Run:
         return self.stream.run_of(self.first, self.base_ns)
@@ -186,8 +208,9 @@ class Seen:
                 return
         notes = self.core.noted[watch.notes - self.taken :]
         told = Teller(self.core.number, Mode.GUEST).tell(notes)
+        leaver = next(place for place, (ht, _, _) in enumerate(self._running()) if ht.ht == watch.ht)
         played = Played(
-            tuple((note.kind, note.ht) for note in notes), tuple(note.ts - watch.at_ns for note in notes),
+            leaver, tuple((note.kind, note.ht) for note in notes), tuple(note.ts - watch.at_ns for note in notes),
             self.core.agenda.last_ns - watch.at_ns, back_ns, tuple(shifts), told,
         )  # fmt: skip
         pieces = self._known[watch.state].setdefault((watch.ht, watch.kind), Pieces())
@@ -200,10 +223,10 @@ class Seen:
         there was one; everybody's run then goes on to where the next leave begins."""
         if not known:
             return False
-        lanes = [Lane(*each) for each in self._running()]
+        lanes = [Lane(*each, known) for each in self._running()]
         until_ns, n = self.core.agenda.undisturbed_ns(), 0
         leaver = next(lane for lane in lanes if lane.ht is ht)
-        while self._counts(leaver, lanes, known, until_ns):
+        while _counts(leaver, lanes, until_ns):
             n += 1
             leaver = min(lanes, key=_END_NS)
         if not n:
@@ -213,39 +236,38 @@ class Seen:
             lane.ht.run_on(lane.run())
         return True
 
-    def _counts(self, leaver: Lane, lanes: list[Lane], known: dict[tuple[int, int], Pieces], until_ns: int) -> bool:
-        """Count one leave, if it is known and nothing comes in between."""
-        if leaver.at >= len(leaver.stops):
+
+def _counts(leaver: Lane, lanes: list[Lane], until_ns: int) -> bool:
+    """Count one leave, if it is known and nothing comes in between."""
+    if leaver.at >= len(leaver.stops):
+        return False
+    stop = leaver.stops[leaver.at]
+    work_ns, pieces = stop.work_ns, leaver.known.get(stop.kind)
+    like = None if pieces is None or stop.wake_ns else pieces.find(work_ns)
+    if like is None:
+        return False
+    begins_ns = leaver.end_ns
+    quiet_ns = like.quiet_at + like.quiet_slope * work_ns
+    back_ns = like.back_at + like.back_slope * work_ns
+    if begins_ns + quiet_ns >= until_ns or back_ns + stop.next_after_ns <= quiet_ns:
+        return False
+    for place in like.others:
+        if lanes[place].end_ns <= begins_ns + quiet_ns:
             return False
-        stop = leaver.stops[leaver.at]
-        pieces = known.get((leaver.number, stop.kind))
-        work_ns = stop.work_ns
-        like = None if pieces is None or stop.wake_ns else pieces.find(work_ns)
-        if like is None:
+    moved = []
+    for place, at, slope in like.moves:
+        lane, shift_ns = lanes[place], at + slope * work_ns
+        i = lane.under_way(begins_ns + (lane.number < leaver.number))
+        if i < lane.first or lane.base_ns + lane.begins[i] + lane.after[i] + shift_ns <= begins_ns + quiet_ns:
             return False
-        begins_ns = leaver.end_ns
-        quiet_ns = like.quiet.at + like.quiet.slope * work_ns
-        back_ns = like.back.at + like.back.slope * work_ns
-        if begins_ns + quiet_ns >= until_ns or back_ns + stop.next_after_ns <= quiet_ns:
-            return False
-        moves = []
-        for lane, shift in zip(lanes, like.shifts, strict=True):
-            if shift is None:
-                if lane is not leaver and lane.end_ns <= begins_ns + quiet_ns:
-                    return False
-                continue
-            shift_ns = shift.at + shift.slope * work_ns
-            i = int(lane.begins.searchsorted(begins_ns + (lane.number < leaver.number) - lane.base_ns)) - 1
-            left_ns = lane.base_ns + int(lane.begins[i]) + int(lane.after[i]) - begins_ns
-            if left_ns + shift_ns <= quiet_ns or i < lane.first:
-                return False
-            moves.append((lane, shift_ns))
-        for lane, shift_ns in moves:
-            lane.base_ns += shift_ns
-            lane.end_ns += shift_ns
-        leaver.goes_on(stop, begins_ns + back_ns)
-        like.add(work_ns)
-        return True
+        moved.append((lane, i, shift_ns))
+    for lane, i, shift_ns in moved:
+        lane.first = i
+        lane.base_ns += shift_ns
+        lane.end_ns += shift_ns
+    leaver.goes_on(stop, begins_ns + back_ns)
+    like.add(work_ns)
+    return True
 
 
 _END_NS = attrgetter("end_ns")

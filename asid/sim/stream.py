@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asid.core import hyperthread as core
 from asid.core.events import Do, Mode, Seen
 from asid.core.hyperthread import Phase, Spec, What
-from asid.core.record import BUCKETS, BUCKETS_PER_OCTAVE
+from asid.core.record import BUCKETS, BUCKETS_PER_OCTAVE, bucket_of
 from asid.core.tally import Notes, Tally
 from asid.guest.base import Exit, Source
 
@@ -85,7 +86,6 @@ class Stream:
         self._known: dict[tuple[int, bool], bool] = {}  # (kind, polled): fast
         self._n = self._at = self._counted = self._stop = 0  # exits; given; counted; place in stops
         self._block: Block
-        self._kinds: list[int]
         self._took: Ints  # by the handler
         self._begins: Ints  # one more than exits
         self._stops: list[int]  # exits that no run goes on with, and the number of exits
@@ -109,9 +109,9 @@ class Stream:
         self._tags[self._at - 1] = -1
 
     @property
-    def times(self) -> tuple[Ints, Ints]:
+    def times(self) -> tuple[memoryview[int], memoryview[int]]:
         """When the guest time before each exit of the block begins, after the base of its run, and how long it is."""
-        return self._begins, self._block.after
+        return self._begins.data, self._block.after.data
 
     @property
     def counted(self) -> bool:
@@ -119,7 +119,7 @@ class Stream:
         return self._counted >= self._at
 
     def _exit(self, i: int) -> Exit:
-        kind = self._arrays.kinds[self._kinds[i]]
+        kind = self._arrays.kinds[self._block.kind[i]]
         after, service, wake = self._block.after[i], self._block.service[i], self._block.wake[i]
         return Exit(int(after), kind.reason, kind.isa, int(service), kind.full, int(wake), kind.parts)
 
@@ -214,7 +214,6 @@ class Stream:
 
         self._block = block
         self._n, self._at, self._counted, self._stop = len(block), 0, 0, 0
-        self._kinds = block.kind.tolist()
         self._ahead = None
         polled = (block.wake > 0) & (block.wake <= self._poll_ns)
         self._took = block.service + np.where(polled, block.wake, 0)
@@ -229,7 +228,7 @@ class Stream:
         import numpy as np
 
         kinds = self._arrays.kinds
-        for number in np.unique(block.kind).tolist():
+        for number in np.flatnonzero(np.bincount(block.kind)).tolist():
             for wakes in (False, True):
                 if (number, wakes) not in self._known:
                     self._known[number, wakes] = self._is_fast(kinds[number], wakes)
@@ -282,9 +281,19 @@ def buckets(ns: Ints) -> Ints:
     """Return `asid.core.record.bucket_of` of each."""
     import numpy as np
 
+    if len(ns) and int(ns.max()) < len(_short_buckets()):
+        return _short_buckets()[ns]
     octaves: Floats = np.log2(np.maximum(ns, 1))
     found: Ints = (BUCKETS_PER_OCTAVE * octaves).astype(np.int64)
     return found
+
+
+@cache
+def _short_buckets() -> Ints:
+    """Return the buckets of the durations below 65,536 ns."""
+    import numpy as np
+
+    return np.array([bucket_of(ns) for ns in range(1 << 16)], np.int64)
 
 
 def _count(tags: Ints, took: Ints, kinds: list[Exit], into: Tally) -> None:

@@ -115,7 +115,7 @@ def test_a_slower_switch_costs_asi_more_and_none_nothing(tmp_path):
     (tmp_path / "busy.toml").write_text(BUSY_TABLE)
     config = tmp_path / "machine.toml"
     config.write_text(BUSY)
-    moved = swings(Workload(config, 20 * MS, rate_hz=20_000.0), Variant("asi", "ack"), seed=1, on_run=nobody)
+    moved = swings(Workload(config, 8 * MS, rate_hz=20_000.0), Variant("asi", "ack"), seed=1, on_run=nobody)
     by_name = {swing.what: swing for swing in moved}
     switch = by_name["switch of address spaces"]
     assert switch.low > switch.high > 0
