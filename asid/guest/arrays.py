@@ -24,6 +24,8 @@ Floats = NDArray[np.float64]
 
 EDGE: Final = 1e-6  # nanoseconds from an edge of rounding, and
 EDGE_SHARE: Final = 1e-12  # of the longest duration: some thousand times what two logarithms differ by
+AT_ONCE: Final = 1 << 13  # exits that are drawn in one go: what they need stays in a cache
+FEW: Final = 6  # edges that are compared one by one
 CERTAIN_NS: Final = 1e11  # where one is above it all are drawn again
 
 
@@ -75,14 +77,21 @@ class MixArrays:
         self._fixed = np.array(fixed, np.int64)  # service times, -1 for those that are drawn
 
     def block(self, n: int) -> Block:
-        which, after_draw, time_draw, details = np.ascontiguousarray(self._random.random_sample((n, 4)).T)
-        row = np.searchsorted(self._cumulative, which * self._cumulative[-1], side="right")
-        np.minimum(row, len(self._rows) - 1, out=row)  # rounding may reach the end
-        kind = (2 * row + (details < self._shares[row])).astype(np.int16)
+        parts = [self._part(min(AT_ONCE, n - begin)) for begin in range(0, max(n, 1), AT_ONCE)]
+        kind = np.concatenate([part.kind for part in parts])
+        after, service, wake = (
+            np.concatenate([times[which] for times in (part[1:] for part in parts)]) for which in range(3)
+        )
+        return Block(kind, after, service, wake)
+
+    def _part(self, n: int) -> Block:
+        draws = self._random.random_sample((n, 4))
+        row = self._row_of(draws[:, 0] * self._cumulative[-1])
+        kind = (2 * row + (draws[:, 3] < self._shares[row])).astype(np.int16)
         nothing = np.zeros(n, np.int64)
         if self._timeless:
             return Block(kind, nothing, nothing, nothing)
-        mean_ns = self._mean_after_ns
+        after_draw, time_draw, mean_ns = draws[:, 1], draws[:, 2], self._mean_after_ns
         after = _settled(
             -np.log1p(-after_draw) * mean_ns, after_draw, lambda u: MixSource.after_ns(u, mean_ns), edge=0.0
         )
@@ -94,9 +103,18 @@ class MixArrays:
             if self._fixed[number] < 0:
                 service[at] = drawn(each.entry.service, time_draw[at])
             if each.entry.wake is not None:
-                wake = wake if wake is not nothing else np.zeros(n, np.int64)
                 wake[at] = drawn(each.entry.wake, time_draw[at])
         return Block(kind, after, service, wake)
+
+    def _row_of(self, weight: Floats) -> Ints:
+        """Return the row that each weight, counted from the first on, comes to lie in."""
+        edges = self._cumulative[:-1]  # rounding may reach the end: it is the last row's
+        if len(edges) > FEW:
+            return edges.searchsorted(weight, side="right")
+        row = np.zeros(len(weight), np.int64)
+        for edge in edges:
+            row += weight >= edge
+        return row
 
 
 class _PacedArrays:

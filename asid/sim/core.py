@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from asid.mm.isolated import Isolated
 
 TALLY_NS: Final = 100_000_000  # fast exits are noted at least this often
-FIGURES_NS: Final = 10_000_000_000  # where only figures are wanted
+FIGURES_NS_MAX: Final = 1_000_000_000_000  # between two, where only figures are wanted
+FIGURES_TAKEN: Final = 4_096  # happenings: fewer between two, and the next one comes later
 BIRTH_NS: Final = 10_000_000  # what starting a process takes, about
 KILLED: Final = -9
 SHUTDOWN_STATUS: Final = 86
@@ -85,7 +86,7 @@ class Core:
         attached = tuple(vm for vm, _ in self.vcpus)
         self.agenda = Agenda()
         self.noted: list[Noted] = []
-        self.tally_ns = FIGURES_NS if figures else TALLY_NS
+        self._tally_ns = TALLY_NS
         self.keys = count((number + 1) << CORE_SHIFT)
         self.daemon = Notebook(self.noted, self.keys, number, -1, self.agenda.now)
         self.page = Page(tuple(Words() for _ in range(self.siblings)))
@@ -127,8 +128,11 @@ class Core:
         self.agenda.appoint([each.at_ns for each in injections], [partial(self._inject, each) for each in injections])
         goes_on = not (until_exhausted and not self._sources)
         while goes_on and not self._ending and self.agenda.now_ns < duration_ns:
-            goes_on = self.agenda.run(min(duration_ns, self.agenda.now_ns + self.tally_ns))
+            taken = self.agenda.taken
+            goes_on = self.agenda.run(min(duration_ns, self.agenda.now_ns + self._tally_ns))
             self._tally()
+            if self.seen is not None and self.agenda.taken - taken < FIGURES_TAKEN:
+                self._tally_ns = min(FIGURES_NS_MAX, 2 * self._tally_ns)
             yield self.agenda.now_ns
         self._stopping = True
         self.end_ns = self.agenda.now_ns
