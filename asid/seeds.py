@@ -26,6 +26,7 @@ from asid.sim.machine import Played
 from asid.simulating import load_for, machine_of
 
 if TYPE_CHECKING:
+    from asid.config import Loaded
     from asid.core.record import Record
 
 WAITING: Final = (Phase.ASKING, Phase.ENTERING, Phase.HELD, Phase.LEAVING)
@@ -33,13 +34,24 @@ HEALED: Final = 0.75  # of the time: from here on whoever lives and has a vCPU h
 
 
 class Job(NamedTuple):
-    """What is run. chosen: dotted keys of the configuration, but for the seed. faults: inject those of the seed too."""
+    """What is run. chosen: dotted keys of the configuration, but for the seed. faults: inject those of the seed too.
+    tested: its policy must have passed `asid policy test`."""
 
     source: str | Path | Mapping[str, Any]
     chosen: dict[str, Any]
     costs: Costs
     duration_ns: int
     faults: bool = True
+    tested: bool = True
+
+    def loaded(self, seed: int | None = None, plan: Plan = ()) -> Loaded:
+        """Return the configuration of a seed, with the faults of a plan. Raise as load_for does."""
+        chosen = self.chosen if seed is None else {**self.chosen, "seed": seed}
+        configured = load_for(self.source, chosen, tested=self.tested)
+        if not plan:
+            return configured
+        own = [msgspec.to_builtins(spec) for spec in configured.config.inject]
+        return load_for(self.source, {**chosen, "inject": [*own, *plan]}, tested=self.tested)
 
 
 class Failed(NamedTuple):
@@ -60,15 +72,16 @@ class Outcome(NamedTuple):
 
 def plan_for(job: Job, seed: int) -> Plan:
     """Return the faults of a seed; none where none are asked for."""
-    machine = load_for(job.source, job.chosen).config.machine
+    machine = job.loaded().config.machine
     return plan_of(seed, machine.cores, machine.smt, job.duration_ns) if job.faults else ()
 
 
-def run(job: Job, seed: int, plan: Plan | None = None) -> Outcome:
-    """Run one seed. plan: instead of its own. Raise as load_for and machine_of do."""
+def run(job: Job, seed: int, plan: Plan | None = None, *, judge: bool = True) -> Outcome:
+    """Run one seed. plan: instead of its own. judge: look for what it broke; else only its own checks do. Raise as
+    load_for and machine_of do."""
     played, failed = _played(job, seed, plan_for(job, seed) if plan is None else plan)
     exits = sum(record.data["n"] for record in played.records if record.type == "exit")
-    return Outcome(seed, digest_of(played.records), exits, failed or _judged(job, played))
+    return Outcome(seed, digest_of(played.records), exits, failed or (_judged(job, played) if judge else None))
 
 
 def records_of(job: Job, seed: int) -> list[Record]:
@@ -100,21 +113,11 @@ def shrink(job: Job, seed: int, failed: Failed, on_try: Callable[[int], None]) -
 
 
 def _played(job: Job, seed: int, plan: Plan) -> tuple[Played, Failed | None]:
-    chosen = {**job.chosen, "seed": seed}
-    configured = load_for(job.source, chosen)
-    if plan:
-        own = [_plain(spec) for spec in configured.config.inject]
-        configured = load_for(job.source, {**chosen, "inject": [*own, *plan]})
-    machine = machine_of(configured, job.costs)
+    machine = machine_of(job.loaded(seed, plan), job.costs)
     try:
         return machine.play(job.duration_ns), None
     except (AssertionError, ProtocolFault) as fault:
         return Played([], 0), Failed("", f"{type(fault).__name__}: {fault}")
-
-
-def _plain(spec: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.to_builtins(spec)
-    return plain
 
 
 def _judged(job: Job, played: Played) -> Failed | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,14 +14,15 @@ import click
 
 from asid import saving
 from asid.commands.session import Drawn, Session, costs_option
-from asid.errors import EXIT_FAIL, EXIT_NOT_DETERMINISTIC, ConfigError, InputError
+from asid.errors import EXIT_FAIL, EXIT_NOT_DETERMINISTIC, ConfigError
 
 if TYPE_CHECKING:
+    from asid.difference import Difference
     from asid.seeds import Failed, Job, Outcome
     from asid.sim.faults import Plan
 
 SEEDS_MAX = 1_000_000
-OTHER_HASHES = "271828"  # PYTHONHASHSEED of the second runs
+ALONE_MAX = 8  # so few seeds are run before another process has begun
 SAVED = ("the failing configuration", "--save")
 
 
@@ -39,19 +40,24 @@ SAVED = ("the failing configuration", "--save")
 @costs_option
 @click.option("--no-faults", is_flag=True, help="Only what the configuration itself injects.")
 @click.option("--check-determinism", is_flag=True, help="Run each seed again in another process, and compare.")
+@click.option("--jobs", type=click.IntRange(1, 256), metavar="N", help="Processes. [one a CPU; 1 for few seeds]")
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The least that fails.")
-@click.option("--digests", is_flag=True, hidden=True, help="Print seed and digest of each run, and judge nothing.")
+@click.option("--part", hidden=True, default="", help="Run these of the seeds, and write a line for each.")
+@click.option("--records", is_flag=True, hidden=True, help="Write the records of one seed, and judge nothing.")
 @click.pass_obj
-def command(session: Session, /, config: str, seeds: str, save: Path | None, digests: bool, **options: Any) -> None:
+def command(
+    session: Session, /, config: str, seeds: str, save: Path | None, part: str, records: bool, **options: Any
+) -> None:  # fmt: skip
     """Run CONFIG under many seeds in virtual time, with NMIs, machine checks, interrupts, stalls and kills at random.
 
     In the first half of each run things break, in the second nothing does: whoever is alive has to get on. A seed that
-    breaks a promise is run again with fewer faults until each one left is needed. Exit code: 0 when every seed passed,
-    1 when one did not, 5 when a run was not the same twice.
+    breaks a promise is run again with fewer faults until each one left is needed. A policy of one's own that --policy
+    names need not have passed `asid policy test`: this is a test, too. Exit code: 0 when every seed passed, 1 when one
+    did not, 5 when a run was not the same twice.
     """
     from asid.seeds import Job
     from asid.sim.costs import costs_of
-    from asid.simulating import given, load_for, machine_of
+    from asid.simulating import given, machine_of
     from asid.units import parse_duration_ns, parse_range
 
     first, last = parse_range(seeds, "--seeds", SEEDS_MAX)
@@ -62,15 +68,15 @@ def command(session: Session, /, config: str, seeds: str, save: Path | None, dig
         if save.suffix != ".json":
             raise ConfigError(f"--save {save}", allowed="a name that ends with .json", hint="Try failing.json.")
         saving.try_to_write(save, *SAVED)
-    chosen = given(policy=options["policy"], kick=options["kick"], space=options["space"])
-    job = Job(config, chosen, costs_of(options["costs"]), duration_ns, not options["no_faults"])
-    machine_of(load_for(config, {**chosen, "seed": first}), job.costs)  # refuses before anything is run
-    if digests:
-        _print_digests(session, job, first, last)
+    policy = options["policy"]
+    chosen = given(policy=policy, kick=options["kick"], space=options["space"])
+    job = Job(config, chosen, costs_of(options["costs"]), duration_ns, not options["no_faults"], tested=not policy)
+    machine_of(job.loaded(first), job.costs)  # refuses before anything is run
+    if part or records:
+        _write_lines(session, job, first, last, part)
         return
     session.note(f"{config}: seeds {first} to {last}, {options['duration']} of virtual time each")
-    second = _Second(config, first, last, options) if options["check_determinism"] else None
-    found = _run_all(session, job, first, last, second)
+    found = _run_all(session, job, first, last, options)
     _show(session, job, found, save)
     if found.differs:
         session.finish(EXIT_NOT_DETERMINISTIC)
@@ -79,7 +85,8 @@ def command(session: Session, /, config: str, seeds: str, save: Path | None, dig
 
 
 class Found(NamedTuple):
-    """What came of the seeds. failed: the first that did, shrunk to `plan`. differs: a seed whose two runs do."""
+    """What came of the seeds. failed: the first that did, shrunk to `plan`. differs: a seed whose two runs do, and
+    `difference` where they part, None when they did not when they were run once more."""
 
     runs: int
     exits: int
@@ -88,78 +95,106 @@ class Found(NamedTuple):
     plan: Plan
     twice: int
     differs: str
+    difference: Difference | None
 
 
-def _print_digests(session: Session, job: Job, first: int, last: int) -> None:
-    from asid.seeds import digest_of, records_of
+def _write_lines(session: Session, job: Job, first: int, last: int, part: str) -> None:
+    """What another `asid sim` reads: of `asid.seed_processes`."""
+    from asid.core.record import as_map
+    from asid.seed_processes import Part, as_line
+    from asid.seeds import records_of, run
 
-    for seed in range(first, last + 1):
-        digest = digest_of(records_of(job, seed))
-        session.line({"seed": seed, "digest": digest}, f"{seed} {digest}")
-
-
-class _Second:
-    """The same seeds in another process, with another order of sets and dicts."""
-
-    def __init__(self, config: str, first: int, last: int, options: dict[str, Any]) -> None:
-        words = [sys.executable, "-m", "asid", "sim", config, "--seeds", f"{first}..{last}", "--digests", "--json"]
-        for key in ("duration", "policy", "kick", "space", "costs"):
-            if options[key]:
-                words += [f"--{key}", options[key]]
-        words += ["--no-faults"] if options["no_faults"] else []
-        env = {**os.environ, "PYTHONHASHSEED": OTHER_HASHES}
-        self._process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True)
-
-    def digest(self, seed: int) -> str:
-        """Return the digest of the next seed. Raise InputError when the other process has ended before."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise InputError(
-                "the second runs have ended", where=f"seed {seed}", state=f"status {self._process.wait()}",
-                hint="Its own words are above.",
-            )  # fmt: skip
-        row = json.loads(line)
-        assert row["seed"] == seed, row
-        return str(row["digest"])
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+    if not part:
+        for record in records_of(job, first):
+            session.line(as_map(record), "")
+        return
+    for seed, judge in Part.of_word(part).seeds(first, last):
+        session.line(as_line(run(job, seed, judge=judge)), "")
 
 
-def _run_all(session: Session, job: Job, first: int, last: int, second: _Second | None) -> Found:
+def _outcomes(
+    job: Job, first: int, last: int, config: str, options: dict[str, Any]
+) -> Generator[tuple[Outcome, Outcome]]:  # fmt: skip
+    """Yield what came of each seed, twice: here when there are few and each is run once, else in processes."""
+    from asid.seed_processes import Seeds
+    from asid.seeds import run
+
+    twice = options["check_determinism"]
+    few = last - first < ALONE_MAX
+    jobs = options["jobs"] or (1 if few else len(os.sched_getaffinity(0)))
+    if jobs == 1 and not twice:
+        for seed in range(first, last + 1):
+            outcome = run(job, seed)
+            yield outcome, outcome
+        return
+    yield from Seeds(config, options).outcomes(first, last, min(jobs, last - first + 1), twice=twice)
+
+
+def _run_all(session: Session, job: Job, first: int, last: int, options: dict[str, Any]) -> Found:
     """Run the seeds until one fails or differs."""
-    from asid.seeds import run, shrink
+    from asid.seeds import shrink
 
+    config = str(job.source)
     begun = time.monotonic()
     line = _Line(session, last - first + 1)
     exits = done = twice = 0
     failed: Outcome | None = None
-    differs = ""
+    differs, difference = "", None
     plan: Plan = ()
+    line.done(first, 0)
     try:
-        for seed in range(first, last + 1):
-            line.seed(seed, done)
-            outcome = run(job, seed)
-            done += 1
-            exits += outcome.exits
-            if second is not None:
-                other = second.digest(seed)
-                twice += 1
-                if other != outcome.digest:
-                    differs = f"seed {seed}: {outcome.digest} here, {other} in another process"
+        with closing(_outcomes(job, first, last, config, options)) as outcomes:
+            for outcome, other in outcomes:
+                done += 1
+                exits += outcome.exits
+                twice += options["check_determinism"]
+                line.done(outcome.seed + 1, done)
+                if other.digest != outcome.digest:
+                    differs = f"seed {outcome.seed}: {outcome.digest} in one process, {other.digest} in another"
+                    failed = outcome
                     break
-            if outcome.failed is not None:
-                failed, plan = outcome, shrink(job, seed, outcome.failed, line.shrinking)
-                break
+                if outcome.failed is not None:
+                    failed = outcome
+                    break
+        if differs and failed is not None:
+            difference, failed = _difference(config, options, failed.seed), None
+        elif failed is not None and failed.failed is not None:
+            plan = shrink(job, failed.seed, failed.failed, line.shrinking)
     finally:
         line.clear()
-        if second is not None:
-            second.close()
-    return Found(done, exits, time.monotonic() - begun, failed, plan, twice, differs)
+    return Found(done, exits, time.monotonic() - begun, failed, plan, twice, differs, difference)
+
+
+def _difference(config: str, options: dict[str, Any], seed: int) -> Difference | None:
+    """Run a seed twice more, and return where the two part."""
+    from asid.difference import first_difference
+    from asid.seed_processes import Seeds
+
+    for one, other in Seeds(config, options).records(seed):
+        return first_difference(one, other)
+    raise AssertionError("a seed has two runs")
+
+
+def _difference_lines(difference: Difference | None) -> list[str]:
+    """Say where two runs part: what came before, then the record of either."""
+    from asid.report.verdict import record_line
+
+    if difference is None:
+        return [
+            "Run once more, by itself, it was the same twice: look at what a run before it leaves behind, or a clock."
+        ]
+
+    def line(mark: str, row: Any) -> str:
+        return f"{mark} {row['seq']:>8,} {record_line(row)}" if row else f"{mark}    (its journal ends here)"
+
+    number = (difference.one or difference.other or {"seq": 0})["seq"]
+    return [
+        "",
+        f"The first record that differs is number {number:,}:",
+        *(line(" ", row) for row in difference.before),
+        line("1", difference.one),
+        line("2", difference.other),
+    ]
 
 
 def _show(session: Session, job: Job, found: Found, save: Path | None) -> None:
@@ -172,7 +207,7 @@ def _show(session: Session, job: Job, found: Found, save: Path | None) -> None:
             f"run twice, in two processes: {found.twice:,} seeds" + ("" if found.differs else ", no difference")
         )
     if found.differs:
-        lines.append(found.differs)
+        lines += [found.differs, *_difference_lines(found.difference)]
     if failed and found.failed:
         what = failed.guarantee or "a fault of the machine's own"
         lines += [f"seed {found.failed.seed}: {what}: {failed.text}", "", "The least that still fails:"]
@@ -188,6 +223,7 @@ def _show(session: Session, job: Job, found: Found, save: Path | None) -> None:
         "exits": found.exits,
         "twice": found.twice,
         "differs": found.differs,
+        "difference": None if found.difference is None else found.difference._asdict(),
         "failed": None
         if found.failed is None or failed is None
         else {"seed": found.failed.seed, **failed._asdict(), "plan": list(found.plan)},
@@ -203,9 +239,8 @@ def _fault_words(table: dict[str, Any]) -> str:
 def failing_text(job: Job, seed: int, plan: Plan) -> str:
     """Return a configuration with a plan in it, as JSON that load reads: files absolute, every key said."""
     from asid.config import resolved
-    from asid.simulating import load_for
 
-    plain = resolved(load_for(job.source, {**job.chosen, "seed": seed}))
+    plain = resolved(job.loaded(seed))
     plain["inject"] = [*plain["inject"], *plan]
     return json.dumps(plain, indent=2) + "\n"
 
@@ -218,7 +253,8 @@ class _Line(Drawn):
         self._total = total
         self._begun = time.monotonic()
 
-    def seed(self, seed: int, done: int) -> None:
+    def done(self, seed: int, done: int) -> None:
+        """So many are done, and this one is next."""
         spent = time.monotonic() - self._begun
         left = f", {spent / done * (self._total - done):.0f} s left" if done else ""
         self.draw(f"seed {seed}: {done:,} of {self._total:,} done{left}")

@@ -15,6 +15,8 @@ from asid import seeds
 from asid.commands import invoke
 from asid.config import load
 from asid.core import apic
+from asid.difference import first_difference
+from asid.seed_processes import Part
 from asid.seeds import Job, plan_for, shrink
 from asid.sim.faults import BREAKS, KINDS, plan_of
 
@@ -79,7 +81,7 @@ def test_what_fails_is_written_and_fails_again(run, tmp_path, no_kick_of_handler
     config = tmp_path / "pair.toml"
     config.write_text('[[vm]]\non = ["c0h0", "c0h1"]\n')
     saved = tmp_path / "failing.json"
-    found = run(str(config), "--seeds", "1..50", "--save", str(saved))
+    found = run(str(config), "--seeds", "1..50", "--jobs", "1", "--save", str(saved))
     assert found.code == 1
     assert "G2" in found.out
     assert f"asid run {saved} --engine sim" in found.out
@@ -111,11 +113,69 @@ def test_every_seed_is_the_same_in_another_process(run):
     assert (found.json()["twice"], found.json()["differs"]) == (4, "")
 
 
-def test_a_run_that_is_not_the_same_twice_is_told(run, monkeypatch):
-    monkeypatch.setattr(seeds, "digest_of", lambda records: "0" * 16)
-    found = run(TWO, "--seeds", "3", "--duration", "5ms", "--check-determinism")
+BY_CHANCE = """
+from asid.core.policies.base import Policy
+
+REASONS = {"CPUID", "HLT", "MSR_WRITE", "EPT_VIOLATION", "IO_INSTRUCTION", "CR_ACCESS"}
+
+
+class ByChance(Policy):
+    name = "by-chance"
+    about = "as asi, but one kind of exits needs HOST: the first of a set, and what is first there is chance"
+
+    def needs_full(self, full, reason=""):
+        return full or reason == next(iter(REASONS))
+"""
+
+
+def test_the_first_record_that_differs_is_shown(run, tmp_path, monkeypatch):
+    """The bug: a decision follows the order of a set of words, which is another in each process."""
+    (tmp_path / "chance_of_sets.py").write_text(BY_CHANCE)
+    monkeypatch.chdir(tmp_path)
+    args = (TWO, "--policy", "chance_of_sets:ByChance", "--seeds", "1..2", "--duration", "10ms", "--check-determinism")
+    found = run(*args)
     assert found.code == 5
     assert "NOT DETERMINISTIC" in found.out
+    told = run(*args, "--json")
+    assert told.code == 5
+    difference = told.json()["difference"]
+    one, other, before = difference["one"], difference["other"], difference["before"]
+    assert one["seq"] == other["seq"] == before[-1]["seq"] + 1
+    assert one != other
+    assert len(before) == 3
+    assert f"The first record that differs is number {one['seq']:,}:" in found.out
+    for row in (*before, one, other):
+        assert f"{row['seq']:,}" in found.out
+        assert row["type"] in found.out
+
+
+@given(st.lists(st.integers(0, 3), max_size=8), st.lists(st.integers(0, 3), max_size=8))
+def test_runs_part_at_the_first_record_that_differs(one: list[int], other: list[int]):
+    rows = [[{"seq": at, "of": value} for at, value in enumerate(values)] for values in (one, other)]
+    found = first_difference(*rows)
+    if one == other:
+        assert found is None
+        return
+    at = next(n for n in range(9) if one[n : n + 1] != other[n : n + 1])
+    assert found == (tuple(rows[0][max(0, at - 3) : at]), *(row[at] if at < len(row) else None for row in rows))
+
+
+@pytest.mark.parametrize("options", [(), ("--check-determinism",)])
+def test_in_many_processes_comes_out_what_comes_out_in_one(run, options):
+    args = (TWO, "--seeds", "1..5", "--duration", "10ms", "--json", *options)
+    one, many = (run(*args, "--jobs", jobs) for jobs in ("1", "4"))
+    assert (one.code, many.code) == (0, 0)
+    assert one.json() == many.json()
+
+
+@pytest.mark.parametrize("judges", [-1, 0, 1])
+def test_every_seed_has_a_process_and_a_judge(judges: int):
+    parts = [
+        Part(offset, 3, judge) for offset in range(3) for judge in ({judges, abs(1 - judges)} if judges >= 0 else {-1})
+    ]
+    run_by = [seed for part in parts for seed, judged in part.seeds(10, 20) if judged]
+    assert sorted(run_by) == list(range(10, 21))
+    assert [Part.of_word(part.as_word()) for part in parts] == parts
 
 
 @pytest.mark.parametrize(
