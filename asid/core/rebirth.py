@@ -11,6 +11,11 @@ BACKOFF_NS: Final = 20_000_000  # doubles with each young death
 BACKOFF_NS_MAX: Final = 5_000_000_000
 
 
+def too_often(name: str) -> str:
+    """Return what is said of a hyperthread that is given up."""
+    return f"{name} died too often; it stays OFFLINE"
+
+
 @dataclass
 class Rebirth:
     """Of one place. young: deaths in a row of processes that were young. Who was killed on purpose counts as old."""

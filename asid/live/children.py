@@ -82,11 +82,6 @@ def name_of(place: Place) -> str:
     return f"c{core}h{ht}" if ht >= 0 else f"the coordinator of c{core}"
 
 
-def too_often(place: Place) -> str:
-    """Return what is said of a hyperthread that is given up."""
-    return f"{name_of(place)} died too often; it stays OFFLINE"
-
-
 def dying(rebirths: Mapping[Place, Rebirth]) -> list[str]:
     """Return who died young too often for a machine that is not ready yet: what ails them is no accident.
 

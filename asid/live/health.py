@@ -10,7 +10,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from asid.live.children import Child, too_often
+from asid.core.rebirth import too_often
+from asid.live.children import Child, name_of
 from asid.live.page import FAILED
 from asid.units import format_ns
 
@@ -100,7 +101,7 @@ class Health:
         daemon = self._daemon
         found = list(daemon.problems)
         given_up = (place for place in daemon.rebirths if place not in daemon.unplugged and daemon.given_up(place))
-        found += [too_often(place) for place in sorted(given_up)]
+        found += [too_often(name_of(place)) for place in sorted(given_up)]
         now = daemon.operations.awake_ns
         for core, look in sorted(self.silent().items()):
             for_ns = (now - look.since_ns) // LOOK_NS * LOOK_NS

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from asid.core.rebirth import BACKOFF_NS_MAX, YOUNG_NS, Rebirth
+from asid.core.rebirth import BACKOFF_NS_MAX, YOUNG_NS, Rebirth, too_often
 from asid.live import sockets
 from asid.live.birth import Birth, Fd
-from asid.live.children import Child, Children, Place, too_often
+from asid.live.children import Child, Children, Place, name_of
 from asid.live.node import Node, ring_doorbell
 from asid.live.page import BROADCAST, MCE, NMI, SEVERITY, CorePage, base_of
 from asid.live.ring import make_ring
@@ -298,7 +298,7 @@ class Parent:
         if coordinator is not None:  # else the one that comes back knows it as dead from its birth
             self.tell(coordinator, {"op": "dead", "ht": ht, "inc": child.birth.inc})
         if delay_ns is None and place not in self.unplugged:
-            self.merge.note("warn", {"text": too_often(place)}, core, ht)
+            self.merge.note("warn", {"text": too_often(name_of(place))}, core, ht)
 
     def _orphans(self, core: int) -> None:
         """The machine stops and a coordinator died: nobody will let its hyperthreads go in order any more."""

@@ -17,7 +17,7 @@ from asid.core.events import Order, Report
 from asid.core.gate import Ev
 from asid.core.hyperthread import HyperthreadState, Phase, Spec
 from asid.core.policies.base import Policy
-from asid.core.rebirth import YOUNG_NS, Rebirth
+from asid.core.rebirth import YOUNG_NS, Rebirth, too_often
 from asid.errors import ConfigError
 from asid.guest.base import Exit, Source
 from asid.sim.agenda import Agenda
@@ -348,7 +348,9 @@ class Core:
             self.injection_done(ht, id_, "lost", "the hyperthread died")
         self.daemon.note("death", {"what": "ht", "pid": 0, "inc": dead.state.inc, "status": status}, ht=ht)
         killed = status == KILLED  # on purpose, by an injection or a fence: no sign of a crash loop
-        self._rebirths[ht].after(YOUNG_NS if killed else self.agenda.now_ns - self._born_ns[ht])
+        delay_ns = self._rebirths[ht].after(YOUNG_NS if killed else self.agenda.now_ns - self._born_ns[ht])
+        if delay_ns is None and not self._stopping:
+            self.daemon.note("warn", {"text": too_often(f"c{self.number}h{ht}")}, ht=ht)
         event = gate.Event(Ev.DEAD, ht=ht, inc=dead.state.inc)
         self._to_gate(lambda: self.gate.step(event))
 

@@ -210,6 +210,9 @@ def test_who_is_killed_often_comes_back_each_time_and_who_ends_young_again_and_a
     records = played({**IDLE_PAIR, "inject": [exits]}, 2_000 * MS, space__mapping=str(mapping))
     assert [record.data["status"] for record in of(records, "death", 0)] == [86] * (YOUNG_DEATHS_MAX + 1)
     assert of(records, "inject.done")[-1].data["result"] == "lost"
+    (warning,) = of(records, "warn")
+    assert (warning.ht, warning.data["text"]) == (0, "c0h0 died too often; it stays OFFLINE")
+    assert warning.ts == of(records, "death", 0)[-1].ts
 
 
 def test_a_stalled_hyperthread_is_waited_for():
