@@ -75,10 +75,10 @@ def _told(before: GateState, r: Report, round_: int) -> list[Note]:
     m = before.members[r.ht]
     mode = Mode.ISOLATED if r.mode is Mode.ENTER else r.mode
     notes: list[Note] = []
+    if m.belief is Belief.UNKNOWN:  # whatever it says first: every report tells its whole state
+        notes.append(Note("gate.resync", {"inc": r.inc}, round_, r.ht))
     if r.said is Said.READY:
-        if m.belief is Belief.UNKNOWN:
-            notes.append(Note("gate.resync", {"inc": r.inc}, round_, r.ht))
-        elif m.inc != r.inc or m.belief is Belief.OFFLINE:  # the first time: it repeats itself until it is needed
+        if m.inc != r.inc or m.belief is Belief.OFFLINE:  # the first time: it repeats itself until it is needed
             notes.append(Note("gate.ready", {"inc": r.inc, "mode": mode.name}, round_, r.ht))
     elif r.said is Said.ANSWER:
         notes.append(Note("gate.answer", {"number": r.answered, "was": mode.name}, round_, r.ht))

@@ -81,6 +81,17 @@ def test_ready_is_told_once_and_after_a_restart_it_is_a_resync():
     assert told(unknown, Event(Ev.REPORT, ready))[1][0].kind == "gate.resync"
 
 
+@pytest.mark.parametrize(("said", "want"), [(Said.LEAVE, Want.LEAVE), (Said.ENTERED, Want.NONE), (Said.ASK, Want.ASK)])
+def test_after_a_restart_whatever_a_hyperthread_says_first_is_a_resync(said: Said, want: Want):
+    """Every report tells the whole state; the one that was for that may have been lost."""
+    unknown = OPEN._replace(members=(LEASE._replace(belief=Belief.UNKNOWN), LEASE))
+    lease = said is not Said.ASK
+    first = report(said, 0, want, Mode.ISOLATED if lease else Mode.PARKED, lease=lease)
+    after, notes = told(unknown, Event(Ev.REPORT, first))
+    assert notes[0] == Note("gate.resync", {"inc": 1}, 4, 0)
+    assert "gate.resync" not in [note.kind for note in told(after, Event(Ev.REPORT, first))[1]]
+
+
 def test_a_death_is_told_once():
     after, notes = told(OPEN, Event(Ev.DEAD, ht=1, inc=1))
     assert notes[0] == Note("gate.dead", {"inc": 1}, 4, 1)
