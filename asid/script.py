@@ -38,6 +38,14 @@ DELIVERS: Final = "DELIVERS"  # the bus takes an IPI to whom it is for; the coor
 RETIRES: Final = "RETIRES"  # one guest instruction, of which nobody is told
 
 
+class Astray(Exception):
+    """A step cannot be taken as the script has it. expected, found: what the script says, and what there was."""
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(f"expected {expected}, found {found}")
+        self.expected, self.found = expected, found
+
+
 class Line(msgspec.Struct, frozen=True, array_like=True):
     """What the page shows of one hyperthread. mode: empty where it tells nothing, since the process is dead."""
 
@@ -45,6 +53,12 @@ class Line(msgspec.Struct, frozen=True, array_like=True):
     pending: bool = False
     flag: bool = False
     depth: int = 0
+
+
+def line_words(line: Line) -> str:
+    flag = ", its leave flag raised" if line.flag else ""
+    depth = f", at depth {line.depth}" if line.depth else ""
+    return f"{line.mode or 'dead'}, its pending bit {'set' if line.pending else 'clear'}{flag}{depth}"
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

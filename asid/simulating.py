@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from asid.errors import HostUnsuitable
+from asid.errors import HostUnsuitable, InputError
 from asid.judging import judge_run
 from asid.live.journal import JournalWriter
 from asid.live.rundir import RunDir, create_run
 from asid.report.stat import StatFold
 from asid.running import Run
+from asid.script import PLAYED, Script, config_of
 from asid.signals import ENDINGS
 from asid.sim.costs import Costs, Level, costs_of
 from asid.sim.machine import INTERRUPTED, Machine, OnProgress, nobody
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from asid.drive import Outcome
 
 APPEND: Final = 4_096  # records written in one go
+NEVER_NS: Final = 1 << 62  # a script ends by itself
 
 
 def given(*, policy: str = "", kick: str = "", space: str = "", seed: int | None = None) -> dict[str, Any]:
@@ -91,20 +93,57 @@ def simulate(
     Ended by ^C or another signal, the machine is stopped in order, judged, and the ending goes on.
     Raise ConfigError for what is not simulated, HostUnsuitable for a disk without room, and as create_run does.
     """
+    config = loaded.config
+    machine = machine_of(loaded, costs_of(level))  # refuses before anything is made
+    repro = [
+        "asid", "run", "CONFIG", "--engine", "sim", "--costs", level, "--seed", str(config.seed),
+        "--duration", f"{duration_ns}ns", "--space", "SPACE",
+    ]  # fmt: skip
+    stream = machine.stream(duration_ns, on_progress, until_exhausted=until_exhausted)
+    return _kept(loaded, machine, stream, repro, run_dir)
+
+
+def play(
+    scripts: Sequence[Script], name: str, level: Level = "typical", run_dir: Path | None = None
+) -> tuple[Outcome, list[dict[str, Any]]]:
+    """Let a simulated machine play scripts, one a core, and judge the run. Return with the verdict what each core came
+    to, as `drive.play` does of the live machine. Raise InputError when somebody ended it half way.
+    """
+    from asid import policies
+    from asid.sim.directed import DirectedMachine
+    from asid.space_build import host_of, isolated_of, mapping_at_start
+
+    loaded = load_for(config_of(scripts, name), {})
+    policy, host = loaded.config.policy, host_of(loaded)
+    isolated = {vm: isolated_of(host, vm, entries) for vm, entries in mapping_at_start(loaded).items()}
+    said = policies.said_of(policy.name, policy.kick)
+    made = policies.make(policy.name, policy.kick)
+    machine = DirectedMachine(scripts, loaded, costs_of(level), made, said, isolated)
+    outcome = _kept(
+        loaded, machine, machine.stream(NEVER_NS), ["asid", "replay", "SCHEDULE", "--engine", "sim"], run_dir
+    )
+    cores = machine.found
+    if len(cores) != len(scripts):
+        raise InputError("the play was ended half way", where=str(outcome.run.root), hint="Play it again.")
+    RunDir(outcome.run.root).write_json(PLAYED, {"schema": "played/1", "cores": cores})
+    return outcome, cores
+
+
+def _kept(
+    loaded: Loaded, machine: Machine, stream: Iterator[Record], repro: list[str], run_dir: Path | None
+) -> Outcome:  # fmt: skip
+    """Play to the end, keep the run, and judge it. repro: the command that makes the run again."""
     from asid.config import resolved
     from asid.drive import Outcome
     from asid.space_build import file_text, mapping_at_start
 
     config = loaded.config
-    machine = machine_of(loaded, costs_of(level))  # refuses before anything is made
     run = create_run(
         config.name, config_text=loaded.text or "", resolved=resolved(loaded), seed=config.seed, path=run_dir,
-        mapping_text=file_text(loaded, mapping_at_start(loaded).values()),
-        repro=["asid", "run", "CONFIG", "--engine", "sim", "--costs", level, "--seed", str(config.seed),
-               "--duration", f"{duration_ns}ns", "--space", "SPACE"],
+        mapping_text=file_text(loaded, mapping_at_start(loaded).values()), repro=repro,
     )  # fmt: skip
     with Ending(machine) as ending:
-        _keep(run, machine.stream(duration_ns, on_progress, until_exhausted=until_exhausted))
+        _keep(run, stream)
         run.end(INTERRUPTED if machine.ended else "duration")
     outcome = Outcome(Run(run.path), judge_run(run.path))
     ending.go_on()

@@ -12,6 +12,8 @@ from asid.commands.session import Session, costs_option, require_alone
 from asid.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    from asid.drive import Outcome
+    from asid.script import Script
     from asid.sim.costs import Level
 
 PATIENCE_NS = 600_000_000_000
@@ -52,7 +54,7 @@ VIRTUAL_NS_MAX = 3_600_000_000_000  # a recording that has not ended by then is 
     type=click.Choice(["live", "sim", "explore"]),
     default="live",
     show_default=True,
-    help="live: real processes. sim: virtual time, of a recording or table. explore: of a schedule.",
+    help="live: real processes. sim: virtual time. explore: of a schedule, the world it was found in.",
 )
 @costs_option
 @click.pass_obj
@@ -63,8 +65,9 @@ def command(session: Session, /, file: str, engine: str, costs: Level, **options
     come in their order and at their times. Or it is a `perf kvm stat report`: its counts and times become a mix, drawn
     at random, since a table has no order. Exit code: 0 PASS, 1 FAIL, 3 UNKNOWN.
 
-    Or it is a schedule that `asid explore --save` wrote: its steps are taken by real processes in that order, the
-    machine is left as the last one leaves it, and judged. Exit code: 1 when what it shows is broken live as well.
+    Or it is a schedule that `asid explore --save` or `asid sim --schedule` wrote: its steps are taken in that order, by
+    real processes or (--engine sim) in virtual time, the machine is left as the last one leaves it, and judged. Exit
+    code: 1 when what it shows is broken there as well.
     """
     from asid.commands.run import Progress, require_costs_of_sim, show_outcome, simulated
     from asid.drive import drive
@@ -75,10 +78,8 @@ def command(session: Session, /, file: str, engine: str, costs: Level, **options
 
     path = Path(file)
     if path.suffix == ".json":
-        require_alone("a schedule", "file", "engine")
-        if engine == "sim":
-            raise ConfigError("--engine sim", where=path.name, state="a schedule", allowed="live or explore")
-        _schedule(session, path, engine)
+        require_alone("a schedule", "file", "engine", *(("costs",) if engine == "sim" else ()))
+        _schedule(session, path, engine, costs)
         return
     if engine == "explore":
         raise ConfigError(
@@ -133,16 +134,14 @@ def _require_fitting(path: Path, kind: str, options: dict[str, Any]) -> None:
             )
 
 
-def _schedule(session: Session, path: Path, engine: str) -> None:
-    """Take the steps of a schedule in their order: by real processes, or in the explorer."""
+def _schedule(session: Session, path: Path, engine: str, costs: Level) -> None:
+    """Take the steps of a schedule in their order: by real processes, in virtual time, or in the explorer."""
     if engine == "explore":
         from asid.commands.explore import run_again
 
         session.note(f"{path.name}: a schedule; replayed in the explorer, on the same step functions")
         run_again(session, path)
         return
-    from asid.commands.run import Progress
-    from asid.drive import play
     from asid.explore import schedule
     from asid.explore.script import script_of, taken
     from asid.recorded import name_of
@@ -151,14 +150,13 @@ def _schedule(session: Session, path: Path, engine: str) -> None:
     planned = schedule.read(path)
     script = script_of(*taken(planned))
     of = f": {script.guarantee}, {script.sentence}" if script.guarantee else ""
-    session.note(f"{path.name}: a schedule of {len(planned.steps)} steps{of}; taken by real processes, in its order")
-    progress = Progress(session, 0)
-    outcome, (core,) = play([script], name_of(path), progress.show)
-    progress.clear()
+    by = "by real processes" if engine == "live" else "in virtual time"
+    session.note(f"{path.name}: a schedule of {len(planned.steps)} steps{of}; taken {by}, in its order")
+    outcome, core = _played(session, script, name_of(path), engine, costs)
     if "astray" in core:
         astray = core["astray"]
         raise InputError(
-            f"the live machine cannot follow it: expected {astray['expected']}, found {astray['found']}",
+            f"the {_MACHINE[engine]} cannot follow it: expected {astray['expected']}, found {astray['found']}",
             where=f"{path.name}, step {astray['step']}: {astray['text']}",
             state=f"{core['steps']} of {core['of']} steps were taken; run directory: {outcome.run.root}",
             hint="The protocol is not the one the schedule was made with. asid replay FILE --engine explore",
@@ -169,13 +167,33 @@ def _schedule(session: Session, path: Path, engine: str) -> None:
         "run_dir": str(outcome.run.root),
         "schedule": {**core, "guarantee": script.guarantee, "sentence": script.sentence, "reproduced": broken},
     }
-    lines = [*_played_lines(core, script.guarantee, broken), "", *verdict_lines(outcome.verdict, name=outcome.run.name)]
-    session.show(document, "\n".join([*lines, f"run directory: {outcome.run.root}"]), schema="verdict/1")
+    lines = [*_played_lines(core, script.guarantee, broken, engine), ""]
+    lines += [*verdict_lines(outcome.verdict, name=outcome.run.name), f"run directory: {outcome.run.root}"]
+    session.show(document, "\n".join(lines), schema="verdict/1")
     if outcome.exit_code:
         session.finish(outcome.exit_code)
 
 
-def _played_lines(core: dict[str, Any], guarantee: str, broken: bool) -> list[str]:
+_MACHINE = {"live": "live machine", "sim": "simulated machine"}
+
+
+def _played(session: Session, script: Script, name: str, engine: str, costs: Level) -> tuple[Outcome, dict[str, Any]]:
+    """Let a machine play a script; return with the verdict what its core came to."""
+    if engine == "sim":
+        from asid import simulating
+
+        outcome, (core,) = simulating.play([script], name, costs)
+        return outcome, core
+    from asid.commands.run import Progress
+    from asid.drive import play
+
+    progress = Progress(session, 0)
+    outcome, (core,) = play([script], name, progress.show)
+    progress.clear()
+    return outcome, core
+
+
+def _played_lines(core: dict[str, Any], guarantee: str, broken: bool, engine: str) -> list[str]:
     """Say what the machine came to: where everybody stood after the last step, and whether that is the violation."""
     lines = [f"{core['steps']} of {core['of']} steps, and after each the core page as in the schedule"]
     for ht in core["hts"]:
@@ -183,8 +201,9 @@ def _played_lines(core: dict[str, Any], guarantee: str, broken: bool) -> list[st
         bit = "set" if ht["pending"] else "clear"
         lines.append(f"  {ht['name']}  {ht['mode']}{vm}, pending bit {bit}, {ht['insns']} guest instructions")
     lines += [f"c{core['core']}: {text}" for text in core["beside"]]
+    there = "live" if engine == "live" else "in virtual time"
     if guarantee and broken:
-        lines.append(f"{guarantee} is broken live as in the explorer: the audit of the journal finds it, too.")
+        lines.append(f"{guarantee} is broken {there} as in the explorer: the audit of the journal finds it, too.")
     elif guarantee:
         lines.append(f"{guarantee} is broken in the explorer; the audit of this run does not find it. Not reproduced.")
     return lines

@@ -22,8 +22,8 @@ from asid.live.birth import Birth
 from asid.live.coordinator import Coordinator, identity
 from asid.live.node import ring_doorbell
 from asid.live.page import ICR, PENDING, base_of
-from asid.live.turns import POLL_NS, Astray, Turns, step_at, told_where_astray
-from asid.script import BORN, COORDINATOR, DELIVERS, DOES, GETS, KILLED, LOST, STALE, Step, named
+from asid.live.turns import POLL_NS, Turns, step_at, told_where_astray
+from asid.script import BORN, COORDINATOR, DELIVERS, DOES, GETS, KILLED, LOST, STALE, Astray, Step, named
 
 AT_ONCE: Final = (Do.ORDER, Do.BURIED)  # what is said and comes first is said at once
 BY: Final = "schedule"  # who holds the gate

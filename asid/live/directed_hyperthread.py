@@ -22,13 +22,14 @@ from asid.live.birth import Birth
 from asid.live.hyperthread import Hyperthread
 from asid.live.node import NEVER_NS
 from asid.live.page import PENDING, REQUEST
-from asid.live.turns import POLL_NS, SLEEP_NS, Astray, Turns, told_where_astray
+from asid.live.turns import POLL_NS, SLEEP_NS, Turns, told_where_astray
 from asid.live.vcpu import HOST_BEGINS
-from asid.script import BORN, DELIVERS, DOES, ENDS, GETS, KILLED, LOST, READS, RETIRES, Step, named
+from asid.script import BORN, DELIVERS, DOES, ENDS, GETS, KILLED, LOST, READS, RETIRES, Astray, Step, named
 
 FAST: Final = Exit(0, "CPUID", "vmx", 0, False)
 FULL: Final = Exit(0, "IO_INSTRUCTION", "vmx", 0, True)
 IRQ: Final = Exit(0, "EXTERNAL_INTERRUPT", "vmx", 0, True)
+TIMER: Final = Exit(0, "PREEMPTION_TIMER", "vmx", 0, False)  # an interrupt whose handler is mapped
 HALTS: Final = Exit(0, "HLT", "vmx", 0, True)
 
 
@@ -69,6 +70,7 @@ class DirectedHyperthread(Hyperthread):
             self.finish()  # the script's core is narrower than any that there is: it has no such sibling
             return
         told_where_astray(self.play, self.link)
+        self.glimpse = {}  # a look that the script has left half way begins anew
         self.asked_ns = self.node.now_ns()  # its patience begins here: who would ask anew misses the answer
         super().run()
 
@@ -191,7 +193,7 @@ class DirectedHyperthread(Hyperthread):
     def irq(self, step: Step) -> None:
         """An external interrupt: a leave, or a frame of its own where it hits. The script says which."""
         state = self.state
-        self.irqs.raise_line(0, IRQ, 1)
+        self.irqs.raise_line(0, IRQ if step.full else TIMER, 1)
         self.irqs.begun = (self.node.now_ns(), state.mode)
         if state.phase is Phase.HOSTING:
             self.happens(step)

@@ -16,21 +16,13 @@ from asid.errors import ProtocolFault
 from asid.live.link import Link
 from asid.live.node import Node, ring_doorbell
 from asid.live.page import DEPTH, FLAG, MODE, PENDING, TURN, CorePage, base_of
-from asid.script import Line, Script, Step
+from asid.script import Astray, Line, Script, Step, line_words
 
 OVER: Final = 1 << 32  # TURN: there are no turns any more, everybody goes on by itself
 POLL_NS: Final = 1_000_000  # between two looks at TURN of who has no doorbell
 SLEEP_NS: Final = 20_000_000  # and of who has one
 COMES_NS: Final = 5_000_000_000  # what a step waits for is under way: a message, a death
 STILL_NS: Final = 60_000_000_000  # without any turn being taken: the daemon has noticed long before
-
-
-class Astray(Exception):
-    """A step cannot be taken as the script has it. expected, found: what the script says, and what there was."""
-
-    def __init__(self, expected: str, found: str) -> None:
-        super().__init__(f"expected {expected}, found {found}")
-        self.expected, self.found = expected, found
 
 
 class Turns:
@@ -87,7 +79,7 @@ class Turns:
             if not line.mode:
                 found = Line("", found.pending, found.flag, found.depth)
             if found != line:
-                raise Astray(f"h{ht} {words(line)}", f"h{ht} {words(found)}")
+                raise Astray(f"h{ht} {line_words(line)}", f"h{ht} {line_words(found)}")
 
     def next(self) -> None:
         """Give the turn to whose it is after the step that was taken."""
@@ -124,9 +116,3 @@ def line_on(page: memoryview[int], ht: int) -> Line:
 
 def mode_on(page: memoryview[int], ht: int) -> str:
     return Mode(page[base_of(ht) + MODE] & 0xFF).name
-
-
-def words(line: Line) -> str:
-    flag = ", its leave flag raised" if line.flag else ""
-    depth = f", at depth {line.depth}" if line.depth else ""
-    return f"{line.mode or 'dead'}, its pending bit {'set' if line.pending else 'clear'}{flag}{depth}"

@@ -134,6 +134,10 @@ class Core:
             if self.seen is not None and self.agenda.taken - taken < FIGURES_TAKEN:
                 self._tally_ns = min(FIGURES_NS_MAX, 2 * self._tally_ns)
             yield self.agenda.now_ns
+        yield from self._stop()
+
+    def _stop(self) -> Iterator[int]:
+        """Stop in order: everybody goes out through the gate. Yield as `play` does."""
         self._stopping = True
         self.end_ns = self.agenda.now_ns
         self.disturb_all()
@@ -189,8 +193,11 @@ class Core:
         self._incs[ht] += 1
         self._born_ns[ht] = self.agenda.now_ns
         self.daemon.note("spawn", {"what": "ht", "pid": 0, "inc": self._incs[ht]}, ht=ht)
-        born = self.hts[ht] = Hyperthread(self, ht, self._incs[ht], self.policy)
+        born = self.hts[ht] = self.new_hyperthread(ht)
         born.go()
+
+    def new_hyperthread(self, ht: int) -> Hyperthread:
+        return Hyperthread(self, ht, self._incs[ht], self.policy)
 
     def spec_of(self, ht: int, policy: Policy) -> Spec:
         others = tuple(other for other in range(self.siblings) if other != ht)
@@ -351,7 +358,10 @@ class Core:
         delay_ns = self._rebirths[ht].after(YOUNG_NS if killed else self.agenda.now_ns - self._born_ns[ht])
         if delay_ns is None and not self._stopping:
             self.daemon.note("warn", {"text": too_often(f"c{self.number}h{ht}")}, ht=ht)
-        event = gate.Event(Ev.DEAD, ht=ht, inc=dead.state.inc)
+        self.tell_death(ht, dead.state.inc)
+
+    def tell_death(self, ht: int, inc: int) -> None:
+        event = gate.Event(Ev.DEAD, ht=ht, inc=inc)
         self._to_gate(lambda: self.gate.step(event))
 
     def buried(self, ht: int) -> None:

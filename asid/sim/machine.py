@@ -18,7 +18,7 @@ from asid.core.record import NO_CORE, NO_HT, Record
 from asid.guest import make_source
 from asid.guest.base import Exit, Source
 from asid.guest.details import details_of
-from asid.sim.core import Core, Injection, Standing, refuse_broadcast
+from asid.sim.core import Core, GuestOf, Injection, Standing, refuse_broadcast
 from asid.sim.costs import Costs
 from asid.sim.figures import Figures, Teller
 from asid.sim.notes import Noted, Numbers
@@ -160,8 +160,11 @@ class Machine:
             )  # fmt: skip
             return source, guest.halt_poll_ns
 
+        return self.new_core(number, guest_of)
+
+    def new_core(self, number: int, guest_of: GuestOf) -> Core:
         return Core(
-            config, self.policy, number, self.costs, guest_of, self.isolated, runs=self.runs, figures=self._figures
+            self.config, self.policy, number, self.costs, guest_of, self.isolated, runs=self.runs, figures=self._figures
         )
 
     def _injections(self, duration_ns: int) -> list[tuple[int, Injection]]:
