@@ -19,6 +19,14 @@ def try_to_write(file: Path, what: str, option: str) -> None:
         raise _unwritable(error, file, what, option) from error
 
 
+def make_for(file: Path, what: str, option: str) -> None:
+    """Make the directory of a file. Raise why it cannot be."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise _unwritable(error, file, what, option) from error
+
+
 def write(file: Path, text: str, what: str, option: str) -> None:
     """Write a file. Raise why it cannot be written."""
     try:

@@ -131,6 +131,12 @@ class Scripts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cores: tuple[Script, ...]
 
 
+def counted(vms: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the VMs counted from 1 without a hole, in the same order."""
+    known = sorted({vm for vm in vms if vm})
+    return tuple(known.index(vm) + 1 if vm else 0 for vm in vms)
+
+
 def named(action: Action) -> str:
     """Return an action by its kind and what it is done to; without numbers of kicks, requests, rounds and lives."""
     name, what = action.do.name, action.a

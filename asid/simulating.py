@@ -26,8 +26,11 @@ from asid.sim.machine import INTERRUPTED, Machine, OnProgress, nobody
 
 if TYPE_CHECKING:
     from asid.config import Loaded
+    from asid.core.policies.base import Policy
     from asid.core.record import Record
     from asid.drive import Outcome
+    from asid.mm.isolated import Isolated
+    from asid.sim.traced import TracedMachine
 
 APPEND: Final = 4_096  # records written in one go
 NEVER_NS: Final = 1 << 62  # a script ends by itself
@@ -68,13 +71,24 @@ def machine_of(loaded: Loaded, costs: Costs, *, runs: bool = True) -> Machine:
 
     runs: as `Machine` has it.
     """
+    return Machine(loaded, costs, *_parts_of(loaded), runs=runs)
+
+
+def traced_machine(loaded: Loaded, costs: Costs) -> TracedMachine:
+    """Return one that tells its steps. Raise as `machine_of` does."""
+    from asid.sim.traced import TracedMachine
+
+    return TracedMachine(loaded, costs, *_parts_of(loaded))
+
+
+def _parts_of(loaded: Loaded) -> tuple[Policy, Mapping[str, str], Mapping[int, Isolated]]:
+    """Return the policy of a machine, what is said of it, and the isolated space of each VM."""
     from asid import policies
     from asid.space_build import host_of, isolated_of, mapping_at_start
 
     policy, host = loaded.config.policy, host_of(loaded)
     isolated = {vm: isolated_of(host, vm, entries) for vm, entries in mapping_at_start(loaded).items()}
-    said = policies.said_of(policy.name, policy.kick)
-    return Machine(loaded, costs, policies.make(policy.name, policy.kick), said, isolated, runs=runs)
+    return policies.make(policy.name, policy.kick), policies.said_of(policy.name, policy.kick), isolated
 
 
 def simulate(
@@ -109,19 +123,12 @@ def play(
     """Let a simulated machine play scripts, one a core, and judge the run. Return with the verdict what each core came
     to, as `drive.play` does of the live machine. Raise InputError when somebody ended it half way.
     """
-    from asid import policies
     from asid.sim.directed import DirectedMachine
-    from asid.space_build import host_of, isolated_of, mapping_at_start
 
     loaded = load_for(config_of(scripts, name), {})
-    policy, host = loaded.config.policy, host_of(loaded)
-    isolated = {vm: isolated_of(host, vm, entries) for vm, entries in mapping_at_start(loaded).items()}
-    said = policies.said_of(policy.name, policy.kick)
-    made = policies.make(policy.name, policy.kick)
-    machine = DirectedMachine(scripts, loaded, costs_of(level), made, said, isolated)
-    outcome = _kept(
-        loaded, machine, machine.stream(NEVER_NS), ["asid", "replay", "SCHEDULE", "--engine", "sim"], run_dir
-    )
+    machine = DirectedMachine(scripts, loaded, costs_of(level), *_parts_of(loaded))
+    repro = ["asid", "replay", "SCHEDULE", "--engine", "sim", "--costs", level]
+    outcome = _kept(loaded, machine, machine.stream(NEVER_NS), repro, run_dir)
     cores = machine.found
     if len(cores) != len(scripts):
         raise InputError("the play was ended half way", where=str(outcome.run.root), hint="Play it again.")

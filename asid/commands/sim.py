@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Generator
@@ -15,6 +14,7 @@ import click
 from asid import saving
 from asid.commands.session import Drawn, Session, costs_option
 from asid.errors import EXIT_FAIL, EXIT_NOT_DETERMINISTIC, ConfigError
+from asid.failing import SAVED, SCHEDULED, Kept, told_of
 
 if TYPE_CHECKING:
     from asid.difference import Difference
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 SEEDS_MAX = 1_000_000
 ALONE_MAX = 8  # so few seeds are run before another process has begun
-SAVED = ("the failing configuration", "--save")
 
 
 @click.command(
     epilog="asid sim configs/smt4.toml --seeds 1..200\n"
     "asid sim configs/two-vms.toml --seeds 1..50 --check-determinism\n"
-    "asid sim configs/smt4.toml --seeds 17 --save failing.json    # the least that still fails"
+    "asid sim configs/smt4.toml --seeds 17 --save failing.json    # the least that still fails\n"
+    "asid sim configs/two-vms.toml --policy mine:QuietIrq; asid replay FILE    # as it prints: its steps, live"
 )
 @click.argument("config", type=click.Path(dir_okay=False))
 @click.option("--seeds", default="1..20", show_default=True, metavar="A..B", help="One, or the first and the last.")
@@ -42,18 +42,26 @@ SAVED = ("the failing configuration", "--save")
 @click.option("--check-determinism", is_flag=True, help="Run each seed again in another process, and compare.")
 @click.option("--jobs", type=click.IntRange(1, 256), metavar="N", help="Processes. [one a CPU; 1 for few seeds]")
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The least that fails.")
+@click.option(
+    "--schedule",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Its steps, for asid replay. [a file among those of asid's state]",
+)
 @click.option("--part", hidden=True, default="", help="Run these of the seeds, and write a line for each.")
 @click.option("--records", is_flag=True, hidden=True, help="Write the records of one seed, and judge nothing.")
 @click.pass_obj
 def command(
-    session: Session, /, config: str, seeds: str, save: Path | None, part: str, records: bool, **options: Any
+    session: Session, /, config: str, seeds: str, save: Path | None, schedule: Path | None, part: str, records: bool,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Run CONFIG under many seeds in virtual time, with NMIs, machine checks, interrupts, stalls and kills at random.
 
     In the first half of each run things break, in the second nothing does: whoever is alive has to get on. A seed that
-    breaks a promise is run again with fewer faults until each one left is needed. A policy of one's own that --policy
-    names need not have passed `asid policy test`: this is a test, too. Exit code: 0 when every seed passed, 1 when one
-    did not, 5 when a run was not the same twice.
+    breaks a promise is run again with fewer faults until each one left is needed, and its steps are written as a
+    schedule: `asid replay` takes them again by real processes, in virtual time, or in the explorer. A policy of one's
+    own that --policy names need not have passed `asid policy test`: this is a test, too. Exit code: 0 when every seed
+    passed, 1 when one did not, 5 when a run was not the same twice.
     """
     from asid.seeds import Job
     from asid.sim.costs import costs_of
@@ -68,6 +76,10 @@ def command(
         if save.suffix != ".json":
             raise ConfigError(f"--save {save}", allowed="a name that ends with .json", hint="Try failing.json.")
         saving.try_to_write(save, *SAVED)
+    if schedule is not None:
+        if schedule.suffix != ".json":
+            raise ConfigError(f"--schedule {schedule}", allowed="a name that ends with .json", hint="Try hit.json.")
+        saving.try_to_write(schedule, *SCHEDULED)
     policy = options["policy"]
     chosen = given(policy=policy, kick=options["kick"], space=options["space"])
     job = Job(config, chosen, costs_of(options["costs"]), duration_ns, not options["no_faults"], tested=not policy)
@@ -77,7 +89,7 @@ def command(
         return
     session.note(f"{config}: seeds {first} to {last}, {options['duration']} of virtual time each")
     found = _run_all(session, job, first, last, options)
-    _show(session, job, found, save)
+    _show(session, job, found, Kept(save, schedule, options))
     if found.differs:
         session.finish(EXIT_NOT_DETERMINISTIC)
     if found.failed is not None:
@@ -197,7 +209,7 @@ def _difference_lines(difference: Difference | None) -> list[str]:
     ]
 
 
-def _show(session: Session, job: Job, found: Found, save: Path | None) -> None:
+def _show(session: Session, job: Job, found: Found, kept: Kept) -> None:
     failed: Failed | None = found.failed.failed if found.failed else None
     rate = found.runs / found.seconds if found.seconds else 0.0
     word = "FAIL" if failed else "NOT DETERMINISTIC" if found.differs else "PASS"
@@ -208,15 +220,6 @@ def _show(session: Session, job: Job, found: Found, save: Path | None) -> None:
         )
     if found.differs:
         lines += [found.differs, *_difference_lines(found.difference)]
-    if failed and found.failed:
-        what = failed.guarantee or "a fault of the machine's own"
-        lines += [f"seed {found.failed.seed}: {what}: {failed.text}", "", "The least that still fails:"]
-        lines += [f"  {_fault_words(table)}" for table in found.plan] or ["  no fault at all: the guests alone"]
-        if save is not None:
-            saving.write(save, failing_text(job, found.failed.seed, found.plan), *SAVED)
-            lines += ["", f"asid run {save} --engine sim --duration {job.duration_ns}ns", f"asid run {save}    # live"]
-        else:
-            lines += ["", f"asid sim CONFIG --seeds {found.failed.seed} --save FILE.json writes it, for asid run."]
     document = {
         "ok": word == "PASS",
         "seeds": found.runs,
@@ -224,25 +227,13 @@ def _show(session: Session, job: Job, found: Found, save: Path | None) -> None:
         "twice": found.twice,
         "differs": found.differs,
         "difference": None if found.difference is None else found.difference._asdict(),
-        "failed": None
-        if found.failed is None or failed is None
-        else {"seed": found.failed.seed, **failed._asdict(), "plan": list(found.plan)},
+        "failed": None,
     }
+    if failed and found.failed:
+        told = told_of(job, found.failed.seed, failed, found.plan, kept)
+        lines += told.lines
+        document["failed"] = told.document
     session.show(document, "\n".join(lines), schema="sim/1")
-
-
-def _fault_words(table: dict[str, Any]) -> str:
-    rest = (f"{key} {table[key]}" for key in ("count", "reason", "duration") if key in table)
-    return " ".join([table["what"], table["target"], "at", table["at"], *rest])
-
-
-def failing_text(job: Job, seed: int, plan: Plan) -> str:
-    """Return a configuration with a plan in it, as JSON that load reads: files absolute, every key said."""
-    from asid.config import resolved
-
-    plain = resolved(job.loaded(seed))
-    plain["inject"] = [*plain["inject"], *plan]
-    return json.dumps(plain, indent=2) + "\n"
 
 
 class _Line(Drawn):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from asid.core.events import Kick, Mode, Order
+from asid.core.events import Bid, Kick, Mode, Order
 from asid.core.hyperthread import WORK, Frame, HyperthreadState, Phase, Spec, What, set_mode
 from asid.core.record import bucket_of
 from asid.core.tally import Notes, Tally, exit_data
@@ -60,6 +60,7 @@ class Chronicle:
         self._was_guest = False  # the last look followed an interrupted guest
         # When and in which round a fast exit left guest, while nothing but a way back to guest has followed.
         self._isolated: tuple[int, int] | None = None
+        self._granted = False  # the last order was the grant of a leave
         self._wanted_ns = 0
         self._reason = ""
         self._object = ""
@@ -114,9 +115,11 @@ class Chronicle:
     def _kick_of(self, state: HyperthreadState, spec: Spec) -> Kick:
         """Return how this leave treats its siblings: of what the policy has, what is to be seen of it.
 
-        One that sends raises its flag; one that asks has handed its lease back when it is granted.
+        One that sends raises its flag; one that asks is granted.
         """
-        seen = (Kick.SEND, Kick.STUN) if state.flag else (Kick.BARE,) if state.session else (Kick.ACK, Kick.RENDEZVOUS)
+        seen = (Kick.SEND, Kick.STUN) if state.flag else (Kick.BARE,)
+        if self._granted:
+            seen, self._granted = (Kick.ACK, Kick.RENDEZVOUS), False
         irq_kick = None if state.session else spec.irq_kick
         kicks = [kick for kick in (irq_kick, spec.idle_kick, spec.kick) if kick is not None]
         return next((kick for kick in kicks if kick in seen), kicks[0])
@@ -175,6 +178,7 @@ class Chronicle:
         if after is before:
             return
         self.cause = cause
+        self._granted = order.bid is Bid.GRANT
         if after.session and not before.session:
             wait_ns = max(0, self.now_ns() - self._asked_ns)
             self.notebook.note("gate.wait", {"wait_ns": wait_ns, "vm": after.vm}, after.round, cause)

@@ -22,7 +22,23 @@ from asid.explore.parts import COORDINATOR, Dead, Desk, Down, Label, Sibling
 from asid.explore.schedule import Schedule, planned
 from asid.explore.search import Violation
 from asid.explore.world import World
-from asid.script import BORN, DELIVERS, DOES, ENDS, GETS, KILLED, LOST, READS, RETIRES, STALE, Line, Script, Step, named
+from asid.script import (
+    BORN,
+    DELIVERS,
+    DOES,
+    ENDS,
+    GETS,
+    KILLED,
+    LOST,
+    READS,
+    RETIRES,
+    STALE,
+    Line,
+    Script,
+    Step,
+    counted,
+    named,
+)
 
 ACTIONS_MAX: Final = 64  # of one step; more would be a circle
 # Steps of a hyperthread that are no events of its step function, nor any in `siblings.menu`.
@@ -63,12 +79,6 @@ def script_of(w: World, v: Violation) -> Script:
     return Script(vms, settings_of(w), ht_spec, gate_spec, tuple(steps), cycle, v.guarantee, v.sentence)
 
 
-def counted(vms: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the VMs counted from 1 without a hole, in the same order."""
-    known = sorted({vm for vm in vms if vm})
-    return tuple(known.index(vm) + 1 if vm else 0 for vm in vms)
-
-
 def settings_of(w: World) -> dict[str, dict[str, Any]]:
     """Return the policy, kick and APIC under which a live machine is what the model is; raise InputError for none.
 
@@ -85,8 +95,12 @@ def settings_of(w: World) -> dict[str, dict[str, Any]]:
             rooms_fit = gate_spec == w.gate_spec or (
                 m.rooms is gate.Rooms.HYPERTHREAD and policy.rooms is gate.Rooms.VM
             )
-            if (policy.kick, policy.guarded, policy.idle_kick) == (m.kick, m.guarded, m.idle_kick) and rooms_fit:
-                unlike = (gate_spec != w.gate_spec, policy.flush != m.flush, policy.every_exit_full == m.fast_exits)
+            if policy.kick is m.kick and rooms_fit:
+                # What hyperthreads and the gate are told is the script's; the rest is the policy's.
+                unlike = (
+                    (policy.guarded, policy.idle_kick) != (m.guarded, m.idle_kick), gate_spec != w.gate_spec,
+                    policy.flush != m.flush, policy.every_exit_full == m.fast_exits,
+                )  # fmt: skip
                 found.append(
                     (unlike, name != "asi", {"name": name, "kick": kick, "kick_deadline": "400ms", "nmi": nmi})
                 )

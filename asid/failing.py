@@ -1,0 +1,116 @@
+"""What is kept and said of a seed that fails: its least plan of faults as a configuration, and its steps as a schedule.
+
+Each command that is said is whole: it can be run as it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from asid import saving
+from asid.core.policy import POLICIES
+from asid.errors import AsidError, InputError
+
+if TYPE_CHECKING:
+    from asid.seeds import Failed, Job
+    from asid.sim.faults import Plan
+
+SAVED: Final = ("the failing configuration", "--save")
+SCHEDULED: Final = ("the schedule", "--schedule")
+OPTIONS: Final = ("policy", "kick", "space", "costs", "duration")  # of asid sim; its run is another without them
+
+
+class Kept(NamedTuple):
+    """Which files somebody wants (None: of the schedule, one among those of asid's state), and the options as given."""
+
+    save: Path | None
+    schedule: Path | None
+    options: Mapping[str, Any]
+
+
+class Told(NamedTuple):
+    """Lines for a person, and the same as a document."""
+
+    lines: list[str]
+    document: dict[str, Any]
+
+
+def told_of(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> Told:
+    """Keep what is to be kept of a seed that fails, and say what it was and how to see it again.
+
+    Raise an error of `saving.write` for a file that somebody has named and that cannot be written.
+    """
+    what = failed.guarantee or "a fault of the machine's own"
+    lines = [f"seed {seed}: {what}: {failed.text}", "", "The least that still fails:"]
+    lines += [f"  {_fault_words(table)}" for table in plan] or ["  no fault at all: the guests alone"]
+    file, steps, refused = _scheduled(job, seed, failed, plan, kept)
+    if file is not None:
+        replay = f"asid replay {shlex.quote(str(file))}"
+        lines += ["", f"Its {steps:,} steps, as a schedule:"]
+        lines += [f"{replay}    # by real processes", f"{replay} --engine sim", f"{replay} --engine explore"]
+    else:
+        lines += ["", f"No schedule of its steps: {refused}"]
+    lines += ["", *_configured(job, seed, plan, kept)]
+    document = {
+        "seed": seed, **failed._asdict(), "plan": list(plan), "steps": steps,
+        "schedule": None if file is None else str(file), "no_schedule": refused,
+    }  # fmt: skip
+    return Told(lines, document)
+
+
+def _scheduled(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> tuple[Path | None, int, str]:
+    """Write the schedule. Return its file, how many steps it has, and why there is none."""
+    from asid.explore.schedule import as_document
+    from asid.live.rundir import runs_root
+    from asid.scheduling import schedule_for
+
+    try:
+        schedule = schedule_for(job, seed, plan, failed.guarantee)
+    except InputError as refused:
+        return None, 0, str(refused)
+    text = json.dumps(as_document(schedule), indent=1) + "\n"
+    if kept.schedule is not None:
+        saving.write(kept.schedule, text, *SCHEDULED)
+        return kept.schedule, len(schedule.steps), ""
+    file = runs_root().parent / "schedules" / f"{job.loaded().config.name}-seed-{seed}.json"
+    try:
+        saving.make_for(file, *SCHEDULED)
+        saving.write(file, text, *SCHEDULED)
+    except AsidError as refused:
+        return None, 0, str(refused)
+    return file, len(schedule.steps), ""
+
+
+def _configured(job: Job, seed: int, plan: Plan, kept: Kept) -> list[str]:
+    """Write the configuration with the plan in it, and return the commands that play it; or the one that writes it."""
+    given = [word for key in OPTIONS if kept.options.get(key) for word in (f"--{key}", str(kept.options[key]))]
+    if kept.save is None:
+        faults = ["--no-faults"] if kept.options.get("no_faults") else []
+        words = ["asid", "sim", str(job.source), "--seeds", str(seed), *given, *faults, "--save", "failing.json"]
+        return ["Its faults, as a configuration:", shlex.join(words)]
+    saving.write(kept.save, failing_text(job, seed, plan), *SAVED)
+    file, costs = str(kept.save), ["--costs", str(kept.options.get("costs", "typical"))]
+    if job.tested or kept.options.get("policy") in POLICIES:
+        duration = ["--duration", f"{job.duration_ns}ns"]
+        played = shlex.join(["asid", "run", file, "--engine", "sim", *duration, *costs])
+        return ["Its faults, as a configuration:", played, f"{shlex.join(['asid', 'run', file])}    # live"]
+    words = ["asid", "sim", file, "--seeds", str(seed), "--no-faults", *given]
+    return ["Its faults, as a configuration:", shlex.join(words)]
+
+
+def _fault_words(table: dict[str, Any]) -> str:
+    rest = (f"{key} {table[key]}" for key in ("count", "reason", "duration") if key in table)
+    return " ".join([table["what"], table["target"], "at", table["at"], *rest])
+
+
+def failing_text(job: Job, seed: int, plan: Plan) -> str:
+    """Return a configuration with a plan in it, as JSON that load reads: files absolute, every key said."""
+    from asid.config import resolved
+
+    plain = resolved(job.loaded(seed))
+    plain["inject"] = [*plain["inject"], *plan]
+    return json.dumps(plain, indent=2) + "\n"

@@ -1,0 +1,139 @@
+"""Runs of the simulator as schedules: the explorer has every step, and a bug that a seed finds is shown again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from types import SimpleNamespace
+
+import pytest
+from simulated import CONFIGS, IDLE_PAIR, MS, TYPICAL
+
+from asid.audit.finding import Violation
+from asid.commands import invoke
+from asid.core.gate import Ev
+from asid.errors import EXIT_FAIL, InputError
+from asid.scheduling import model_of, schedule_for, schedule_of
+from asid.seeds import Job, plan_for
+from asid.simulating import traced_machine
+
+NEVER = Violation(1 << 60, 0, (), (), "")
+RUNS = (
+    ("smt2.toml", {}),
+    ("two-vms.toml", {"policy.kick": "send"}),
+    ("smt4.toml", {"policy.kick": "rendezvous"}),
+    ("smt4.toml", {"policy.name": "asi-stun"}),
+    ("two-vms.toml", {"policy.name": "core-sched"}),
+    ("smt4.toml", {"policy.name": "kick-except-idle"}),
+    ("smt2.toml", {"policy.name": "asi", "policy.kick": "send", "apic.mode": "xapic"}),
+    ("smt2.toml", {"policy.name": "asi-irqoff", "policy.nmi": "isolated"}),
+)
+MINE = """
+from asid.core.events import Kick
+from asid.core.policies.base import Policy
+
+
+class QuietIrq(Policy):
+    name = "quiet-irq"
+    about = "an interrupt that hits a parked hyperthread goes to HOST and kicks nobody"
+    irq_kick = Kick.BARE
+
+
+class Deaf(Policy):
+    name = "deaf"
+    about = "handlers of NMI and #MC kick nobody, and nobody heeds them"
+    guarded = False
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Policies of one's own, in a module beside the user, and a directory for what is kept."""
+    (tmp_path / "of_my_own.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path
+
+
+@pytest.fixture
+def asid(capsys):
+    def once(*args: str) -> SimpleNamespace:
+        code = invoke(list(args))
+        said = capsys.readouterr()
+        return SimpleNamespace(code=code, out=said.out, err=said.err)
+
+    return once
+
+
+def test_a_run_that_the_explorer_has_not_is_refused_at_its_step():
+    """The slice of a room was over before anybody waited for it: the explorer ends one only when somebody does."""
+    job = Job(str(CONFIGS / "smt2.toml"), {"policy.name": "nosmt"}, TYPICAL, 16 * MS)
+    loaded = job.loaded(7, plan_for(job, 7))
+    machine = traced_machine(loaded, job.costs)
+    machine.play(job.duration_ns)
+    trace = machine.trace(0)
+    with pytest.raises(InputError, match="step 160 of the run: the run is no schedule: h0 takes order"):
+        schedule_of(model_of(loaded.config, machine.policy, 0, trace), trace, "G8", NEVER)
+
+
+def replays(out: str) -> list[list[str]]:
+    return [shlex.split(line, comments=True)[1:] for line in out.splitlines() if line.startswith("asid replay")]
+
+
+@pytest.mark.parametrize(("config", "chosen"), RUNS)
+def test_the_explorer_has_every_step_of_the_simulator(config, chosen):
+    for seed in (4, 7):
+        job = Job(str(CONFIGS / config), chosen, TYPICAL, 16 * MS)
+        loaded = job.loaded(seed, plan_for(job, seed))
+        machine = traced_machine(loaded, job.costs)
+        machine.play(job.duration_ns)
+        trace = machine.trace(0)
+        end = next(at for at, each in enumerate(trace) if each.decided is not None and each.decided.ev is Ev.STOP)
+        made = schedule_of(model_of(loaded.config, machine.policy, 0, trace[:end]), trace[:end], "G8", NEVER)
+        assert len(made.steps) > end // 2
+
+
+@pytest.mark.parametrize("policy", ["QuietIrq", "Deaf"])
+def test_what_a_seed_finds_is_shown_again_by_the_commands_that_are_printed(mine, asid, policy):
+    found = asid(
+        "sim", str(CONFIGS / "two-vms.toml"), "--policy", f"of_my_own:{policy}", "--seeds", "1..6", "--jobs", "1"
+    )
+    assert found.code == EXIT_FAIL, found.out + found.err
+    assert "G2" in found.out
+    assert ("in HOST (bare)" in found.out) is (policy == "QuietIrq")  # told as it is: nobody granted it
+    live, sim, explore = replays(found.out)
+    assert (sim, explore) == ([*live, "--engine", "sim"], [*live, "--engine", "explore"])
+    again = asid(*sim)
+    assert again.code == EXIT_FAIL, again.err
+    assert "G2 is broken in virtual time as in the explorer" in again.out
+    again = asid(*explore)
+    assert again.code == EXIT_FAIL
+    assert again.out.startswith("G2 is broken after ")
+
+
+def test_the_file_may_be_named_and_the_document_tells_it(mine, asid):
+    args = ("--policy", "of_my_own:QuietIrq", "--seeds", "6", "--schedule", "hit.json", "--save", "failing.json")
+    found = asid("sim", str(CONFIGS / "two-vms.toml"), *args, "--json")
+    failed = json.loads(found.out)["failed"]
+    assert (failed["guarantee"], failed["schedule"], failed["no_schedule"]) == ("G2", "hit.json", "")
+    assert len(json.loads((mine / "hit.json").read_text())["steps"]) == failed["steps"]
+    assert [table["what"] for table in json.loads((mine / "failing.json").read_text())["inject"]] == ["irq"]
+    said = asid("sim", str(CONFIGS / "two-vms.toml"), *args).out
+    line = next(line for line in said.splitlines() if line.startswith("asid sim failing.json"))
+    again = asid(*shlex.split(line)[1:])
+    assert again.code == EXIT_FAIL
+    assert "no fault at all" in again.out  # they are the configuration's own now
+
+
+def test_only_a_broken_guarantee_is_a_schedule():
+    with pytest.raises(InputError, match="no guarantee is broken"):
+        schedule_for(Job(IDLE_PAIR, {}, TYPICAL, 5 * MS), 1, (), "")
+    with pytest.raises(InputError, match="G2 is not broken when IPIs arrive at once"):
+        schedule_for(Job(IDLE_PAIR, {}, TYPICAL, 5 * MS), 1, (), "G2")
+
+
+def test_a_file_for_it_that_cannot_be_written_is_refused_before_the_seeds(mine, asid):
+    refused = asid("sim", str(CONFIGS / "smt2.toml"), "--seeds", "1", "--schedule", "nowhere/hit.json")
+    assert refused.code in (2, 4)
+    assert "--schedule" in refused.err
+    assert asid("sim", str(CONFIGS / "smt2.toml"), "--schedule", "hit.toml").code == 2
