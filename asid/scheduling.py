@@ -73,6 +73,11 @@ def model_of(config: Config, policy: Policy, number: int, trace: Sequence[Happen
             "a core with too many VMs for a schedule", where=f"c{number}", state=f"{max(vms)} VMs",
             allowed=f"{VM_MAX} of them", hint=HINT,
         )  # fmt: skip
+    if any(each.event is not None and each.event.check.broadcast for each in trace):
+        raise InputError(
+            "a machine check of all siblings is no step of a schedule that is played", where=f"c{number}",
+            state='mce.mode = "broadcast"', allowed='machine checks of one hyperthread (mce.mode = "local")', hint=HINT,
+        )  # fmt: skip
     came = Counter(happened.event.what for happened in trace if happened.event is not None)
     other = Counter(happened.other for happened in trace)
     timers = sum(each.decided is not None and each.decided.timer is not None and not each.idle for each in trace)

@@ -12,13 +12,12 @@ from itertools import count
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asid.core import apic, gate
+from asid.core import apic, gate, mce
 from asid.core.events import Order, Report
 from asid.core.gate import Ev
 from asid.core.hyperthread import HyperthreadState, Phase, Spec
 from asid.core.policies.base import Policy
 from asid.core.rebirth import YOUNG_NS, Rebirth, too_often
-from asid.errors import ConfigError
 from asid.guest.base import Exit, Source
 from asid.sim.agenda import Agenda
 from asid.sim.costs import Costs
@@ -56,7 +55,8 @@ class Standing(NamedTuple):
 
 
 class Injection(NamedTuple):
-    """One [[inject]] at one hyperthread: n of a kind at one time. event: of an exit or an interrupt."""
+    """One [[inject]] at one hyperthread: n of a kind at one time. event: of an exit or an interrupt. broadcast: number
+    of the machine check of all siblings that it is part of, 0 for none."""
 
     at_ns: int
     id: int
@@ -65,6 +65,7 @@ class Injection(NamedTuple):
     n: int = 1
     event: Exit | None = None
     for_ns: int = 0
+    broadcast: int = 0
 
 
 class Core:
@@ -103,6 +104,7 @@ class Core:
         self.over = False
         self.end_ns = 0  # when it was stopped, or of its last record
         self._heard_ns = -1
+        self._broadcast = 0  # number of the last machine check of all siblings
         topology = config.topology
         self._slow = [
             sum(slow.delay_ns for slow in config.faults.slow if (number, ht) in resolve(slow.target, topology))
@@ -296,11 +298,16 @@ class Core:
 
     def _inject(self, injection: Injection) -> None:
         ht = injection.ht
+        if injection.broadcast and self.hts[ht] is None and any(self.hts):
+            return  # it reaches whoever lives
         data: dict[str, object] = {"id": injection.id, "what": injection.what, "target": f"c{self.number}h{ht}"}
         if injection.event is not None:
             data["reason"] = injection.event.reason
         if injection.n > 1:
             data["n"] = injection.n
+        if injection.broadcast:
+            data["broadcast"] = injection.broadcast
+            self._raise(injection.broadcast)
         self.daemon.note("inject", data, ht=ht)
         self.disturb(ht)
         target = self.hts[ht]
@@ -323,6 +330,24 @@ class Core:
             into = target.vcpu.injected if injection.what == "exit" else target.irqs.waiting
             into.append(Injected(injection.id, injection.event, injection.n))
             target.go()
+
+    def _raise(self, broadcast: int) -> None:
+        """A machine check reaches all siblings that live; the first of its injections raises it for all of them."""
+        if broadcast <= self._broadcast:
+            return
+        self._broadcast = broadcast
+        living = [ht for ht, target in enumerate(self.hts) if target is not None]
+        word = mce.broadcast_word(broadcast, sum(1 << ht for ht in living))
+        for ht in living:
+            self.page.hts[ht].broadcast = word
+
+    def missing(self, broadcast: int, hts: list[int]) -> None:
+        """A #MC handler gave up waiting for these. Whoever has handled it by now, or died, is no longer meant."""
+        for ht in hts:
+            if self.hts[ht] is not None and not mce.is_done(self.page.hts[ht].callin, broadcast):
+                why = f"it did not come to an end with machine check {broadcast} of all siblings"
+                self.daemon.note("warn", {"text": f"c{self.number}h{ht} is killed: {why}"}, ht=ht)
+                self._dies(ht, KILLED)
 
     def injection_done(self, ht: int, id_: int, result: str, why: str = "") -> None:
         self.daemon.note("inject.done", {"id": id_, "result": result, **({"why": why} if why else {})}, ht=ht)
@@ -370,14 +395,3 @@ class Core:
         if self._stopping or rebirth.given_up:
             return
         self.agenda.after(rebirth.delay_ns + BIRTH_NS, lambda: None if self._stopping else self._bear(ht))
-
-
-def refuse_broadcast(config: Config) -> None:
-    """Raise ConfigError for machine checks that reach all siblings: their rendezvous is not simulated."""
-    if config.mce.mode == "broadcast" and any(inject.what == "mce" for inject in config.inject):
-        raise ConfigError(
-            'mce.mode = "broadcast" with [[inject]] of mce',
-            state="the rendezvous of machine-check handlers is not simulated",
-            allowed='mce.mode = "local", or the live engine',
-            hint="asid run CONFIG --engine live",
-        )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from asid.core import gate
+from asid.core import gate, mce
 from asid.core.events import Action, Do, Mode, Order, Report, Timer
 from asid.core.gate import Belief, Ev
 from asid.core.gate_chronicle import notes_of
@@ -81,6 +81,7 @@ class Gate:
             self.core.disturb_all()
             words.pending, words.flag, words.depth = False, 0, 0
             words.arrived = max(words.arrived, number)
+            words.callin = mce.closed(mce.broadcast_parts(words.broadcast)[0])
             words.taint += words.mode is Mode.HOST
             words.mode = Mode.OFFLINE
             self.core.wake_all()

@@ -12,33 +12,24 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from asid.core import apic
+from asid.core import apic, mce
 from asid.core import hyperthread as core
 from asid.core.chronicle import Chronicle
 from asid.core.events import Action, Bid, Do, Mode, Order, Said, Seen
 from asid.core.guarantees import of_hyperthread
 from asid.core.hyperthread import HyperthreadState, Phase, What
 from asid.core.limits import INTERRUPT_DEPTH_MAX
-from asid.core.mce import LOCAL, Severity
 from asid.core.policies.base import Policy
 from asid.isolated_exits import ShutDown
 from asid.sim.irqs import Irqs, Line
 from asid.sim.notes import Notebook
+from asid.sim.rendezvous import Rendezvous
 from asid.sim.spaces import Isolation
 from asid.sim.stream import Run, Tallied, fast_ns
 from asid.sim.vcpu import Vcpu
 
 if TYPE_CHECKING:
-    from asid.core.hyperthread import Frame
     from asid.sim.core import Core
-
-
-class Local:
-    """What the chronicle says of a #MC: it hit one hyperthread, and nobody meets for it."""
-
-    def record(self, frame: Frame) -> dict[str, object]:
-        severity = frame.check.severity
-        return {} if severity is Severity.RECOVERABLE else {"severity": severity.name.lower()}
 
 
 class Hyperthread:
@@ -63,7 +54,8 @@ class Hyperthread:
         self.chronicle = Chronicle(self.notebook, inc, of.agenda.now)
         self.chronicle.tally = Tallied(self.vcpu.count)
         self.irqs = Irqs(self)
-        self.lines = {"nmi": Line(core.NMI), "mce": Line(core.MCE._replace(check=LOCAL))}
+        self.rendezvous = Rendezvous(self)
+        self.lines = {"nmi": Line(core.NMI), "mce": Line(core.MCE)}
         self.orders: deque[tuple[Order, int]] = deque()
         self.stalls: deque[tuple[int, int]] = deque()  # (for ns, number of the injection)
         self.since_ns = of.agenda.now_ns  # its phase is what it is
@@ -97,7 +89,13 @@ class Hyperthread:
     def undisturbed(self) -> bool:
         """Whether looks find nothing, as they stand."""
         words, page = self.words, self.core.page
-        if words.pending or words.request != self.state.answered or page.failed or self.state.party:
+        if (
+            words.pending
+            or words.request != self.state.answered
+            or page.failed
+            or self.state.party
+            or self.state.absent
+        ):
             return False
         return not self._holders() and not (self.spec.flush and page.tainted())
 
@@ -202,7 +200,7 @@ class Hyperthread:
                 taken, line.raised = line.raised, []
                 line.handled.append(taken)
                 self.chronicle.interrupt_begins(what, taken[-1], len(taken) - 1, self.state)
-                self.step(line.event)
+                self.step(core.NMI if what == "nmi" else core.MCE._replace(check=self.rendezvous.taken()))
         if self.irqs.due():
             self.irqs.take()
 
@@ -213,6 +211,11 @@ class Hyperthread:
         do, before = action.do, self.state
         if do is Do.WORK:
             return self._work(action)
+        if do is Do.CALL_OUT or do in mce.MEETS:
+            event = self.rendezvous.perform(action, before.frames[-1])
+            if event is not None:  # a handler has more to do after it
+                self.step(event)
+            return event is not None
         if do is Do.SET_MODE:
             if action.a is Mode.ENTER and self.vcpu.unfinished and not self.vcpu.handles():
                 return False
@@ -321,13 +324,15 @@ class Hyperthread:
             self.chronicle.looked(before, after, self)
         if len(after.frames) < len(before.frames):
             what = before.frames[-1].what
-            self.chronicle.interrupt_ends(before, after, _LOCAL)
+            self.chronicle.interrupt_ends(before, after, self.rendezvous)
             self.irqs.frame_ended(before)
             if what is not What.IRQ:
                 *merged, last = self.lines[what.name.lower()].handled.pop()
                 for number in merged:
                     self.core.injection_done(self.ht, number, "merged")
                 self.core.injection_done(self.ht, last, "handled")
+            if not after.frames:
+                self.rendezvous.handlers_over(after)
 
     def look(self) -> Seen:
         """Read the words of the entry check."""
@@ -341,9 +346,10 @@ class Hyperthread:
         return [other for other in self.siblings if hts[other].flag or hts[other].depth]
 
     def _awaits(self) -> bool:
-        """Whether anybody of the party has not arrived."""
+        """Whether anybody of the party has not arrived, or one that a machine check missed is still there."""
         party, round_ = self.state.party, self.state.round
-        return any(party >> other & 1 and self.core.page.hts[other].arrived < round_ for other in self.siblings)
+        to_come = any(party >> other & 1 and self.core.page.hts[other].arrived < round_ for other in self.siblings)
+        return to_come or self.rendezvous.missed()
 
     def kicked(self) -> bool:
         return self.words.request != self.state.answered
@@ -392,6 +398,3 @@ class Hyperthread:
 
 def _nothing() -> None:
     """What takes time and has had its effect."""
-
-
-_LOCAL = Local()

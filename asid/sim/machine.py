@@ -18,7 +18,7 @@ from asid.core.record import NO_CORE, NO_HT, Record
 from asid.guest import make_source
 from asid.guest.base import Exit, Source
 from asid.guest.details import details_of
-from asid.sim.core import Core, GuestOf, Injection, Standing, refuse_broadcast
+from asid.sim.core import Core, GuestOf, Injection, Standing
 from asid.sim.costs import Costs
 from asid.sim.figures import Figures, Teller
 from asid.sim.notes import Noted, Numbers
@@ -66,7 +66,6 @@ class Machine:
         self, loaded: Loaded, costs: Costs, policy: Policy, said: Mapping[str, str], isolated: Mapping[int, Isolated],
         *, runs: bool = True,
     ) -> None:  # fmt: skip
-        refuse_broadcast(loaded.config)
         self.loaded = loaded
         self.config: Config = loaded.config
         self.costs = costs
@@ -169,7 +168,8 @@ class Machine:
 
     def _injections(self, duration_ns: int) -> list[tuple[int, Injection]]:
         """Return every [[inject]] that comes in time, as (core, injection) by time; numbered in that order."""
-        found: list[tuple[int, int, int, str, int, Exit | None, int]] = []
+        smt = self.config.machine.smt
+        found: list[tuple[int, int, Injection]] = []  # when, on which core, what; not numbered yet
         for spec in self.config.inject:
             event = None
             if spec.what in ("exit", "irq"):
@@ -177,19 +177,26 @@ class Machine:
                 event = _exit_of("EXTERNAL_INTERRUPT" if irq else spec.reason or "EPT_VIOLATION", full=irq)
             interval_ns = round(1e9 / spec.rate_hz) if spec.rate_hz else 0
             whole = not interval_ns and event is not None
+            to_all = spec.what == "mce" and self.config.mce.mode == "broadcast"
+            places = resolve(spec.target, self.config.topology)
+            if to_all:
+                cores = sorted({core for core, _ in places})
+                places = tuple((core, ht) for core in cores for ht in range(smt))
             for turn in range(1 if whole else spec.count):
                 at_ns = spec.at_ns + turn * interval_ns
                 n = spec.count if whole else 1
                 found += [
-                    (at_ns, core, ht, spec.what, n, event, spec.duration_ns)
-                    for core, ht in resolve(spec.target, self.config.topology)
+                    (at_ns, core, Injection(at_ns, 0, spec.what, ht, n, event, spec.duration_ns, int(to_all)))
+                    for core, ht in places
                 ]
-        found.sort(key=lambda item: item[0])
-        return [
-            (core, Injection(at_ns, number, what, ht, n, event, for_ns))
-            for number, (at_ns, core, ht, what, n, event, for_ns) in enumerate(found, start=1)
-            if at_ns < duration_ns
-        ]
+        found.sort(key=lambda item: item[:1])
+        numbered, raised = [], 0
+        for number, (at_ns, core, injection) in enumerate(found, start=1):
+            if at_ns >= duration_ns:
+                break
+            raised += injection.broadcast and injection.ht == 0  # those of one machine check follow each other
+            numbered.append((core, injection._replace(id=number, broadcast=raised if injection.broadcast else 0)))
+        return numbered
 
     def _numbered(self, noted: Iterable[Noted]) -> Iterator[Record]:
         """Give every record its number, and turn keys of causes into numbers."""

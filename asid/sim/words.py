@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from asid.core.apic import IDLE, Registers
 from asid.core.events import Mode
+from asid.core.mce import CallIn
+
+NOT_IN: Final = CallIn()
 
 
 @dataclass(slots=True)
 class Words:
     """Those of one hyperthread. taint: its visits to HOST, begun and ended; clean: what the visits of all came to at
-    its last flush."""
+    its last flush; broadcast, callin: as `asid.core.mce` has them."""
 
     mode: Mode = Mode.OFFLINE
     flag: int = 0
@@ -22,6 +26,8 @@ class Words:
     taint: int = 0
     clean: int = 0
     apic: Registers = IDLE
+    broadcast: int = 0
+    callin: CallIn = NOT_IN
 
 
 @dataclass(slots=True)

@@ -25,7 +25,6 @@ from asid.config_file import COMMAND_LINE
 from asid.core.policy import POLICIES
 from asid.errors import AsidError, ConfigError
 from asid.policies import find, kick_in_force, require_known, require_tested, stamped
-from asid.sim.core import refuse_broadcast
 from asid.sim.costs import Level
 from asid.simulating import load_for
 from asid.sweep.matrix import Matrix, shown
@@ -163,7 +162,6 @@ def _combination(matrix: Matrix, chosen: dict[str, Any], own: str) -> Combinatio
         given.pop(KICK, None)
     try:
         loaded = load_for(matrix.config, given)
-        refuse_broadcast(loaded.config)
     except AsidError as error:
         blamed = next((key for key in chosen if error.what.startswith(f"{key} = ")), "")
         told = f"{error}. {error.hint}" if error.hint else str(error)

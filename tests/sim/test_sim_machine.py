@@ -13,15 +13,16 @@ import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated import IDLE_PAIR, MS, TYPICAL, exit_at, judged, of, played
+from simulated import CONFIGS, IDLE_PAIR, MS, TYPICAL, exit_at, judged, of, played
 
+from asid import seeds
 from asid.audit.finding import BROKEN
 from asid.config import load
 from asid.core.policy import KICKS, POLICIES
 from asid.core.rebirth import YOUNG_DEATHS_MAX
 from asid.core.record import fault_of
-from asid.errors import ConfigError
 from asid.guest import make_source
+from asid.seeds import plan_for
 from asid.sim.costs import LEVELS, TABLE, costs_of
 from asid.simulating import machine_of
 
@@ -223,10 +224,60 @@ def test_a_stalled_hyperthread_is_waited_for():
     assert judged(records).passed
 
 
-def test_machine_checks_of_all_siblings_are_refused_before_anything_is_played():
-    check = {**IDLE_PAIR, "mce": {"mode": "broadcast"}, "inject": [{"what": "mce", "target": "c0h0"}]}
-    with pytest.raises(ConfigError, match="broadcast"):
-        machine_of(load(check), TYPICAL)
+def checks_of_all(*at_us: int, **more):
+    checks = [{"what": "mce", "target": "c0h1", "at": f"{at}us"} for at in at_us]
+    return {**IDLE_PAIR, "machine": {"cores": 1, "smt": 4}, "mce": {"mode": "broadcast", **more}, "inject": checks}
+
+
+def test_handlers_of_a_machine_check_of_all_siblings_meet():
+    records = played(checks_of_all(500, 900), 5 * MS)
+    handlers = of(records, "intr")
+    assert len(handlers) == 8
+    for number in (1, 2):
+        met = [record for record in handlers if record.data["broadcast"] == number]
+        assert sorted(record.data["order"] for record in met) == [1, 2, 3, 4]
+        assert [record.data["role"] for record in sorted(met, key=lambda r: r.data["order"])] == [
+            "monarch", "joined", "joined", "joined",
+        ]  # fmt: skip
+        assert max(record.ts for record in met) - min(record.ts for record in met) < TYPICAL.mce
+        assert all(record.data["host_ns"] > 4 * TYPICAL.mce for record in met)  # one works after the other
+    injected = of(records, "inject")
+    assert [record.data["broadcast"] for record in injected] == [1] * 4 + [2] * 4
+    assert [record.data["result"] for record in of(records, "inject.done")] == ["handled"] * 8
+    assert of(records, "mce.timeout") == []
+    assert judged(records).passed
+
+
+def test_who_does_not_come_to_a_machine_check_is_missed_and_fenced():
+    stall = {"what": "stall", "target": "c0h1", "at": "400us", "duration": "80ms"}
+    source = checks_of_all(500, timeout="10ms")
+    records = played({**source, "inject": [stall, *source["inject"]]}, 200 * MS)
+    missed = of(records, "mce.timeout")
+    assert {record.data["missing"] for record in missed} == {"h1"}
+    assert [record.ht for record in missed] != []
+    (warning,) = of(records, "warn")
+    assert warning.data["text"].startswith("c0h1 is killed: it did not come to an end with machine check 1")
+    assert of(records, "death", 1)[0].data["status"] == -9
+    assert of(records, "spawn", 1)[-1].data["inc"] == 2
+    verdict = judged(records)
+    assert verdict.passed, [str(finding.first) for finding in verdict.findings if finding.first]
+
+
+def test_a_machine_check_of_all_siblings_reaches_who_lives_and_who_dies_in_it_is_waited_for_by_nobody():
+    kills = [{"what": "kill", "target": "c0h0", "at": at} for at in ("499us", "902us")]
+    source = checks_of_all(500, 900, timeout="10ms")
+    records = played({**source, "inject": [*source["inject"], *kills]}, 100 * MS)
+    assert [record.ht for record in of(records, "inject") if record.data.get("broadcast") == 1] == [1, 2, 3]
+    assert of(records, "mce.timeout") == []
+    assert judged(records).passed
+
+
+@pytest.mark.parametrize("policy", ["asi", "none", "kick-every-exit"])
+def test_seeds_with_machine_checks_of_all_siblings_break_nothing(policy: str):
+    for seed in range(1, 5):
+        job = seeds.Job(str(CONFIGS / "smt4.toml"), {"mce.mode": "broadcast", "policy.name": policy}, TYPICAL, 16 * MS)
+        plan = tuple({**table, "what": "mce"} if table["what"] == "nmi" else table for table in plan_for(job, seed))
+        assert seeds.run(job, seed, plan).failed is None
 
 
 @pytest.mark.parametrize(("nested", "fate"), [("hold", ["handled", "handled"]), ("shutdown", ["lost", "lost"])])
@@ -264,6 +315,8 @@ def test_a_fault_whose_handlers_cannot_run_is_the_end_of_its_hyperthread(tmp_pat
 
 DIGEST = """
 import hashlib, msgpack, sys
+from asid import seeds
+from asid.seeds import plan_for
 from asid.config import load
 from asid.sim.costs import costs_of
 from asid.simulating import machine_of
