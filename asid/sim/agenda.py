@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable
+from functools import partial
 from heapq import heappop, heappush
 from typing import Final
 
@@ -56,12 +57,19 @@ class Agenda:
         assert not self._appointments
         self._appointments.extend(times_ns)
         for at_ns, happening in zip(times_ns, what, strict=True):
-            self._put(at_ns - self.now_ns, happening, ELSEWHERE)
+            self._put(at_ns - self.now_ns, partial(self._keep, happening), ELSEWHERE)
+
+    def _keep(self, happening: Happening) -> None:
+        self._appointments.popleft()
+        happening()
+
+    @property
+    def to_come(self) -> int:
+        """How many appointments have not come yet."""
+        return len(self._appointments)
 
     def undisturbed_ns(self) -> int:
         """Return before which time no appointment comes, and the run that goes on does not end."""
-        while self._appointments and self._appointments[0] < self.now_ns:
-            self._appointments.popleft()
         return min(self.until_ns, self._appointments[0]) if self._appointments else self.until_ns
 
     def _put(self, ns: int, what: Happening, rank: int) -> int:

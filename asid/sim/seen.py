@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 class Watch(NamedTuple):
     """A leave that is being played, since `at_ns`. runs: everybody's, as they were; ends: of the guest time that each
-    sibling was in, 0 for one that was in none and for the leaver."""
+    sibling was in, 0 for one that was in none and for the leaver. notes, to_come: how many there were, and how many
+    appointments were to come."""
 
     at_ns: int
     ht: int
@@ -46,6 +47,7 @@ class Watch(NamedTuple):
     firsts: tuple[int, ...]
     ends: tuple[int, ...]
     notes: int
+    to_come: int
 
 
 class Lane:
@@ -181,12 +183,12 @@ class Seen:
         if stop is not None and not stop.wake_ns:
             self._watch = Watch(
                 core.agenda.now_ns, ht.ht, stop.kind, stop.work_ns, state, tuple(runs), tuple(firsts), tuple(ends),
-                self.taken + len(core.noted),
+                self.taken + len(core.noted), core.agenda.to_come,
             )  # fmt: skip
 
     def _learn(self, watch: Watch, state: Hashable | None) -> None:
         """The core is at the end of a run again: if it is as it was, what was played can be counted from now on."""
-        if state != watch.state or watch.notes < self.taken:
+        if state != watch.state or watch.notes < self.taken or watch.to_come != self.core.agenda.to_come:
             return
         shifts: list[int | None] = []
         back_ns = 0

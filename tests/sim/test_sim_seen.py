@@ -104,6 +104,14 @@ def test_the_machines_of_the_project(config: str):
     both(CONFIGS / config, 40 * MS)
 
 
+def test_a_leave_into_which_something_is_injected_is_like_no_other(tmp_path):
+    table = tmp_path / "table.toml"
+    table.write_text(table_of(0.1, '"1us"', '"4us"'))
+    nmi = {"what": "nmi", "target": "c0h0", "at": "28us"}
+    counted, _ = both(busy(table, "90000/s", 1, inject=[nmi]), 15 * MS)
+    assert counted.figures.sums["records", "inject"] == 1
+
+
 def test_figures_are_those_of_the_records():
     loaded = load(CONFIGS / "smt4.toml", {})
     records = machine_of(loaded, TYPICAL).play(40 * MS).records
