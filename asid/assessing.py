@@ -32,7 +32,8 @@ class Workload(NamedTuple):
     """What is assessed. duration_ns: of virtual time, 0 until its recordings have ended. words: what was assumed.
 
     rate_hz: exits a second of guest time of one vCPU, where that was assumed, else 0. apart: the same guests on cores
-    of their own, where it was assumed that they are siblings. further: what else was assumed.
+    of their own, where it was assumed that they are siblings. further: what else was assumed. costs_file: instead of
+    [costs] of the configuration, "" for that.
     """
 
     source: str | Path | Mapping[str, Any]
@@ -41,6 +42,7 @@ class Workload(NamedTuple):
     rate_hz: float = 0.0
     apart: Mapping[str, Any] | None = None
     further: tuple[Assumption, ...] = ()
+    costs_file: str = ""
 
 
 class Cause(NamedTuple):
@@ -115,7 +117,9 @@ def simulated(
     work: Workload, variant: Variant, costs: Costs, seed: int, overrides: Mapping[str, Any] | None = None
 ) -> Played:
     """Return one run. overrides: dotted keys of the configuration."""
-    chosen = given(policy=variant.policy, kick=variant.kick, seed=seed) | dict(overrides or {})
+    chosen = given(policy=variant.policy, kick=variant.kick, seed=seed, costs_file=work.costs_file) | dict(
+        overrides or {}
+    )
     machine = machine_of(load_for(work.source, chosen), costs)
     return machine.play(work.duration_ns or VIRTUAL_NS_MAX, until_exhausted=not work.duration_ns)
 

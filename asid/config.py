@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from asid.config_costs import Costs
 from asid.core.limits import MCE_TIMEOUT_NS
 from asid.targets import Place, Topology, VmPlaces, resolve
 from asid.units import parse_duration_ns, parse_rate_hz
@@ -260,6 +261,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inject: Annotated[tuple[Inject, ...], Meta(description="What happens, and when.")] = ()
     faults: Annotated[Faults, Meta(description="What is wrong from the start.")] = Faults()
     journal: Annotated[Journal, Meta(description="The record on disk.")] = Journal()
+    costs: Annotated[Costs, Meta(description="What steps take in virtual time.")] = Costs()
 
     @property
     def bare_topology(self) -> Topology:
@@ -341,6 +343,7 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
         space["kallsyms"] = str((loaded.base_dir / space["kallsyms"]).resolve())
     if space["mapping"] not in MAPPINGS:
         space["mapping"] = str((loaded.base_dir / space["mapping"]).resolve())
+    plain["costs"]["file"] = ""  # its rows are in the table
     return plain
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 
 from asid.config import Config, Loaded
+from asid.config_costs import with_file, written
 from asid.config_rules import RuleBroken, check, kind_of, printable
 from asid.core.limits import VMS_MAX
 from asid.errors import ConfigError, InputError
@@ -69,6 +70,7 @@ def _load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]) 
         _refuse_unknown(plain, Config, "")
         config = _convert(plain)
         check(config, base_dir)
+        config = _with_costs(config, base_dir, origin)
     except RuleBroken as broken:
         where = _where(path, lines, broken.key, origin)
         raise ConfigError(
@@ -199,6 +201,14 @@ def _convert(plain: dict[str, Any]) -> Config:
         if missing:
             raise RuleBroken(f"{key}.{missing[1]}", "", state="missing", hint=f"Add {missing[1]} = ...") from None
         raise RuleBroken(key, value, allowed=_allowed(field, found[1]), hint=_hint(field, value)) from None
+
+
+def _with_costs(config: Config, base_dir: Path, origin: dict[str, str]) -> Config:
+    """The configuration with the rows of its file of costs, which was checked."""
+    costs = with_file(config.costs, base_dir)
+    for name in written(costs).keys() - written(config.costs).keys():
+        origin[f"costs.{name}"] = str(base_dir / costs.file)
+    return msgspec.structs.replace(config, costs=costs)
 
 
 def _allowed(field: Any, message: str) -> str:

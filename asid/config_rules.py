@@ -23,6 +23,7 @@ from asid.config import (
     Config,
     Vm,
 )
+from asid.config_costs import parse_cost, with_file, written
 from asid.core.exits import canonical
 from asid.core.policy import POLICIES
 from asid.errors import AsidError, ConfigError
@@ -74,6 +75,7 @@ def check(config: Config, base_dir: Path) -> None:
     _files(config, base_dir)
     _injections(config)
     _faults(config)
+    _costs(config, base_dir)
 
 
 def _names(config: Config) -> None:
@@ -218,6 +220,20 @@ def _faults(config: Config) -> None:
     for index, slow in enumerate(config.faults.slow):
         _places(f"faults.slow.{index}.target", slow.target, config.topology)
         _duration(f"faults.slow.{index}.delay", slow.delay, 1, 10_000_000_000)
+
+
+def _costs(config: Config, base_dir: Path) -> None:
+    for name, text in written(config.costs).items():
+        _checked(f"costs.{name}", text, parse_cost)
+    file = config.costs.file
+    if file and not (base_dir / file).is_file():
+        raise _no_file("costs.file", file, base_dir)
+    try:
+        with_file(config.costs, base_dir)
+    except ConfigError as refused:
+        state = f"{refused.where}: {refused.what}" if refused.where else refused.what
+        state += f", {refused.state}" if refused.state else ""
+        raise RuleBroken("costs.file", file, state=state, allowed=refused.allowed, hint=refused.hint) from None
 
 
 def _duration(key: str, text: str, low_ns: int, high_ns: int | None) -> None:

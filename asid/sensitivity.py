@@ -10,8 +10,11 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from asid.assessing import TYPICAL, Workload, exits_hz, simulated
+from asid.config import load
+from asid.config_costs import written
 from asid.report.variants import BASELINE, Variant
-from asid.sim.costs import BY_NAME, Costs, costs_of
+from asid.sim.costs import BY_NAME, Costs, costs_of, replaced
+from asid.simulating import given
 
 # Costs that are one assumption together: what a machine has little of one it has little of the other.
 GROUPS: Final = (
@@ -64,13 +67,22 @@ def swings(
     return tuple(sorted(found, key=lambda swing: (-swing.width, swing.what)))
 
 
+def _known(work: Workload) -> dict[str, str]:
+    """Return the costs that the workload's own [costs] says: what is known is not assumed."""
+    return written(load(work.source, given(costs_file=work.costs_file)).config.costs)
+
+
 def _cases(work: Workload) -> list[_Case]:
-    typical = costs_of(TYPICAL)
+    known = _known(work)
+    typical = replaced(costs_of(TYPICAL), known)
     same, unchanged = (work, work), (typical, typical)
     found = []
-    for what, names in GROUPS:
+    for what, group in GROUPS:
+        names = [name for name in group if name not in known]
+        if not names:
+            continue
         low, high = (typical._replace(**{n: getattr(BY_NAME[n], level) for n in names}) for level in ("low", "high"))
-        words = tuple(f"{sum(getattr(costs, name) for name in names):,} ns" for costs in (low, high))
+        words = tuple(f"{sum(getattr(costs, name) for name in group):,} ns" for costs in (low, high))
         found.append(_Case(what, (words[0], words[1]), same, (low, high), ({}, {})))
     if work.rate_hz:
         half, twice = work.rate_hz / 2, work.rate_hz * 2

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from asid.config_costs import written
 from asid.errors import HostUnsuitable, InputError
 from asid.judging import judge_run
 from asid.live.journal import JournalWriter
@@ -21,7 +22,7 @@ from asid.report.stat import StatFold
 from asid.running import Run
 from asid.script import PLAYED, Script, config_of
 from asid.signals import ENDINGS
-from asid.sim.costs import Costs, Level, costs_of
+from asid.sim.costs import Costs, Level, costs_of, replaced
 from asid.sim.machine import INTERRUPTED, Machine, OnProgress, nobody
 
 if TYPE_CHECKING:
@@ -36,12 +37,19 @@ APPEND: Final = 4_096  # records written in one go
 NEVER_NS: Final = 1 << 62  # a script ends by itself
 
 
-def given(*, policy: str = "", kick: str = "", space: str = "", seed: int | None = None) -> dict[str, Any]:
-    """Return what was given on a command line as dotted keys of a configuration."""
+def given(
+    *, policy: str = "", kick: str = "", space: str = "", seed: int | None = None, costs_file: str = ""
+) -> dict[str, Any]:
+    """Return what was given on a command line as dotted keys of a configuration.
+
+    costs_file: instead of the whole [costs] of the configuration, named from here.
+    """
     from asid.config import mapping_given
 
     found = {
-        "policy.name": policy, "policy.kick": kick, "space.mapping": mapping_given(space) if space else "", "seed": seed
+        "policy.name": policy, "policy.kick": kick, "seed": seed,
+        "space.mapping": mapping_given(space) if space else "",
+        "costs": {"file": str(Path(costs_file).absolute())} if costs_file else "",
     }  # fmt: skip
     return {key: value for key, value in found.items() if value not in ("", None)}
 
@@ -69,16 +77,21 @@ def load_for(config: str | Path | Mapping[str, Any], chosen: Mapping[str, Any], 
 def machine_of(loaded: Loaded, costs: Costs, *, runs: bool = True) -> Machine:
     """Return the simulated machine of a configuration. Raise ConfigError for what is not simulated.
 
-    runs: as `Machine` has it.
+    costs: those that [costs] of the configuration does not replace. runs: as `Machine` has it.
     """
-    return Machine(loaded, costs, *_parts_of(loaded), runs=runs)
+    return Machine(loaded, costs_for(loaded, costs), *_parts_of(loaded), runs=runs)
 
 
 def traced_machine(loaded: Loaded, costs: Costs) -> TracedMachine:
     """Return one that tells its steps. Raise as `machine_of` does."""
     from asid.sim.traced import TracedMachine
 
-    return TracedMachine(loaded, costs, *_parts_of(loaded))
+    return TracedMachine(loaded, costs_for(loaded, costs), *_parts_of(loaded))
+
+
+def costs_for(loaded: Loaded, costs: Costs) -> Costs:
+    """Return costs with those in their place that a configuration has of its own."""
+    return replaced(costs, written(loaded.config.costs))
 
 
 def _parts_of(loaded: Loaded) -> tuple[Policy, Mapping[str, str], Mapping[int, Isolated]]:

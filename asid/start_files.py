@@ -18,6 +18,8 @@ def config_file(config: str | Path | Mapping[str, Any], root: Path) -> Path:
     rooted = {**config, "vm": [_rooted(vm) for vm in config.get("vm", [])]}
     if "space" in config:
         rooted["space"] = _rooted_space(config["space"])
+    if config.get("costs", {}).get("file"):
+        rooted["costs"] = {**config["costs"], "file": str(Path(config["costs"]["file"]).absolute())}
     path.write_text(_toml(rooted))
     return path
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from asid.commands.session import Drawn, Session, Usage, columns
+from asid.commands.session import ChosenCosts, CostsType, Drawn, Session, Usage, columns
 from asid.errors import ConfigError
 from asid.units import parse_duration_ns
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DURATION = "100ms"
 SHARE = 2  # each assumption is looked at for a part of that: its two values are of the same exits
+CONFIGURATIONS = (".toml", ".json")
 
 
 @click.command(
@@ -40,6 +41,7 @@ SHARE = 2  # each assumption is looked at for a part of that: its two values are
     "--vcpus", type=click.IntRange(1, 4096), metavar="N", help="Of how many vCPUs, with --over.  [default: 2]"
 )
 @click.option("--siblings", type=int, default=0, help="Hyperthreads of a core; see asid replay.")
+@click.option("--costs", type=CostsType(), metavar="FILE", help="A file with [costs]: known, not assumed.")
 @click.option("--no-sensitivity", is_flag=True, help="Leave out how far the answer moves with each assumption.")
 @click.pass_obj
 def command(session: Session, /, files: tuple[str, ...], **options: Any) -> None:
@@ -88,14 +90,24 @@ def _names(text: str) -> list[str]:
 def _workload(path: Path, options: dict[str, Any]) -> Workload:
     """Return what a file says is to be played, and what had to be assumed."""
     from asid.assessing import VIRTUAL_NS_MAX, Workload
+    from asid.config import load
+    from asid.config_costs import written
     from asid.recorded import Wanted, recorded
+    from asid.simulating import given as given_costs
 
+    costs: ChosenCosts | None = options["costs"]
+    if costs is not None and not costs.file:
+        raise Usage(f"--costs {costs.level}", state="every column is played", allowed="a file with [costs]")
+    costs_file = costs.file if costs is not None else ""
+    rows = written(load(path if path.suffix in CONFIGURATIONS else {}, given_costs(costs_file=costs_file)).config.costs)
+    known = [f"costs as given, the others as in docs/costs.md: {', '.join(rows)}"] if rows else []
     given = _duration_ns(options, "duration", f"Try {DURATION}.")
-    if path.suffix in (".toml", ".json"):
+    if path.suffix in CONFIGURATIONS:
         for name, value in ((name, options[name]) for name in ("siblings", "rate", "over", "vcpus")):
             if value:
                 raise Usage(f"--{name}", state=f"{path} says it for itself", allowed="with a recording or a table")
-        return Workload(path, given or parse_duration_ns(DURATION, "--duration"))
+        duration_ns = given or parse_duration_ns(DURATION, "--duration")
+        return Workload(path, duration_ns, tuple(known), costs_file=costs_file)
     if options["rate"] and options["over"]:
         raise Usage("--rate and --over", state="the rate follows from --over", allowed="one of them")
     if options["vcpus"] and options["rate"]:
@@ -111,8 +123,9 @@ def _workload(path: Path, options: dict[str, Any]) -> Workload:
     alone = config["machine"] == {"cores": len(config["vm"][0]["on"]), "smt": 1}
     apart = None if alone else recorded(path, wanted._replace(siblings=1)).config
     return Workload(
-        config, given or min(found.enough_ns, VIRTUAL_NS_MAX), tuple(found.words), found.rate_hz, apart, found.further
-    )
+        config, given or min(found.enough_ns, VIRTUAL_NS_MAX), (*found.words, *known), found.rate_hz, apart,
+        found.further, costs_file,
+    )  # fmt: skip
 
 
 def _duration_ns(options: dict[str, Any], name: str, hint: str) -> int:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asid.commands.run import require_costs_of_sim
-from asid.commands.session import Session, costs_option, engine_option
+from asid.commands.session import ChosenCosts, Session, costs_option, engine_option
 from asid.errors import AsidError, ConfigError
 
 if TYPE_CHECKING:
     from asid.drive import Outcome
     from asid.report.repeats import Sample
     from asid.report.variants import Variant
-    from asid.sim.costs import Level
 
 Play = Callable[["Comparison", "Variant", int], "Outcome"]  # one variant, in one repeat
 
@@ -41,7 +40,7 @@ AROUND_NS = 1_500_000_000  # start, stop and verdict of a live run
 @click.pass_obj
 def command(
     session: Session, config: str, policies: str, kicks: str, space: str, repeats: int, duration: str, engine: str,
-    costs: Level, seed: int | None
+    costs: ChosenCosts, seed: int | None
 ) -> None:  # fmt: skip
     """Run CONFIG under every policy and kick, repeat by repeat, and show what each costs and what it leaves open.
 
@@ -123,18 +122,19 @@ def _live(comparison: Comparison, variant: Variant, repeat: int) -> Outcome:
     )
 
 
-def _simulated(costs: Level) -> Play:
+def _simulated(costs: ChosenCosts) -> Play:
     """Return what runs one variant in virtual time."""
 
     def play(comparison: Comparison, variant: Variant, repeat: int) -> Outcome:
         from asid.simulating import given, load_for, simulate
 
         chosen = given(
-            policy=variant.policy, kick=variant.kick, space=comparison.space, seed=comparison.seed + repeat - 1
-        )
+            policy=variant.policy, kick=variant.kick, space=comparison.space, seed=comparison.seed + repeat - 1,
+            costs_file=costs.file,
+        )  # fmt: skip
         begun_ns = time.monotonic_ns()
         return simulate(
-            load_for(comparison.config, chosen), duration_ns=comparison.duration_ns, level=costs,
+            load_for(comparison.config, chosen), duration_ns=comparison.duration_ns, level=costs.level,
             on_progress=lambda *_: comparison.draw(variant, repeat, time.monotonic_ns() - begun_ns),
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from asid.commands.session import Session, costs_option, require_alone
+from asid.commands.session import ChosenCosts, Session, Usage, costs_option, require_alone
 from asid.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ VIRTUAL_NS_MAX = 3_600_000_000_000  # a recording that has not ended by then is 
 )
 @costs_option
 @click.pass_obj
-def command(session: Session, /, file: str, engine: str, costs: Level, **options: Any) -> None:
+def command(session: Session, /, file: str, engine: str, costs: ChosenCosts, **options: Any) -> None:
     """Play FILE on the live machine and judge the run.
 
     FILE is ftrace, trace-cmd report or perf script text with kvm events: each vCPU thread becomes a vCPU, its exits
@@ -79,7 +79,9 @@ def command(session: Session, /, file: str, engine: str, costs: Level, **options
     path = Path(file)
     if path.suffix == ".json":
         require_alone("a schedule", "file", "engine", *(("costs",) if engine == "sim" else ()))
-        _schedule(session, path, engine, costs)
+        if costs.file:
+            raise Usage(f"--costs {costs.file} with a schedule", allowed="low, typical or high")
+        _schedule(session, path, engine, costs.level)
         return
     if engine == "explore":
         raise ConfigError(
@@ -98,8 +100,8 @@ def command(session: Session, /, file: str, engine: str, costs: Level, **options
         from asid.simulating import given, load_for
 
         outcome = simulated(
-            session, load_for(config, given(space=options["space"])), duration_ns or VIRTUAL_NS_MAX, costs,
-            until_exhausted=not duration_ns,
+            session, load_for(config, given(space=options["space"], costs_file=costs.file)),
+            duration_ns or VIRTUAL_NS_MAX, costs.level, until_exhausted=not duration_ns,
         )  # fmt: skip
     else:
         progress = Progress(session, duration_ns)

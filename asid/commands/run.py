@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from asid.commands.session import Drawn, Session, Usage, columns, costs_option, engine_option
+from asid.commands.session import ChosenCosts, Drawn, Session, Usage, columns, costs_option, engine_option
 from asid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.pass_obj
 def command(
     session: Session, config: str, duration: str, policy: str, kick: str, space: str, seed: int | None, engine: str,
-    costs: Level, run_dir: str, figures: bool
+    costs: ChosenCosts, run_dir: str, figures: bool
 ) -> None:  # fmt: skip
     """Start the machine of CONFIG, let it run, stop it, and say whether every guarantee held.
 
@@ -58,14 +58,14 @@ def command(
     if engine == "sim":
         from asid.simulating import given, load_for
 
-        loaded = load_for(config, given(policy=policy, kick=kick, space=space, seed=seed))
-        session.note(f"{config}: {format_ns(duration_ns)} of virtual time, {costs} costs")
+        loaded = load_for(config, given(policy=policy, kick=kick, space=space, seed=seed, costs_file=costs.file))
+        session.note(f"{config}: {format_ns(duration_ns)} of virtual time, {costs_words(costs.level, loaded)}")
         if figures:
             if run_dir:
                 raise Usage("--run-dir with --figures", state="no run is kept", allowed="--figures without it")
-            show_figures(session, loaded, duration_ns, costs)
+            show_figures(session, loaded, duration_ns, costs.level)
             return
-        outcome = simulated(session, loaded, duration_ns, costs, run_dir=run_dir)
+        outcome = simulated(session, loaded, duration_ns, costs.level, run_dir=run_dir)
     else:
         require_costs_of_sim(engine)
         if figures:
@@ -77,6 +77,14 @@ def command(
     )
     if outcome.exit_code:
         session.finish(outcome.exit_code)
+
+
+def costs_words(level: str, loaded: Loaded) -> str:
+    """Return which costs a run in virtual time goes by."""
+    from asid.config_costs import written
+
+    rows = written(loaded.config.costs)
+    return f"{level} costs" + (f", but for {len(rows)} that are given: {', '.join(rows)}" if rows else "")
 
 
 def require_costs_of_sim(engine: str) -> None:

@@ -20,7 +20,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -30,6 +32,7 @@ from asid.errors import EXIT_USAGE, AsidError
 
 if TYPE_CHECKING:
     from asid.client import Client
+    from asid.config_costs import Level
 
 INSTANCE_DEFAULT = "default"
 QUIET_S = 3.0  # what takes longer says so, even where nobody may be watching
@@ -214,12 +217,46 @@ def _verb() -> str:
     return ".".join(context.command_path.split()[1:]) if context is not None else "asid"
 
 
+class ChosenCosts(NamedTuple):
+    """The column of the cost table, and a file instead of [costs] of the configuration ("" for none)."""
+
+    level: Level
+    file: str = ""
+
+    @property
+    def word(self) -> str:
+        """What was given."""
+        return self.file or self.level
+
+
+class CostsType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
+    """`low`, `typical`, `high`, or a file with [costs]; what is in that is looked at with the configuration."""
+
+    name = "LEVEL|FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ChosenCosts:
+        from asid.config_costs import LEVELS
+
+        if isinstance(value, ChosenCosts):
+            return value
+        for level in LEVELS:
+            if value == level:
+                return ChosenCosts(level)
+        if Path(value).is_file():
+            return ChosenCosts("typical", value)
+        near = get_close_matches(value, LEVELS, 1)
+        raise Usage(
+            f"--costs {value}", state="no such file", allowed="low, typical or high, or a file with [costs]",
+            hint=f"Did you mean {near[0]}?" if near else "asid doctor --calibrate -o FILE.toml writes one.",
+        )  # fmt: skip
+
+
 costs_option = click.option(
     "--costs",
-    type=click.Choice(["low", "typical", "high"]),
+    type=CostsType(),
     default="typical",
     show_default=True,
-    help="sim: the column of the cost table, docs/costs.md.",
+    help="sim: low, typical or high, a column of the cost table (docs/costs.md), or a file with [costs].",
 )
 engine_option = click.option(
     "--engine",

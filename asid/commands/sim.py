@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from asid import saving
-from asid.commands.session import Drawn, Session, costs_option
+from asid.commands.session import ChosenCosts, Drawn, Session, costs_option
 from asid.errors import EXIT_FAIL, EXIT_NOT_DETERMINISTIC, ConfigError
 from asid.failing import SAVED, SCHEDULED, Kept, told_of
 
@@ -81,8 +81,10 @@ def command(
             raise ConfigError(f"--schedule {schedule}", allowed="a name that ends with .json", hint="Try hit.json.")
         saving.try_to_write(schedule, *SCHEDULED)
     policy = options["policy"]
-    chosen = given(policy=policy, kick=options["kick"], space=options["space"])
-    job = Job(config, chosen, costs_of(options["costs"]), duration_ns, not options["no_faults"], tested=not policy)
+    costs: ChosenCosts = options["costs"]
+    options["costs"] = costs.word
+    chosen = given(policy=policy, kick=options["kick"], space=options["space"], costs_file=costs.file)
+    job = Job(config, chosen, costs_of(costs.level), duration_ns, not options["no_faults"], tested=not policy)
     machine_of(job.loaded(first), job.costs)  # refuses before anything is run
     if part or records:
         _write_lines(session, job, first, last, part)

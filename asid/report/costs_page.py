@@ -26,6 +26,9 @@ Nanoseconds; cycles are counted at {CLOCK_GHZ:g} GHz. `--costs low|typical|high`
 spread of what was published for different machines, not an interval of confidence; "assumed" is said where nobody has
 published a figure.
 
+`[costs]` of a configuration replaces single rows (`config.md`), and `--costs FILE` takes them from a file, which stands
+for the whole of the configuration's own. Where assumptions are weighed (`asid assess`), a row that is given is none.
+
 | step | low | typical | high | what it is | where the figures are from |
 |---|---|---|---|---|---|
 """

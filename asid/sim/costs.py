@@ -5,15 +5,18 @@ Rule 2. Cycles are turned into time at CLOCK_GHZ, as a server of the years of th
 Rule 3. A service time that a guest's own table or recording gives is used as it is: nothing here replaces it.
 
 The spread from low to high is not a confidence interval: the sources measure different machines, and most measure none.
-`asid run --engine sim --costs LEVEL` uses one column.
+`asid run --engine sim --costs LEVEL` uses one column, and `[costs]` of a configuration replaces rows of it.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
-Level = Literal["low", "typical", "high"]
-LEVELS: Final[tuple[Level, ...]] = ("low", "typical", "high")
+from asid.config_costs import LEVELS, NAMES, Level, parse_cost
+
+__all__ = ("BY_NAME", "CLOCK_GHZ", "LEVELS", "TABLE", "Cost", "Costs", "Level", "costs_of", "replaced")
+
 CLOCK_GHZ: Final = 3.0
 
 
@@ -91,10 +94,18 @@ class Costs(NamedTuple):
     mce: int
 
 
-assert Costs._fields == tuple(BY_NAME), "the table and the tuple name the same costs"
+assert Costs._fields == tuple(BY_NAME) == NAMES, "the table, the tuple and the configuration name the same costs"
 assert all(0 < row.low <= row.typical <= row.high for row in TABLE), "a row is out of order"
 
 
 def costs_of(level: Level) -> Costs:
     """Return one column."""
     return Costs(*(getattr(row, level) for row in TABLE))
+
+
+def replaced(costs: Costs, rows: Mapping[str, str]) -> Costs:
+    """Return the costs with the rows that a configuration replaces. rows: name -> value as written, checked."""
+    found = {name: parse_cost(text, name) for name, text in rows.items()}
+    return costs._replace(
+        **{name: cost if isinstance(cost, int) else getattr(BY_NAME[name], cost) for name, cost in found.items()}
+    )

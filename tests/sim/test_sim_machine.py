@@ -163,7 +163,7 @@ def test_an_ipi_on_the_bus_dies_with_its_sender():
 def test_a_visit_to_host_within_a_siblings_flush_is_flushed_once_more():
     alone = {"name": "alone", "machine": {"smt": 2}, "vm": [{"on": ["c0h0"]}]}
     nmi = {"what": "nmi", "target": "c0h1", "at": "505us"}
-    machine = machine_of(load({**alone, "inject": [exit_at(500), nmi]}), "typical")
+    machine = machine_of(load({**alone, "inject": [exit_at(500), nmi]}), TYPICAL)
     machine.costs = TYPICAL._replace(l1d_flush=10_000)
     records = machine.play(1 * MS).records
     *_, visit_over = [record for record in of(records, "ht.mode", 1) if record.data["old"] == "HOST"]
