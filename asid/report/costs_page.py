@@ -28,6 +28,7 @@ published a figure.
 
 `[costs]` of a configuration replaces single rows (`config.md`), and `--costs FILE` takes them from a file, which stands
 for the whole of the configuration's own. Where assumptions are weighed (`asid assess`), a row that is given is none.
+`asid doctor --calibrate -o FILE` measures what a program can measure on a host and writes such a file.
 
 | step | low | typical | high | what it is | where the figures are from |
 |---|---|---|---|---|---|
