@@ -263,6 +263,7 @@ def test_the_layers_hold():
 IMPORTED_BY_NAME = ("asid.commands.", "asid.bench.")
 IMPORTED_FROM_OUTSIDE = {
     "asid.__main__",
+    "asid.agreement",
     "asid.pytest_plugin",
     "asid.explore.diagram",
     "asid.report.costs_page",
