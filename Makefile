@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fast live stress explore docs format clean
+.PHONY: help venv demo test fast live stress explore docs validation format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(READY)  ## set up .venv with asid and what its development needs
 
@@ -51,6 +51,12 @@ docs: $(READY)  ## write the generated pages of docs/ again
 	$(BIN)/python -m asid.explore.diagram > docs/states.md
 	$(BIN)/python -m asid.report.leaks_page > docs/leaks.md
 	$(BIN)/python -m asid.report.costs_page > docs/costs.md
+	$(BIN)/python -m asid.report.validation_page > docs/validation.md
+
+validation: $(READY)  ## measure the figures of docs/validation.md anew: some minutes
+	$(BIN)/python -m asid.validating > docs/validation/figures.new
+	mv docs/validation/figures.new docs/validation/figures.json
+	$(MAKE) docs
 
 format: $(READY)  ## let ruff format and sort
 	$(BIN)/ruff format .

@@ -263,11 +263,11 @@ def test_the_layers_hold():
 IMPORTED_BY_NAME = ("asid.commands.", "asid.bench.")
 IMPORTED_FROM_OUTSIDE = {
     "asid.__main__",
-    "asid.agreement",
     "asid.pytest_plugin",
     "asid.explore.diagram",
     "asid.report.costs_page",
     "asid.report.leaks_page",
+    "asid.report.validation_page",
 }
 # The live machine has no TLB yet.
 IMPORTED_LATER = {"asid.mm.tlb"}
