@@ -19,8 +19,8 @@ PLAIN = Agreement("plain", "smt2.toml", {}, SIBLINGS)
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("agreement", AGREEMENTS, ids=lambda agreement: agreement.name)
-def test_both_engines_count_the_same_within_bounds(tmp_path, monkeypatch, agreement):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+@pytest.mark.usefixtures("rig")
+def test_both_engines_count_the_same_within_bounds(agreement):
     config = config_of(agreement, ROOT / "configs")
     outcome = drive(config, duration_ns=DURATION_NS)
     assert outcome.word == "PASS"
