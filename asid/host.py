@@ -208,9 +208,15 @@ def _kvm() -> list[Finding]:
     device = Path("/dev/kvm")
     if not device.exists():
         return [Finding("note", "/dev/kvm", "absent", "emulated guests do not need it; real ones would")]
-    usable = os.access(device, os.R_OK | os.W_OK)
-    meaning = "real guests are possible here" if usable else "not yours to open: join the group kvm"
-    return [Finding("good" if usable else "note", "/dev/kvm", "usable" if usable else "closed", meaning)]
+    from asid.errors import AsidError
+    from asid.guest.kvm import check_kvm
+
+    try:
+        emulated = check_kvm("spin")
+    except AsidError as refused:
+        return [Finding("note", "/dev/kvm", refused.what, refused.hint)]
+    meaning = "real guests run here; their instructions are emulated in software, so slowly"
+    return [Finding("good", "/dev/kvm", "usable", meaning if emulated else "real guests run here")]
 
 
 CHECKS: tuple[Callable[[], list[Finding]], ...] = (
