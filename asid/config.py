@@ -147,14 +147,27 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     source: Annotated[
         Literal["idle", "mix", "trace", "kvm"],
-        Meta(description="idle = spins, all exits injected; mix = drawn from `table`; trace = replayed from `file`."),
+        Meta(
+            description="idle = spins, all exits injected; mix = drawn from `table`; trace = replayed from `file`;"
+            " kvm = a real guest, which runs `program` on /dev/kvm."
+        ),
     ] = "idle"
     table: Annotated[
         str, Meta(description="mix: a TOML table of exits, `perf kvm stat report` text, or counts (kvmexit, kvm_stat).")
     ] = ""
     file: Annotated[str, Meta(description="trace: a recording by ftrace, trace-cmd report or perf script.")] = ""
     rate: Annotated[
-        str, Meta(description="mix: exits a second of one vCPU; empty = the sum of the table's own rates, else 1000/s.")
+        str,
+        Meta(
+            description="mix: exits a second of one vCPU; empty = the sum of the table's own rates, else 1000/s."
+            " kvm: of the programs mix and halt; empty = 1000/s."
+        ),
+    ] = ""
+    program: Annotated[
+        str,
+        Meta(
+            description="kvm: what the guest runs: mix (the default), spin, port, timer, mmio, halt, cpuid or prober."
+        ),
     ] = ""
     asleep: Annotated[
         float,
@@ -280,6 +293,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def places_of(self, vm: int) -> tuple[Place, ...]:
         """The hyperthreads of VM `vm` (from 1), by vCPU number: the items of `on` in order, each item sorted."""
         return tuple(place for item in self.vm[vm - 1].on for place in resolve(item, self.bare_topology))
+
+    @property
+    def real_vms(self) -> tuple[int, ...]:
+        """The VMs, from 1, that are real guests."""
+        return tuple(number for number, vm in enumerate(self.vm, start=1) if vm.guest.source == "kvm")
 
     def vcpu_at(self, core: int, ht: int) -> tuple[int, int] | None:
         """(vm from 1, vcpu) that the hyperthread runs at the start, or None."""

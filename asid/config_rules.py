@@ -70,7 +70,7 @@ def kind_of(mode: int) -> str:
 
 def check(config: Config, base_dir: Path) -> None:
     """Raise RuleBroken at the first rule that does not hold. base_dir: what the named files are relative to."""
-    for rule in (_names, _machine, _policy, _later, _vms, _pace):
+    for rule in (_names, _machine, _policy, _real_guests, _vms, _pace):
         rule(config)
     _files(config, base_dir)
     _injections(config)
@@ -113,11 +113,31 @@ def _policy(config: Config) -> None:
     _duration("journal.flush", config.journal.flush, 1_000_000, 10_000_000_000)
 
 
-def _later(config: Config) -> None:
+def _real_guests(config: Config) -> None:
+    if all(vm.guest.source != "kvm" and not vm.guest.program for vm in config.vm):
+        return
+    from asid.guest.kvm_programs import HYPERTHREADS_MAX, PROGRAMS
+
     for index, vm in enumerate(config.vm):
-        if vm.guest.source == "kvm":
-            key = f"vm.{index}.guest.source"
-            raise RuleBroken(key, "kvm", state="not in this version", hint="Use idle, mix or trace.")
+        key, program = f"vm.{index}.guest.program", vm.guest.program
+        if vm.guest.source != "kvm":
+            if program:
+                raise RuleBroken(
+                    key, program, state=f'the source "{vm.guest.source}" runs none', hint='Set source = "kvm".'
+                )
+            continue
+        if program not in ("", *PROGRAMS):
+            raise RuleBroken(key, program, allowed=", ".join(PROGRAMS), hint=f"Try {next(iter(PROGRAMS))}.")
+        if vm.guest.rate and not PROGRAMS[program or "mix"].paced:
+            raise RuleBroken(
+                f"vm.{index}.guest.rate", vm.guest.rate, state=f'the program "{program}" exits when it wants to',
+                hint="Leave it out, or use the program mix or halt.",
+            )  # fmt: skip
+        if config.machine.cores * config.machine.smt > HYPERTHREADS_MAX:
+            raise RuleBroken(
+                f"vm.{index}.guest.source", "kvm", state=f"{config.machine.cores * config.machine.smt} hyperthreads",
+                allowed=f"at most {HYPERTHREADS_MAX} in a machine with real guests", hint="Use fewer cores.",
+            )  # fmt: skip
 
 
 def _vms(config: Config) -> None:
@@ -142,7 +162,7 @@ def _vms(config: Config) -> None:
         if vm.guest.rate:
             key, state = f"vm.{index}.guest.rate", f'the source "{vm.guest.source}" has none'
             _checked(key, vm.guest.rate, parse_rate_hz)
-            if vm.guest.source != "mix":
+            if vm.guest.source not in ("mix", "kvm"):
                 raise RuleBroken(
                     key, vm.guest.rate, state=state, hint="Leave it out; pace.scale speeds a recording up."
                 )

@@ -292,7 +292,7 @@ def check_config(
 ) -> None:
     """Raise what is wrong with a configuration here, where its words reach the user, and not in the daemon's log."""
     from asid.config import load, mapping_given
-    from asid.guest.check import check_guests
+    from asid.guest.check import check_guests, check_real_guests
     from asid.policies import require_kick, require_tested
     from asid.space_build import check_mapping
 
@@ -302,6 +302,7 @@ def check_config(
     )  # fmt: skip
     loaded = load(config, {key: value for key, value in given if value != ""})
     check_guests(loaded)
+    check_real_guests(loaded)
     check_mapping(loaded)
     require_tested(loaded.config.policy.name)
     require_kick(loaded.config.policy.name, kick)

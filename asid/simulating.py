@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from asid.config_costs import written
-from asid.errors import HostUnsuitable, InputError
+from asid.errors import ConfigError, HostUnsuitable, InputError
 from asid.judging import judge_run
 from asid.live.journal import JournalWriter
 from asid.live.rundir import RunDir, create_run
@@ -74,6 +74,19 @@ def load_for(config: str | Path | Mapping[str, Any], chosen: Mapping[str, Any], 
     return loaded
 
 
+def check_simulated(loaded: Loaded) -> None:
+    """Raise ConfigError for a guest that the simulator cannot have."""
+    for vm in loaded.config.real_vms:
+        key = f"vm.{vm - 1}.guest.source"
+        raise ConfigError(
+            f'{key} = "kvm"',
+            where=loaded.origin.get(key, "the simulator"),
+            state="virtual time runs as fast as it is computed, and a real guest does not",
+            allowed="idle, mix or trace in a simulation",
+            hint="asid run CONFIG --engine live; or --set vm.0.guest.source=mix with a table of its exits.",
+        )
+
+
 def machine_of(loaded: Loaded, costs: Costs, *, runs: bool = True) -> Machine:
     """Return the simulated machine of a configuration. Raise ConfigError for what is not simulated.
 
@@ -99,6 +112,7 @@ def _parts_of(loaded: Loaded) -> tuple[Policy, Mapping[str, str], Mapping[int, I
     from asid import policies
     from asid.space_build import host_of, isolated_of, mapping_at_start
 
+    check_simulated(loaded)
     policy, host = loaded.config.policy, host_of(loaded)
     isolated = {vm: isolated_of(host, vm, entries) for vm, entries in mapping_at_start(loaded).items()}
     return policies.make(policy.name, policy.kick), policies.said_of(policy.name, policy.kick), isolated

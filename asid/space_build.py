@@ -13,6 +13,7 @@ from asid.config_rules import printable
 from asid.core.exits import Isa
 from asid.errors import AsidError, ConfigError
 from asid.guest import FILE_KEYS, make_source
+from asid.guest.kvm import host_isa
 from asid.guest.mix import read_mix
 from asid.mm.entry import ENTRIES, PAGE, Level
 from asid.mm.host import Host, VmShape
@@ -38,6 +39,8 @@ def host_of(loaded: Loaded) -> Host:
 def isa_of(loaded: Loaded, vm: int) -> Isa:
     """Return the kind of processor that a VM's exits are of: that of the first one, VMX where there is none."""
     guest = loaded.config.vm[vm - 1].guest
+    if guest.source == "kvm":
+        return host_isa()
     if guest.source not in FILE_KEYS:
         return "vmx"
     if guest.source == "mix":

@@ -15,6 +15,7 @@ from asid.audit.history import CoreHistory, History
 from asid.audit.intervals import Clash, Interval, is_alive
 from asid.audit.regime import ASYNC, INVOLUNTARY
 from asid.audit.rows import ModeRow
+from asid.audit.standstill import stood_still
 
 KICKING = INVOLUNTARY | ASYNC
 WINDOW_NS = 3_000_000_000  # of exposure; a sibling that runs at all has looked at its pending bit by then
@@ -27,13 +28,14 @@ def _host_and_guest(clash: Clash) -> tuple[Interval, Interval]:
 def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
     """G2. While a hyperthread is in HOST after a granted leave, no sibling is in GUEST.
 
-    Reads: the intervals; gate.leave, gate.grant, gate.kick, gate.answer, kick.seen; ipi; policy. Broken by:
+    Reads: the intervals; gate.leave, gate.grant, gate.kick, gate.answer, kick.seen; ipi; standstill; policy. Broken by:
     (a) an overlap of a sibling's GUEST with a HOST that the kick in force lets nobody be beside;
     (b) a HOST by grant without a grant of its last request, by send or bare where the policy in force has neither;
     (c) a grant while a sibling held a lease or had not answered its kick, and was not confirmed dead;
     (d) a HOST by nmi, mce, send or stun before every living sibling was sent its IPI;
     (e) a GUEST inside such a HOST that was looked for after it began (the one whose look was before is in flight);
-    (f) an exposure beyond WINDOW_NS of a guest that was neither stopped nor killed.
+    (f) an exposure beyond WINDOW_NS of a guest that was neither stopped nor killed;
+    (g) a real guest whose own count moved on beside a HOST as in (a).
     An overlap that its policy never promised against counts, and is told apart: each of `none` and `core-sched`, and
     under `kick-except-idle` one beside a sibling that idles. (b) and (c) are promised by all.
     Exercised by voluntary HOST intervals of a core with siblings.
@@ -49,6 +51,7 @@ def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
         grants(finding, history, number, core)
         for clash in clashes[number]:
             _beside(finding, history, number, core, clash)
+    stood_still(finding, history.stood, history.regime)
     return finding
 
 

@@ -33,6 +33,7 @@ from asid.audit.rows import (
     ProcessRow,
     SeenRow,
 )
+from asid.audit.standstill import StoodRow, stood_row
 from asid.core.record import RECORD_TYPES, Record, bucket_of, fault_of
 
 FAULTS_KEPT = 5
@@ -96,6 +97,7 @@ class History:
         self.dones: dict[int, list[DoneRow]] = {}
         self.exits_of: dict[int, int] = {}  # exits of an injection's reason that its target had while it was open
         self.regimes: list[Regime] = []  # the policies, in the order in which they were in force
+        self.stood: list[StoodRow] = []  # what real guests themselves say
         self.remapped: list[MappedRow] = []  # what was mapped and unmapped, in the daemon's words
         self.records = 0
         self.loss = 0
@@ -340,6 +342,10 @@ class History:
         self.counts.ipis += 1
         self.counts.kicks_sent += row.why not in INVOLUNTARY
 
+    def _on_standstill(self, record: Record) -> None:
+        self._own(record)
+        self.stood.append(stood_row(record))
+
     def _on_fault(self, record: Record) -> None:
         self._own(record).decided.faulted(record)
 
@@ -376,6 +382,7 @@ _HANDLERS: dict[str, Callable[[History, Record], None]] = {
     "ipi": History._on_ipi,
     "flush": History._on_flush,
     "fault": History._on_fault,
+    "standstill": History._on_standstill,
     "space.change": History._on_remapped,
     "space.map": History._on_mapped,
     "space.unmap": History._on_mapped,

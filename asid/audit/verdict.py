@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise, takewhile
 from typing import Any, NamedTuple
 
+from asid.audit import standstill
 from asid.audit.checks import g1_admission, g4_kick, g5_rounds
 from asid.audit.exclusion import KICKING, g2_exclusion, g3_one_vm
 from asid.audit.excuses import Excuses
@@ -169,6 +170,7 @@ def judge(history: History, damage: str | None = None, spaces: Spaces | None = N
     served = served_of(history, intervals)
     figures = _figures(history, findings, held) | guest_time(history, intervals, served)
     figures |= forced_idle(history, waits, served) | {"leaks": leaks.figures()}
+    figures |= standstill.figures(history.stood)
     windows, changes = _windows(overlaps), _changes(history)
     return Verdict(verdict, reasons, dict(history.begin), findings, windows, figures, changes, leaks=leaks.first)
 

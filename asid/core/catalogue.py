@@ -158,6 +158,14 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("held", "hyperthread", "by:int held_ns:int", "the entry check found a sibling's flag or depth set, and waited"),
     (
+        "standstill",
+        "hyperthread",
+        f"via:{'|'.join(VIAS)} visits:int moved:int turns:int",
+        "of so many visits to HOST, by how they came about, the ones in which the guest of a sibling moved on, by the "
+        "count that a real guest keeps in its own memory, and by how many turns of its loop; of machines with real "
+        "guests, for all visits since the last such record",
+    ),
+    (
         "flush",
         "hyperthread",
         "what:data|control|all cost_ns:int",

@@ -103,7 +103,7 @@ class Chronicle:
     def _host(self, before: HyperthreadState, after: HyperthreadState, spec: Spec, now: int) -> None:
         """HOST was entered: by a handler, or by a leave, which has a record of its own."""
         kick = None if before.frames else self._kick_of(before, spec)
-        via = before.frames[-1].what.name.lower() if kick is None else _VIA[kick]
+        via = self.via(before, spec)
         change = self._change(self.mode, Mode.HOST, before.vm, via)
         key = self.notebook.note("ht.mode", change, after.round, self.cause, ts=now)
         self.mode = Mode.HOST
@@ -111,6 +111,10 @@ class Chronicle:
             wait_ns = now - self._wanted_ns
             data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": wait_ns, "object": self._object}
             self.notebook.note("leave", data, after.round, key, ts=now)  # so that less its wait is when it was wanted
+
+    def via(self, state: HyperthreadState, spec: Spec) -> str:
+        """Return how HOST is reached from a state: by a handler, or by a leave of this kind."""
+        return state.frames[-1].what.name.lower() if state.frames else _VIA[self._kick_of(state, spec)]
 
     def _kick_of(self, state: HyperthreadState, spec: Spec) -> Kick:
         """Return how this leave treats its siblings: of what the policy has, what is to be seen of it.

@@ -1,6 +1,7 @@
-"""Where VM exits come from: `idle`, `mix` and `trace`.
+"""Where VM exits come from: `idle`, `mix` and `trace`; and real guests, which are their own source.
 
 `make_source` makes the source of one vCPU from a configuration's guest table; `asid.guest.base` says what a source is.
+A guest on /dev/kvm is none: it runs, and exits when it does. See `asid.guest.kvm`.
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ def make_source(
     raise ConfigError(
         f"guest.source = {spec.source!r}",
         where=f"vm{vm}",
-        state="not available in this build" if spec.source == "kvm" else "",
-        allowed="idle, mix or trace",
-        hint='Record the guest with trace-cmd record -e kvm, then use source = "trace".',
+        state="a real guest exits when it exits: no source can tell when that will be" if spec.source == "kvm" else "",
+        allowed="idle, mix or trace; real guests run in the live machine alone",
+        hint="asid run CONFIG --engine live; or trace-cmd record -e kvm, and the recording as a trace.",
     )
 
 

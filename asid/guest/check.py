@@ -15,6 +15,7 @@ from asid.config import Guest, Loaded
 from asid.config_rules import printable
 from asid.errors import AsidError, ConfigError, PermissionRefused
 from asid.guest import FILE_KEYS, guest_path, mix_rate_hz
+from asid.guest.kvm import check_kvm
 from asid.guest.mix import MixTable, read_mix
 from asid.guest.trace import VcpuThread, check_clock, choose, vcpus
 from asid.trace.reader import read_trace
@@ -55,6 +56,15 @@ def check_guests(loaded: Loaded) -> None:
             if loaded.path is None:
                 raise
             raise _placed(refused, vm.guest, number - 1, loaded) from None
+
+
+def check_real_guests(loaded: Loaded) -> None:
+    """Run the program of each real guest for a moment, on this host.
+
+    Raise what stands in the way: HostUnsuitable, or PermissionRefused.
+    """
+    for program in sorted({vm.guest.program for vm in loaded.config.vm if vm.guest.source == "kvm"}):
+        check_kvm(program)
 
 
 def _check(guest: Guest, vcpu_count: int, base_dir: Path, tables: dict[Path, MixTable]) -> None:

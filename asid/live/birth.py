@@ -29,11 +29,12 @@ def _adopt(handle: Any) -> Fd:
 class Birth:
     """A hyperthread's or coordinator's place, incarnations and lines.
 
-    ht: -1 for a coordinator. doorbells: one eventfd a sibling, by number. living: for a coordinator, the incarnation
-    of each hyperthread that lives, 0 for none. attached: VM of each hyperthread's vCPU, 0 for none.
+    ht: -1 for a coordinator. doorbells: where to ring each sibling, by number. living: for a coordinator, the
+    incarnation of each hyperthread that lives, 0 for none. attached: VM of each hyperthread's vCPU, 0 for none.
     held: for a coordinator, who holds its gate closed. interrupts: its NMI and #MC lines at its birth; checks: the
     BROADCAST and SEVERITY words that go with the latter. script: what its core plays. mapping: what the isolated space
-    of each VM maps, by its number - 1, after `generation` changes.
+    of each VM maps, by its number - 1, after `generation` changes. bell: where a hyperthread hears its doorbell, when
+    that is not where it is rung (see `asid.guest.kvm_kick`). memories: of each VM that is real, by its number.
     """
 
     core: int
@@ -61,6 +62,12 @@ class Birth:
     script: Script | None = None
     mapping: tuple[tuple[Entry, ...], ...] = ()
     generation: int = 0
+    bell: Fd | None = None
+    memories: tuple[tuple[int, Fd], ...] = ()
+
+    def memory_of(self, vm: int) -> int:
+        """Return the descriptor of a real VM's memory."""
+        return next(memory.fd for number, memory in self.memories if number == vm)
 
     @property
     def name(self) -> str:

@@ -22,7 +22,7 @@ from asid.config import Config, Loaded, resolved
 from asid.core.limits import DEATH_DEADLINE_NS
 from asid.core.record import Record
 from asid.errors import AsidError
-from asid.live import instance, room, sockets
+from asid.live import hardware, instance, room, sockets
 from asid.live.children import Children, Place, dying, not_up
 from asid.live.control import Control, Identity, Reply
 from asid.live.health import Health
@@ -31,7 +31,7 @@ from asid.live.journal import JournalReader, JournalWriter
 from asid.live.merge import Merge
 from asid.live.node import Node
 from asid.live.operations import Operations, details_of
-from asid.live.page import WATCHED, CorePage, make_page
+from asid.live.page import WATCHED
 from asid.live.parent import Parent
 from asid.live.ring import Ring
 from asid.live.rundir import RunDir, create_run
@@ -139,11 +139,7 @@ class Daemon(Parent):
                 **self.begun_as,
             },
         )  # fmt: skip
-        for core in range(machine.cores):
-            fd = make_page(core, machine.smt)
-            self.pages[core] = (fd, CorePage(fd, machine.smt))
-            for ht in range(machine.smt):
-                self.bells[core, ht] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        hardware.build(self)
         for core in range(machine.cores):
             self.bear_coordinator(core)
             for ht in range(machine.smt):
@@ -392,9 +388,5 @@ class Daemon(Parent):
         self.journal.close()
         sockets.close(self.context, self.ctl, self.urgent, self.tel, self.link)
         self.reader.close()
-        for fd, page in self.pages.values():
-            page.close()
-            os.close(fd)
-        for bell in self.bells.values():
-            os.close(bell)
+        hardware.dismantle(self)
         os.close(self.lock_fd)

@@ -60,6 +60,7 @@ from asid.live.page import (
 )
 from asid.live.rendezvous import Rendezvous
 from asid.live.ring import Ring
+from asid.live.standstill import Standstill
 from asid.live.traps import step_name, trap_of
 from asid.live.vcpu import Vcpu
 from asid.mm.parts import Part
@@ -84,7 +85,7 @@ class Hyperthread:
         self.page = CorePage(birth.page.fd, birth.siblings)
         self.words = self.page.words
         self.own = base_of(birth.ht)
-        self.bell = birth.doorbells[birth.ht].fd
+        self.bell = (birth.bell or birth.doorbells[birth.ht]).fd
         others = tuple(other for other in range(birth.siblings) if other != birth.ht)
         self.siblings = others
         self.holds = tuple(base_of(other) + field for other in others for field in (FLAG, DEPTH))
@@ -113,6 +114,10 @@ class Hyperthread:
             slow.delay_ns for slow in birth.config.faults.slow if place in resolve(slow.target, topology)
         )
         self.vcpu = Vcpu(self)
+        self.standstill: Standstill | None = None
+        if birth.memories and others:
+            first = birth.core * birth.config.machine.smt
+            self.standstill = Standstill([fd.fd for _, fd in birth.memories], [first + other for other in others])
         self.irqs = Irqs(self)
         context = sockets.new_context()
         name = f"ht{birth.ht}.{birth.inc}".encode()
@@ -157,7 +162,7 @@ class Hyperthread:
 
     def finish(self) -> None:
         """Everything noted is in the ring and the goodbye is on its way; wait for neither longer than a moment."""
-        self.chronicle.flush(self.state.round)
+        self.flush()
         deadline_ns = time.monotonic_ns() + 200_000_000
         while (self.outbox or not self.notebook.flush()) and time.monotonic_ns() < deadline_ns:
             self.node.turn(deadline_ns)
@@ -207,6 +212,8 @@ class Hyperthread:
         if do is core.DO_SET_MODE:
             if before.mode is core.MODE_HOST:
                 left_ns = time.monotonic_ns()  # before a sibling can know of it, and flush
+                if self.standstill is not None and action.a is not core.MODE_HOST:
+                    self.standstill.end()
             if action.a is core.MODE_ENTER and self.vcpu.unfinished and not self.vcpu.handles():
                 return
             if core.taints(before.mode, action.a):  # type: ignore[arg-type]
@@ -214,6 +221,8 @@ class Hyperthread:
             self.words[self.own + MODE] = int(action.a) | before.vm << 8  # type: ignore[arg-type]
             if action.a is core.MODE_ENTER:
                 self.page.fence()
+            elif self.standstill is not None and action.a is core.MODE_HOST and before.mode is not core.MODE_HOST:
+                self.standstill.begin(self.chronicle.via(before, self.spec))
         elif do is core.DO_LOOK:
             event = core.Event(core.WHAT_PERFORMED, None, self.look())
         elif do is Do.SEND:
@@ -458,11 +467,17 @@ class Hyperthread:
             self.set_policy(message["name"], message["kick"])
             self.link.tell({"op": "done", "id": message["id"]})
         elif op == "flush":
-            self.chronicle.flush(self.state.round)
+            self.flush()
             self.link.tell({"op": "done", "id": message["id"]})
 
-    def on_tally(self) -> None:
+    def flush(self) -> None:
+        """Note what is counted and not noted yet."""
         self.chronicle.flush(self.state.round)
+        if self.standstill is not None:
+            self.standstill.note(self.notebook, self.state.round)
+
+    def on_tally(self) -> None:
+        self.flush()
         self.notebook.flush()
         self.node.set_timer("tally", TALLY_NS, self.on_tally)
 

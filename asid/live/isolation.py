@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asid.config import Loaded, load
 from asid.errors import AsidError, MappingRefused
+from asid.guest.base import Exit
 from asid.isolated_exits import IsolatedExits
 from asid.mm.entry import Level
 from asid.mm.isolated import Entry, Isolated
@@ -57,6 +58,7 @@ class Isolation(IsolatedExits):
         super().__init__(ht, stack=birth.config.space.page_fault_stack)
         self.ht = ht
         self.changes: deque[dict[str, Any]] = deque()  # told, and not made yet
+        self.fast_kinds: dict[tuple[int, int], Exit] = {}  # of a real guest's exits, until decided anew
         self._cpu = birth.core * birth.config.machine.smt + birth.ht
         self._mapped = [{entry.object: entry for entry in entries} for entries in birth.mapping]
         self._reach: Reach | None = None
@@ -74,6 +76,10 @@ class Isolation(IsolatedExits):
         self.forget()
         if self.vm and self.vm not in _built and not self.ht.policy.every_exit_full:
             self.reach()
+
+    def forget(self) -> None:
+        super().forget()
+        self.fast_kinds.clear()
 
     def reach(self) -> Reach:
         if self._reach is None:

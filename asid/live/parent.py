@@ -69,7 +69,9 @@ class Parent:
         self.generation = 0  # changes of the mapping since the start
         self.holders: dict[int, dict[str, str]] = {}  # by core: what holds its gate closed, and for whom
         self.pages: dict[int, tuple[int, CorePage]] = {}  # by core: descriptor, mapping
-        self.bells: dict[Place, int] = {}  # doorbells
+        self.bells: dict[Place, int] = {}  # doorbells, the end to ring
+        self.ears: dict[Place, int] = {}  # and where they are heard, when that is another end
+        self.memories: dict[int, int] = {}  # of each VM that is real
         self.incs: dict[Place, int] = {}  # last incarnation born
         self.rebirths: dict[Place, Rebirth] = {}
         self.unplugged: set[Place] = set()
@@ -98,7 +100,9 @@ class Parent:
             gate_path=str(self.paths.root / f"c{core}.sock"), link_path=str(self.link_path),
             config=self.config, base_dir=str(self.loaded.base_dir), policy=policy, kick=kick,
             instance_root=str(self.paths.root), script=self.scripts[core] if self.scripts else None,
-            mapping=self.mapping, generation=self.generation, **more,
+            mapping=self.mapping, generation=self.generation,
+            bell=Fd(self.ears[core, ht]) if (core, ht) in self.ears else None,
+            memories=tuple((vm, Fd(fd)) for vm, fd in self.memories.items()) if ht >= 0 else (), **more,
         )  # fmt: skip
 
     def bear_coordinator(self, core: int) -> None:

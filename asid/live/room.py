@@ -33,6 +33,8 @@ def check_descriptors(config: Config) -> None:
     machine = config.machine
     hyperthreads = machine.cores * machine.smt
     needed = FDS_OWN + FDS_CORE * machine.cores + FDS_HYPERTHREAD * hyperthreads
+    if real := len(config.real_vms):
+        needed += real + hyperthreads  # a memory each, and the other end of each doorbell
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY or limit >= needed:
         return

@@ -79,11 +79,12 @@ def serve(options: argparse.Namespace, on_ready: Ready = _ignore, on_end: Ended 
     assert __debug__, "the assertions are part of the protocol; never run with -O"
     loaded = load_for(options)
     if not options.checked:
-        from asid.guest.check import check_guests
+        from asid.guest.check import check_guests, check_real_guests
         from asid.policies import require_kick, require_tested
         from asid.space_build import check_mapping
 
         check_guests(loaded)
+        check_real_guests(loaded)
         check_mapping(loaded)
         require_tested(loaded.config.policy.name)
         require_kick(loaded.config.policy.name, options.kick)

@@ -19,6 +19,7 @@ from asid.live.page import INSNS, PENDING, REQUEST, WATCHED
 
 if TYPE_CHECKING:
     from asid.live.hyperthread import Hyperthread
+    from asid.live.real_guest import RealGuest
 
 FAST_BATCH: Final = 256  # fast exits between two looks at the clock
 LOOK_NS: Final = 1_000_000  # a busy guest looks at its sockets at least this often
@@ -36,6 +37,7 @@ class Vcpu:
         self.now_ns = ht.node.now_ns
         self.number = ht.birth.vcpu[1]  # among the vCPUs of its VM
         self.source: Source | None = None
+        self.real: RealGuest | None = None  # a guest on /dev/kvm, which has no source
         self.poll_ns = 0  # a halt that ends within this is polled for
         self.exit: Exit | None = None  # the next exit of the source, or the one being handled
         self.unfinished = False  # the handler of a fast exit has begun: `left_ns` of it are still to come
@@ -54,7 +56,7 @@ class Vcpu:
 
     def attach(self, vm: int) -> None:
         """Begin with another VM's guest; 0 for none. What was injected stays, until it is refused or runs here."""
-        self.source = self.make_source(vm) if vm else None
+        self.begin_guest(vm)
         self.poll_ns = self.ht.birth.config.vm[vm - 1].guest.halt_poll_ns if vm else 0
         self.exit = None
         self.aside = (None, 0)
@@ -64,6 +66,18 @@ class Vcpu:
         self.ht.isolation.attach(vm)
         if not vm:
             self.ht.link.tell({"op": "idle"})
+
+    def begin_guest(self, vm: int) -> None:
+        """Let whatever ran here be gone, and the guest of a VM be there: a source of exits, or a real one."""
+        if self.real is not None:
+            self.real.close()
+        self.source = self.real = None
+        if vm and self.ht.birth.config.vm[vm - 1].guest.source == "kvm":
+            from asid.live.real_guest import RealGuest
+
+            self.real = RealGuest(self, vm)
+        elif vm:
+            self.source = self.make_source(vm)
 
     def make_source(self, vm: int) -> Source:
         from asid.guest import make_source
@@ -86,6 +100,8 @@ class Vcpu:
         ht = self.ht
         if self.words[self.own + PENDING]:
             ht.step(core.INTERRUPTED)
+        elif self.real is not None and not self.injected:
+            self.real.in_guest()
         elif not ht.state.used:
             if self.retire():
                 ht.step(core.RETIRED)
@@ -169,7 +185,7 @@ class Vcpu:
             ht.chronicle.wants_host(event.reason, missed)
             self.until_ns = HOST_BEGINS
             ht.step(core.IDLE_EXIT if event.wake_ns else core.FULL_EXIT)
-        elif event.service_ns or polled or not self.loops():
+        elif event.service_ns or polled or self.real is not None or not self.loops():
             ht.step(core.FAST_EXIT)
         else:
             self.fast(event, 1)

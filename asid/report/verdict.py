@@ -33,6 +33,7 @@ def verdict_lines(document: Mapping[str, Any], *, name: str = "") -> list[str]:
         out += _finding_lines(guarantee, finding)
     out.append("")
     out += _exposure_lines(document.get("exposure", {}))
+    out += _standstill_lines(document.get("figures", {}).get("standstill", {}))
     out += _leak_lines(figures.get("leaks"), document.get("leaks", ()))
     missing = document.get("not_exercised", ())
     if missing:
@@ -128,6 +129,18 @@ def _exposure_lines(exposure: Mapping[str, Any]) -> list[str]:
     told = (f"{cause} {part['count']:,} x max {format_ns(part['max_ns'])}" for cause, part in causes.items())
     out.append(f"          {', '.join(told)}")
     return out
+
+
+def _standstill_lines(seen: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return what real guests' own counts say; nothing for a run without real guests."""
+    if not seen:
+        return []
+    told = [
+        f"{of['visits']:,} visits to HOST by {via}, moved on in {of['moved']:,}"
+        + (f" by {of['turns']:,} turns" if of["moved"] else "")
+        for via, of in seen.items()
+    ]
+    return wrap(f"Guests' own counts: {'; '.join(told)}.", WIDTH, subsequent_indent=" " * 10)
 
 
 def _leak_lines(counts: Mapping[str, int] | None, leaks: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -452,3 +452,32 @@ def test_a_policy_of_ones_own_says_in_which_ways_its_leaves_reach_host(ways, bro
     tale.goes(60, 1, "HOST", via="send")
     tale.goes(65, 1, "PARKED")
     assert bool(texts(tale.end(100))) is broken
+
+
+# --- what real guests count ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "via", "moved", "broken", "allowed"),
+    [
+        ("asi", "grant", 0, 0, 0),
+        ("asi", "grant", 2, 1, 0),
+        ("asi", "nmi", 2, 0, 0),
+        ("none", "bare", 2, 1, 1),
+        ("kick-except-idle", "bare", 2, 1, 1),
+    ],
+)
+def test_a_guest_that_counts_on_beside_host_breaks_what_was_promised(policy, via, moved, broken, allowed):
+    tale = both_in_guest(policy=policy)
+    tale.say(150, "standstill", 0, 0, via=via, visits=5, moved=moved, turns=10 * moved)
+    tale.say(160, "standstill", 0, 1, via=via, visits=3, moved=0, turns=0)
+    verdict = tale.end(200)
+    finding = verdict.finding("G2")
+    assert (finding.broken, finding.allowed) == (broken, allowed)
+    assert verdict.as_map()["figures"]["standstill"] == {via: {"visits": 8, "moved": moved, "turns": 10 * moved}}
+    if broken:
+        assert "moved on by 20 turns in 2 of its 5 visits" in texts(verdict)[0]
+
+
+def test_a_run_without_real_guests_has_no_counts_of_theirs():
+    assert "standstill" not in both_in_guest().end(200).as_map()["figures"]

@@ -176,7 +176,7 @@ def test_descriptors_that_run_out_while_it_starts_are_named_too(rig, monkeypatch
     from asid.live import room, serve
 
     monkeypatch.setattr(room, "check_descriptors", lambda config: None)
-    monkeypatch.setattr("asid.live.daemon.make_page", lambda *_: os.open("/dev/null/no", 0))
+    monkeypatch.setattr("asid.live.hardware.make_page", lambda *_: os.open("/dev/null/no", 0))
     monkeypatch.setattr(serve.Daemon, "start", lambda self: (_ for _ in ()).throw(OSError(24, "Too many open files")))
     monkeypatch.setattr("setproctitle.setproctitle", lambda title: None)
     kept = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}

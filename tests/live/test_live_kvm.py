@@ -1,0 +1,235 @@
+"""Real guests under the live engine: what their own counters say of the gate, and what is left of them when all dies.
+
+A counter in guest memory is an oracle: the guest counts there itself, and no report of a hyperthread has a part in it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+from live_rig import check_passes, family, machine, pass_time, pid_of, wait_ready, wait_until
+
+from asid.audit import audit
+from asid.core.events import Mode
+from asid.errors import AsidError
+from asid.guest.kvm import check_kvm
+from asid.guest.kvm_programs import COUNTER, GuestMemory
+from asid.live.page import MODE, TAINT, CorePage, base_of
+
+try:
+    check_kvm()
+    WHY_NOT = ""
+except AsidError as refused:
+    WHY_NOT = f"no real guests here: {refused}"
+
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.slow,
+    pytest.mark.timeout(120, method="signal"),
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "never"),
+]
+
+
+def real(program: str = "mix", rate: str = "2000/s", **more: Any) -> dict[str, Any]:
+    """A machine whose only VM is real."""
+    guest = {"source": "kvm", "program": program} | ({"rate": rate} if program in ("mix", "halt") else {})
+    return machine(**{"vm": [{"name": "tenant", "on": ["c*"], "guest": guest}], **more})
+
+
+@contextmanager
+def memories(pid: int) -> Iterator[tuple[GuestMemory, CorePage]]:
+    """The memory of vm1 and the page of core 0, out of a process that has them open."""
+    found = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        name = os.readlink(f"/proc/{pid}/fd/{fd}")
+        for wanted in ("memfd:asid-vm1", "memfd:asid-core-0"):
+            if wanted in name and wanted not in found:
+                found[wanted] = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    memory, page = GuestMemory(found["memfd:asid-vm1"]), CorePage(found["memfd:asid-core-0"], 2)
+    for fd in found.values():
+        os.close(fd)
+    try:
+        yield memory, page
+    finally:
+        memory.close()
+        page.close()
+
+
+def stood(run: Any) -> dict[str, dict[str, int]]:
+    """What the guests' own counts say of a run, by how HOST was reached."""
+    return audit(run.root).as_map()["figures"]["standstill"]
+
+
+@pytest.mark.parametrize(("policy", "kick"), [("asi", "ack"), ("kick-every-exit", "ack"), ("asi", "rendezvous")])
+def test_no_real_guest_moves_while_a_sibling_is_in_host_after_a_grant(rig, policy, kick):
+    run = rig.run(real(policy={"name": policy, "kick": kick}), 3)
+    check_passes(run)
+    seen = stood(run)["grant"]
+    assert seen["visits"] > 50
+    assert seen["moved"] == 0
+
+
+def test_without_a_gate_real_guests_do_move_beside_host_and_both_ways_to_see_it_say_so(rig):
+    run = rig.run(real(policy={"name": "none"}), 3)
+    seen = stood(run)["bare"]
+    assert seen["moved"] > 0
+    finding = audit(run.root).finding("G2")
+    told = sum(record.type == "standstill" and record.data["moved"] > 0 for record in run.records())
+    assert told > 0
+    assert finding.broken > 2 * told, "the intervals say so too"
+    assert finding.broken == finding.allowed, "and none of it was promised"
+
+
+def test_from_outside_the_counter_of_a_guest_stands_still_while_its_sibling_is_in_host(rig):
+    """Nobody of the machine is asked: another process reads counter and page, the page before and after."""
+    daemon = rig.start(real(policy={"name": "kick-every-exit"}))
+    looks = moved = 0
+    with memories(daemon.process.pid) as (memory, page):
+        words = page.words
+
+        def look(ht: int) -> tuple[int, int]:
+            return words[base_of(ht) + MODE] & 0xFF, words[base_of(ht) + TAINT]
+
+        def sample() -> bool:
+            nonlocal looks, moved
+            for ht in (0, 1):
+                at = memory.word(1 - ht, COUNTER)
+                before, count = look(ht), memory.words[at]
+                if before[0] != Mode.HOST:
+                    continue
+                for _ in range(20):
+                    again, after = memory.words[at], look(ht)
+                    if after != before:
+                        break  # it has left meanwhile; what was read last proves nothing
+                    looks += 1
+                    moved += again != count
+            return looks >= 500
+
+        wait_until(lambda: any(sample() for _ in range(1000)), 60, "500 looks beside a HOST")
+        assert moved == 0
+        counts = [memory.words[memory.word(ht, COUNTER)] for ht in (0, 1)]
+        wait_until(
+            lambda: all(memory.words[memory.word(ht, COUNTER)] > counts[ht] for ht in (0, 1)), 20, "both guests go on"
+        )
+    check_passes(daemon.stop())
+
+
+@pytest.mark.parametrize("program", ["spin", "prober"])
+def test_kicks_throw_a_guest_out_that_never_exits(rig, program):
+    daemon = rig.start(real(program))
+    client = daemon.client()
+    client.inject_exit("c0h0", reason="IO_INSTRUCTION", full="yes", count=200, wait=True, timeout_s=60)
+    run = daemon.stop()
+    check_passes(run)
+    verdict = audit(run.root)
+    assert verdict.figures["kicks_seen"] >= 100
+    assert verdict.figures["kicks_avoidable"] < verdict.figures["kicks_seen"]
+    assert stood(run)["grant"] == {"visits": verdict.figures["full"], "moved": 0, "turns": 0}
+
+
+def test_a_guest_moves_beside_an_nmi_only_where_the_audit_has_an_exposure(rig):
+    daemon = rig.start(real("spin"))
+    client = daemon.client()
+    for _ in range(50):
+        client.inject_nmi("c0h0", wait=True, timeout_s=30)
+    run = daemon.stop()
+    check_passes(run)
+    seen = stood(run)["nmi"]
+    windows = [window for window in audit(run.root).windows if window.cause == "nmi"]
+    assert seen["visits"] == 50
+    assert seen["moved"] <= len(windows)
+
+
+def test_a_real_vm_and_an_emulated_one_take_turns_on_a_core(rig):
+    from live_rig import TABLES
+
+    mix = {"source": "mix", "table": str(TABLES / "leaves.toml"), "rate": "500/s"}
+    vms = [
+        {"name": "real", "on": ["c0h0"], "guest": {"source": "kvm", "rate": "500/s"}},
+        {"name": "emulated", "on": ["c0h1"], "guest": mix},
+    ]
+    run = rig.run(real(vm=vms), 3)
+    check_passes(run)
+    verdict = audit(run.root)
+    assert verdict.finding("G3").checked > 0
+    served = {(record.core, record.ht) for record in run.records() if record.type == "exit"}
+    assert served == {(0, 0), (0, 1)}
+
+
+def test_a_vcpu_that_is_taken_away_and_given_back_runs_on(rig):
+    daemon = rig.start(real("spin"))
+    client = daemon.client()
+    with memories(daemon.process.pid) as (memory, _):
+        at = memory.word(1, COUNTER)
+        wait_until(lambda: memory.words[at] > 0, 20, "the guest runs")
+        client.call("vcpu.detach", {"target": "c0h1"}, timeout_s=20)
+        count = memory.words[at]
+        pass_time(0.1)
+        assert memory.words[at] == count, "the guest ran on without its vCPU"
+        client.call("vcpu.attach", {"target": "vm1/1", "to": "c0h1"}, timeout_s=20)
+        wait_until(lambda: memory.words[at] != count, 20, "the guest runs again")
+    check_passes(daemon.stop())
+
+
+@pytest.mark.parametrize("place", ["c0h0", "c0"])
+@pytest.mark.parametrize("program", ["spin", "mix"])
+def test_a_process_that_is_killed_beside_real_guests_is_born_again_and_they_go_on(rig, program, place):
+    daemon = rig.start(real(program))
+    client = daemon.client()
+    before = pid_of(client, place)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: pid_of(client, place) not in (0, before), 20, f"a successor of {place}")
+    wait_ready(client)
+    with memories(daemon.process.pid) as (memory, _):
+        counts = [memory.words[memory.word(ht, COUNTER)] for ht in (0, 1)]
+        wait_until(
+            lambda: all(memory.words[memory.word(ht, COUNTER)] != counts[ht] for ht in (0, 1)), 20, "both guests run"
+        )
+    check_passes(daemon.stop())
+
+
+def test_when_the_daemon_is_killed_no_guest_runs_on_and_nothing_is_left(rig):
+    daemon = rig.start(real("spin"))
+    with memories(daemon.process.pid) as (memory, _):
+        places = [memory.word(ht, COUNTER) for ht in (0, 1)]
+        wait_until(lambda: all(memory.words[at] for at in places), 20, "both guests run")
+        daemon.process.kill()
+        wait_until(lambda: not family(daemon), 10, "no process is left")
+        counts = [memory.words[at] for at in places]
+        pass_time(0.1)
+        assert [memory.words[at] for at in places] == counts, "a guest ran on without its daemon"
+
+
+def test_a_hyperthread_that_is_stopped_in_guest_stands_still_and_is_fenced(rig):
+    daemon = rig.start(real("spin", deadline="50ms"))
+    client = daemon.client()
+    with memories(daemon.process.pid) as (memory, _):
+        at = memory.word(1, COUNTER)
+        wait_until(lambda: memory.words[at] > 0, 20, "the guest runs")
+        before = pid_of(client, "c0h1")
+        os.kill(before, signal.SIGSTOP)
+        wait_until(lambda: psutil.Process(before).status() == psutil.STATUS_STOPPED, 10, "it is stopped")
+        count = memory.words[at]
+        pass_time(0.05)
+        assert memory.words[at] == count
+        client.inject_exit("c0h0", reason="IO_INSTRUCTION", full="yes", wait=True, timeout_s=20)
+        wait_until(lambda: pid_of(client, "c0h1") not in (0, before), 20, "a successor")
+    run = daemon.stop()
+    check_passes(run)
+    assert audit(run.root).figures["fences"] == 1
+
+
+def test_a_configuration_for_a_real_guest_is_refused_by_the_simulator():
+    from asid.errors import ConfigError
+    from asid.simulating import check_simulated, load_for
+
+    with pytest.raises(ConfigError) as refused:
+        check_simulated(load_for(real(), {}))
+    assert 'vm.0.guest.source = "kvm"' in str(refused.value)
+    assert "--engine live" in refused.value.hint
