@@ -12,6 +12,7 @@ from __future__ import annotations
 BENCHMARKS: tuple[tuple[str, str], ...] = (
     ("kick", "a voluntary leave: from wanting the full address space to having it, a sibling kicked out of guest"),
     ("exits", "fast exits of one hyperthread, as fast as possible"),
+    ("kvm", "a real guest beside a bare KVM_RUN loop, and signal to out of guest"),
     ("control", "round trips of the control socket"),
     ("sim", "exits of two siblings in virtual time, beside a SimPy model of them"),
     ("startup", "from nothing to ready, 64 hyperthreads; memory of each"),

@@ -16,7 +16,7 @@ from asid.commands.session import Session
 @click.option("--quick", is_flag=True, help="Few samples: to see that it works, not to quote.")
 @click.pass_obj
 def command(session: Session, names: tuple[str, ...], quick: bool) -> None:
-    """Measure kick, exits, control, sim, startup; without NAME, all of them.
+    """Measure kick, exits, kvm, control, sim, startup; without NAME, all of them.
 
     Each is measured in turns with the least that could do the same job on this machine, and shown as a ratio. Nothing
     is judged: quote medians and ratios, and look at the load first.

@@ -63,6 +63,10 @@ KERNEL_PORTS: Final = frozenset((0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40, 0x4
 Key = tuple[int, int]  # of exits that are alike: KVM's reason, and the port or address with its width
 
 
+REASON_WORD: Final = EXIT_REASON // 4  # of a key, in run32
+DETAIL_WORD: Final = IO_OFFSET // 8  # and in run64
+
+
 class _Numbers(NamedTuple):
     """Exit numbers of a kind of processor: a port, a halt, and an access where no memory is."""
 
@@ -96,7 +100,10 @@ def find_program(name: str, where: str = "guest.program") -> Program:
 
 
 class RealVcpu:
-    """One vCPU: `enter` runs it until it exits or is thrown out; `take_exit` says what it exited for."""
+    """One vCPU: `enter` runs it until it exits or is thrown out; `take_exit` says what it exited for.
+
+    run32, run64: views of its struct kvm_run, in words.
+    """
 
     def __init__(self, memory_fd: int, program: Program, place: int, kick: Kick, *, rate_hz: float = 0.0) -> None:
         """memory_fd: of its VM, see `make_memory`. place: the number of its hyperthread over the whole machine.
@@ -125,7 +132,7 @@ class RealVcpu:
         vcpu.set_signal_mask(kick.blocked_in_guest)
         self.enter: Callable[[], bool] = vcpu.runner()
         self.tsc_khz = vcpu.tsc_khz
-        self._run32, self._run64 = vcpu.run32, vcpu.run64
+        self.run32, self.run64 = vcpu.run32, vcpu.run64
         self._exits: dict[Key, Exit] = {}
 
     @property
@@ -135,7 +142,7 @@ class RealVcpu:
 
     def key(self) -> Key:
         """Return what tells the exit that has just come from others, without a look at its reason's details."""
-        return self._run32[EXIT_REASON // 4], self._run64[IO_OFFSET // 8]
+        return self.run32[REASON_WORD], self.run64[DETAIL_WORD]
 
     def take_exit(self) -> Exit:
         """Return the exit that has just come. Raise HostUnsuitable for one with which a guest cannot go on."""
@@ -154,7 +161,7 @@ class RealVcpu:
             port = detail >> 16 & 0xFFFF  # the word is direction, size, port, count
             return self._exit(numbers.io, port in KERNEL_PORTS)
         if reason == KVM_EXIT_MMIO:
-            address = self._run64[MMIO_OFFSET // 8]
+            address = self.run64[MMIO_OFFSET // 8]
             return self._exit(numbers.mmio, IO_APIC <= address < IO_APIC + 0x1000)
         if reason == KVM_EXIT_HLT:
             name = name_of(self.isa, numbers.hlt)
@@ -169,9 +176,9 @@ class RealVcpu:
         """Return the end of a guest that cannot go on."""
         said = EXIT_NAMES.get(reason, f"KVM exit reason {reason}")
         if reason == KVM_EXIT_FAIL_ENTRY:
-            said += f", hardware reason {self._run64[FAIL_ENTRY_OFFSET // 8]:#x}"
+            said += f", hardware reason {self.run64[FAIL_ENTRY_OFFSET // 8]:#x}"
         elif reason == KVM_EXIT_INTERNAL_ERROR:
-            said += f", suberror {self._run32[SUBERROR_OFFSET // 4]}"
+            said += f", suberror {self.run32[SUBERROR_OFFSET // 4]}"
         try:
             rip = f"{self._vcpu.regs[16]:#x}"
         except OSError:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asid.config import Loaded, load
 from asid.errors import AsidError, MappingRefused
-from asid.guest.base import Exit
 from asid.isolated_exits import IsolatedExits
 from asid.mm.entry import Level
 from asid.mm.isolated import Entry, Isolated
@@ -25,7 +24,9 @@ from asid.mm.reach import Reach
 from asid.space_build import host_of, isolated_of, mapping_at_start
 
 if TYPE_CHECKING:
+    from asid.guest.kvm import Key
     from asid.live.hyperthread import Hyperthread
+    from asid.live.real_guest import FastKind
 
 BUILD_NS: Final = 500_000_000  # that a start may take longer for what is built once for all
 _built: dict[int, Isolated] = {}  # by VM; in a child it is a copy of the fork server's
@@ -58,7 +59,7 @@ class Isolation(IsolatedExits):
         super().__init__(ht, stack=birth.config.space.page_fault_stack)
         self.ht = ht
         self.changes: deque[dict[str, Any]] = deque()  # told, and not made yet
-        self.fast_kinds: dict[tuple[int, int], Exit] = {}  # of a real guest's exits, until decided anew
+        self.fast_kinds: dict[Key, FastKind] = {}  # of a real guest's exits, until decided anew
         self._cpu = birth.core * birth.config.machine.smt + birth.ht
         self._mapped = [{entry.object: entry for entry in entries} for entries in birth.mapping]
         self._reach: Reach | None = None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from asid.core import hyperthread as core
 from asid.core.events import Mode
 from asid.guest.base import Exit
-from asid.guest.kvm import RATE_HZ_DEFAULT, RealVcpu, find_program
+from asid.guest.kvm import DETAIL_WORD, RATE_HZ_DEFAULT, REASON_WORD, Key, RealVcpu, find_program
 from asid.guest.kvm_kick import Kick
 from asid.live.page import DEPTH, FLAG, INSNS, MCE, MODE, NMI, PENDING, REQUEST, base_of
 
@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from asid.live.vcpu import Vcpu
 
 FIRST_NS: Final = 100_000  # a lease's first look at whether its guest has run
+SAMPLE: Final = 16  # of so many exits in a row one is timed
 TICK_NS: Final = 2_000_000  # a guest that never exits is thrown out this often, for its process to look around
+
+
+class FastKind:
+    """Exits that are alike and handled isolated. n: had, and not in the tally yet."""
+
+    __slots__ = ("event", "n")
+
+    def __init__(self, event: Exit) -> None:
+        self.event = event
+        self.n = 0
 
 
 class Left(IntEnum):
@@ -115,7 +126,7 @@ class RealGuest:
         event = vcpu.exit = real.take_exit()
         vcpu.until_ns = 0
         if event.wake_ns == 0 and not isolation.misses(event):
-            isolation.fast_kinds[real.key()] = event
+            isolation.fast_kinds[real.key()] = FastKind(event)
         vcpu.exits(event)
 
     # --- the hot loop -------------------------------------------------------------------------------------
@@ -123,10 +134,12 @@ class RealGuest:
     def _loop(self) -> None:
         """Go round with fast exits for a while, and bring the state to where the page is."""
         vcpu, ht = self.vcpu, self.ht
-        tally: dict[Exit, list[int]] = {}
-        left = self._run(vcpu.looked_ns + TICK_NS, tally)
-        for event, (n, sum_ns) in tally.items():
-            ht.chronicle.tally.add(event.reason, event.isa, n, sum_ns)
+        kinds = ht.isolation.fast_kinds
+        left, mean_ns = self._run(vcpu.looked_ns + TICK_NS, kinds)
+        for kind in kinds.values():
+            if kind.n:
+                ht.chronicle.tally.add(kind.event.reason, kind.event.isa, kind.n, kind.n * mean_ns)
+                kind.n = 0
         if left is Left.EXIT:
             self._exits()
         elif left is Left.THROWN_OUT:
@@ -136,51 +149,53 @@ class RealGuest:
             for _ in range(3):
                 ht.step(core.PERFORMED)
 
-    def _run(self, until_ns: int, tally: dict[Exit, list[int]]) -> Left:
-        """KVM_RUN, again and again, while its exits are known to be fast. tally: exits and their time, by kind.
+    def _run(self, until_ns: int, kinds: dict[Key, FastKind]) -> tuple[Left, int]:
+        """KVM_RUN, again and again, while its exits are known to be fast; they are counted in `kinds`.
 
-        To the page it does what `asid.live.fast` does, with KVM_RUN for the instruction.
+        Return why it ended, and how long the handling of an exit took: one in SAMPLE is timed, for a look at the clock
+        is not cheap beside it. To the page it does what `asid.live.fast` does, with KVM_RUN for the instruction.
         """
         ht, words, own = self.ht, self.ht.words, self.ht.own
         fence, now_ns = ht.page.fence, self.vcpu.now_ns
-        enter, key, known = self.real.enter, self.real.key, ht.isolation.fast_kinds
+        enter, run32, run64 = self.real.enter, self.real.run32, self.real.run64
         mode, pending, request, insns = own + MODE, own + PENDING, own + REQUEST, own + INSNS
         nmi, mce, nmis, mces = own + NMI, own + MCE, ht.nmis, ht.mces
         vm, answered, holds = ht.state.vm << 8, ht.state.answered, self._holds
         isolated, entering, guest = Mode.ISOLATED | vm, Mode.ENTER | vm, Mode.GUEST | vm
-        row = [0, 0]
-        begun_ns = 0  # when the exit came that is being handled
-        announced = words[insns]
+        mean_ns, exits, begun_ns = 1, 0, 0
+        announced = words[insns] + 1
+        words[insns] = announced
+        fence()
         while True:
+            if words[pending] or words[nmi] != nmis or words[mce] != mces:
+                words[insns] = announced - 1
+                return Left.INTERRUPTED, mean_ns
+            if begun_ns:
+                now = now_ns()
+                mean_ns = max(1, now - begun_ns)
+                begun_ns = 0
+                if now >= until_ns:
+                    words[insns] = announced - 1
+                    return Left.DONE, mean_ns
+            if not enter():
+                return Left.THROWN_OUT, mean_ns
+            kind = kinds.get((run32[REASON_WORD], run64[DETAIL_WORD]))
+            if kind is None:
+                return Left.EXIT, mean_ns
+            if not exits % SAMPLE:
+                begun_ns = now_ns()
+            exits += 1
+            kind.n += 1
+            words[mode] = isolated
+            words[mode] = entering
             announced += 1
             words[insns] = announced
             fence()
-            if words[pending] or words[nmi] != nmis or words[mce] != mces:
-                words[insns] = announced - 1
-                return Left.INTERRUPTED
-            if begun_ns:
-                now = now_ns()
-                row[1] += now - begun_ns
-                if now >= until_ns:
-                    words[insns] = announced - 1
-                    return Left.DONE
-            if not enter():
-                return Left.THROWN_OUT
-            begun_ns = now_ns()
-            event = known.get(key())
-            if event is None:
-                return Left.EXIT
-            words[mode] = isolated
-            found = tally.get(event)
-            if found is None:
-                found = tally[event] = [0, 0]
-            row = found
-            row[0] += 1
-            words[mode] = entering
-            fence()
             if words[pending] or words[request] != answered:
-                return Left.LOOKING
+                words[insns] = announced - 1
+                return Left.LOOKING, mean_ns
             for at in holds:
                 if words[at]:
-                    return Left.LOOKING
+                    words[insns] = announced - 1
+                    return Left.LOOKING, mean_ns
             words[mode] = guest

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from kvm_rig import needs_kvm, one_vcpu
 
+from asid.commands import demo, invoke
 from asid.errors import ConfigError, HostUnsuitable, PermissionRefused
 from asid.guest import kvm_api
 from asid.guest.kvm import check_kvm, find_program, host_isa
@@ -25,6 +26,7 @@ from asid.mm.parts import Part
 
 KICKS = int(os.environ.get("ASID_KVM_KICKS", "2000"))  # 100000 takes minutes
 TICK_NS = 2_000_000
+CONFIG = str(Path(__file__).parents[2] / "configs/kvm-smt2.toml")
 RUN_NS = 100_000_000
 
 
@@ -36,6 +38,40 @@ def test_a_host_without_the_device_is_told_so_in_words(tmp_path):
         check_kvm(device=str(tmp_path / "kvm"))
     assert "No such file" in str(refused.value)
     assert "mix" in refused.value.hint
+
+
+def test_the_demo_does_without_and_says_why_unless_real_guests_were_asked_for(monkeypatch):
+    def absent(program=""):
+        raise HostUnsuitable("/dev/kvm: No such file or directory")
+
+    monkeypatch.setattr("asid.guest.kvm.check_kvm", absent)
+    assert demo._real("auto") == (
+        False,
+        "Guests are emulated, for there can be no real ones here (/dev/kvm: No such file or directory).",
+    )
+    with pytest.raises(HostUnsuitable):
+        demo._real("kvm")
+
+
+def test_a_start_with_real_guests_is_refused_where_there_is_no_kvm(monkeypatch, capsys, tmp_path):
+    def absent(program=""):
+        raise HostUnsuitable("/dev/kvm: No such file or directory", hint="use a guest of source mix")
+
+    monkeypatch.setattr("asid.guest.check.check_kvm", absent)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert invoke(["run", CONFIG, "--duration", "1s"]) == 6
+    assert "No such file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", [["run", "--engine", "sim", "--duration", "1s"], ["assess"]], ids=["run", "assess"])
+def test_the_simulator_refuses_real_guests(verb, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert invoke([verb[0], CONFIG, *verb[1:]]) == 2
+    said = capsys.readouterr().err
+    assert 'guest.source = "kvm"' in said
+    assert "--engine live" in said
 
 
 def test_a_device_that_is_not_ours_is_a_matter_of_permission(monkeypatch):

@@ -16,6 +16,7 @@ import pytest
 from live_rig import check_passes, family, machine, pass_time, pid_of, wait_ready, wait_until
 
 from asid.audit import audit
+from asid.commands import invoke
 from asid.core.events import Mode
 from asid.errors import AsidError
 from asid.guest.kvm import check_kvm
@@ -223,6 +224,16 @@ def test_a_hyperthread_that_is_stopped_in_guest_stands_still_and_is_fenced(rig):
     run = daemon.stop()
     check_passes(run)
     assert audit(run.root).figures["fences"] == 1
+
+
+def test_the_demo_has_real_guests_and_says_so(capsys, monkeypatch):
+    from live_rig import directories
+
+    with directories(monkeypatch):
+        assert invoke(["demo", "--seconds", "2", "--guest", "kvm"]) == 0
+    said = capsys.readouterr()
+    assert "Guests are real: VM entry is KVM_RUN" in said.err
+    assert "The guests' own counters, policy asi: moved on in 0 of" in said.out
 
 
 def test_a_configuration_for_a_real_guest_is_refused_by_the_simulator():
