@@ -1,0 +1,172 @@
+"""Records VM exits of this host from tracefs, in the text that all readers of recordings here take.
+
+An instance of its own (`instances/asid-PID`) has its own buffers and switches, so whoever else traces on this host is
+not disturbed, and nothing is left on when it is removed. Needs root, as a rule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from asid.errors import HostUnsuitable, PermissionRefused
+
+PLACES: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+EVENTS: Final = ("kvm_exit", "kvm_entry", "kvm_userspace_exit")
+OPTIONAL: Final = frozenset({"kvm_userspace_exit"})  # a recording without it is used as well
+BUFFER_KB: Final = 8192  # of each CPU
+LOOK_S: Final = 0.1
+READ_BYTES: Final = 1 << 16
+HEAD: Final = b"# tracer: nop\n# recorded by asid, clock mono\n"
+
+_EVENT = re.compile(rb": (kvm_[a-z_]+): ")
+
+
+def find_tracefs(places: Iterable[Path] = PLACES) -> Path:
+    """Return the tracefs of this host that has events of KVM.
+
+    Raise HostUnsuitable where none is mounted or it has none, PermissionRefused where it is not ours to read.
+    """
+    mounted = None
+    for place in places:
+        try:
+            if (place / "events" / "kvm").is_dir():
+                return place
+            mounted = place if (place / "events").is_dir() else mounted
+        except PermissionError:
+            raise PermissionRefused(
+                f"{place} may not be read",
+                where="trace record",
+                state="tracefs belongs to root",
+                allowed="root, or whom root has given it",
+                hint="sudo asid trace record; or read the recording of somebody who may: asid assess FILE.",
+            ) from None
+    if mounted is not None:
+        raise HostUnsuitable(
+            f"{mounted} has no events of KVM",
+            where="trace record",
+            state="the module kvm is not loaded, or was built without them",
+            allowed="a host with events/kvm",
+            hint="modprobe kvm_intel or kvm_amd.",
+        )
+    raise HostUnsuitable(
+        "no tracefs is mounted",
+        where="trace record",
+        state=f"looked at {', '.join(map(str, places))}",
+        allowed="a mounted tracefs",
+        hint="mount -t tracefs none /sys/kernel/tracing; or name another place: --tracefs DIR.",
+    )
+
+
+@contextlib.contextmanager
+def instance(tracefs: Path, pids: Iterable[int] = ()) -> Iterator[Path]:
+    """An instance that records the events of KVM: of these threads, or of all. Nothing of it is left at the end.
+
+    Raise HostUnsuitable or PermissionRefused.
+    """
+    own = tracefs / "instances" / f"asid-{os.getpid()}"
+    try:
+        own.mkdir()
+    except OSError as error:
+        raise _refused(own, error) from None
+    try:
+        try:
+            _set_up(own, pids)
+        except OSError as error:
+            raise _refused(own, error) from None
+        yield own
+    finally:
+        with contextlib.suppress(OSError):
+            (own / "tracing_on").write_text("0")
+        with contextlib.suppress(OSError):
+            own.rmdir()
+
+
+def _set_up(own: Path, pids: Iterable[int]) -> None:
+    (own / "trace_clock").write_text("mono")
+    (own / "buffer_size_kb").write_text(str(BUFFER_KB))
+    if threads := " ".join(map(str, pids)):
+        (own / "set_event_pid").write_text(threads)
+        (own / "trace_options").write_text("event-fork")  # and those that they start
+    for event in EVENTS:
+        switch = own / "events" / "kvm" / event / "enable"
+        if event not in OPTIONAL or switch.exists():
+            switch.write_text("1")
+
+
+def record(own: Path, out: BinaryIO, ns: int, on_progress: Callable[[Counter[str], int], None]) -> Counter[str]:
+    """Copy what an instance records into a file for some time; return how many events of each name there were.
+
+    on_progress(so far, ns left) is called ten times a second at least.
+    """
+    counts: Counter[str] = Counter()
+    out.write(HEAD)
+    until_ns = time.monotonic_ns() + ns
+    fd = os.open(own / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        while (left_ns := until_ns - time.monotonic_ns()) > 0:
+            select.select((fd,), (), (), min(LOOK_S, left_ns / 1e9))
+            _copy(fd, out, counts, until_ns)
+            on_progress(counts, max(0, until_ns - time.monotonic_ns()))
+        (own / "tracing_on").write_text("0")
+        _copy(fd, out, counts, time.monotonic_ns() + ns)
+    finally:
+        os.close(fd)
+    return counts
+
+
+def _copy(fd: int, out: BinaryIO, counts: Counter[str], until_ns: int) -> None:
+    """Copy what there is by now, or until it is time."""
+    while time.monotonic_ns() < until_ns:
+        try:
+            text = os.read(fd, READ_BYTES)
+        except BlockingIOError:
+            return
+        if not text:
+            return
+        out.write(text)
+        counts.update(name.decode() for name in _EVENT.findall(text))
+
+
+def threads_of(pid: int) -> tuple[int, ...]:
+    """Return the threads of a process. Raise HostUnsuitable when there is none of that number."""
+    try:
+        return tuple(sorted(int(name) for name in os.listdir(f"/proc/{pid}/task")))
+    except OSError:
+        raise HostUnsuitable(
+            f"there is no process {pid}", where="trace record: --pid", allowed="the process of a VM",
+            hint="pgrep -a qemu finds those of QEMU; without --pid all VMs of this host are recorded.",
+        ) from None  # fmt: skip
+
+
+def check_counts(counts: Counter[str], path: str, seconds: float) -> None:
+    """Raise HostUnsuitable for a recording that nobody can use: it has no exit, or no entry."""
+    if counts["kvm_exit"] and counts["kvm_entry"]:
+        return
+    told = ", ".join(f"{counts[name]:,} {name}" for name in EVENTS)
+    why = "a VM ran, and this KVM tells no exits" if counts["kvm_userspace_exit"] else "no VM ran meanwhile, it seems"
+    raise HostUnsuitable(
+        f"no VM exit was recorded in {seconds:g} s",
+        where=path,
+        state=f"{told}: {why}",
+        allowed="kvm_exit and kvm_entry, both",
+        hint="A KVM that emulates its guests emits none. Else record while a VM runs, and for longer.",
+    )
+
+
+def _refused(own: Path, error: OSError) -> HostUnsuitable | PermissionRefused:
+    kind = PermissionRefused if isinstance(error, PermissionError) else HostUnsuitable
+    return kind(
+        f"{error.filename or own}: {os.strerror(error.errno or 0)}",
+        where="trace record",
+        state="nothing was recorded",
+        allowed="a tracefs that makes instances",
+        hint="Run as root; a kernel in lockdown traces nobody.",
+    )
