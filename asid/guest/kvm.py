@@ -12,6 +12,7 @@ is their memory: the same pages, mapped by all of them.
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,7 @@ from asid.mm.parts import Part
 PROGRAM_DEFAULT: Final = "mix"
 RATE_HZ_DEFAULT: Final = 1000.0
 RATE_HZ_MAX: Final = 1e6
+MACHINES: Final = ("x86_64", "AMD64")
 TRY_NS: Final = 1_000_000_000  # for a guest to show that it runs
 LOOK_NS: Final = 10_000_000  # between two looks at whether it has
 
@@ -210,6 +212,14 @@ def check_kvm(program: str = "", *, device: str = DEVICE) -> bool:
     with its guest.
     """
     chosen = find_program(program)
+    if platform.machine() not in MACHINES:
+        raise HostUnsuitable(
+            f"a processor of kind {platform.machine()}",
+            where="real guests",
+            state="the programs are machine code of x86",
+            allowed=", ".join(MACHINES),
+            hint="Use a guest of another source (mix, trace).",
+        )
     os.close(open_device(device))
     memory_fd = make_memory("asid-try")
     hear, ring = make_bell()

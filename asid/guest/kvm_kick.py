@@ -28,6 +28,8 @@ SIGEV_THREAD_ID: Final = 4
 READ_BYTES: Final = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
+if not hasattr(_libc, "timer_create"):  # glibc before 2.34
+    _libc = ctypes.CDLL("librt.so.1", use_errno=True)
 
 
 class Event(ctypes.Structure):

@@ -92,7 +92,15 @@ class RealGuest:
             if self.real.enter():
                 self._exits()
             else:
-                self.kick.hush()
+                self._thrown_out()
+
+    def _thrown_out(self) -> None:
+        """A signal has ended KVM_RUN. When it was the tick, there is time to think ahead."""
+        ht, pending = self.ht, self.vcpu.own + PENDING
+        self.kick.hush()
+        if not ht.ahead.ready(ht.state):
+            while not ht.words[pending] and ht.ahead.think(ht.state):
+                pass
 
     def _go_on(self) -> None:
         """An exit came with the first instructions of a lease, or was put aside for an injected one."""
@@ -143,7 +151,7 @@ class RealGuest:
         if left is Left.EXIT:
             self._exits()
         elif left is Left.THROWN_OUT:
-            self.kick.hush()
+            self._thrown_out()
         elif left is Left.LOOKING:
             ht.step(core.FAST_EXIT)
             for _ in range(3):
