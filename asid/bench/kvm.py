@@ -45,7 +45,7 @@ def measure(quick: bool, on_progress: Progress) -> Result:
         emulated = check_kvm(PROGRAM)
     except AsidError as refused:
         return Result(NAME, ABOUT, (), (), {}, (f"nothing was measured: {refused}",))
-    rounds, round_ns, kicks = (2, 300_000_000, 100) if quick else (7, 2_000_000_000, 2000)
+    rounds, round_ns, kicks = (2, 300_000_000, 100) if quick else (20, 700_000_000, 2000)
     ours: list[float] = []
     bare: list[float] = []
     with real_machine() as daemon:

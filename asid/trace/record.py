@@ -1,7 +1,8 @@
 """Records VM exits of this host from tracefs, in the text that all readers of recordings here take.
 
 An instance of its own (`instances/asid-PID`) has its own buffers and switches, so whoever else traces on this host is
-not disturbed, and nothing is left on when it is removed. Needs root, as a rule.
+not disturbed, and nothing is left on when it is removed. What a recorder that was killed has left, the next one
+removes. Needs root, as a rule.
 """
 
 from __future__ import annotations
@@ -72,6 +73,9 @@ def instance(tracefs: Path, pids: Iterable[int] = ()) -> Iterator[Path]:
     Raise HostUnsuitable or PermissionRefused.
     """
     own = tracefs / "instances" / f"asid-{os.getpid()}"
+    for left in own.parent.glob("asid-*"):
+        if not Path("/proc", left.name.removeprefix("asid-")).exists():
+            _remove(left)  # of one that was killed
     try:
         own.mkdir()
     except OSError as error:
@@ -83,10 +87,15 @@ def instance(tracefs: Path, pids: Iterable[int] = ()) -> Iterator[Path]:
             raise _refused(own, error) from None
         yield own
     finally:
-        with contextlib.suppress(OSError):
-            (own / "tracing_on").write_text("0")
-        with contextlib.suppress(OSError):
-            own.rmdir()
+        _remove(own)
+
+
+def _remove(own: Path) -> None:
+    """Switch an instance off, and remove it; whoever still reads it keeps it until then."""
+    with contextlib.suppress(OSError):
+        (own / "tracing_on").write_text("0")
+    with contextlib.suppress(OSError):
+        own.rmdir()
 
 
 def _set_up(own: Path, pids: Iterable[int]) -> None:

@@ -147,6 +147,16 @@ def test_a_guest_moves_beside_an_nmi_only_where_the_audit_has_an_exposure(rig):
     assert seen["moved"] <= len(windows)
 
 
+def test_a_guest_moves_beside_a_leave_that_only_sends_no_oftener_than_the_audit_has_exposures(rig):
+    run = rig.run(real(policy={"name": "asi", "kick": "send"}), 3)
+    check_passes(run)
+    seen = stood(run)["send"]
+    windows = [window for window in audit(run.root).windows if window.cause == "send"]
+    assert seen["visits"] > 50
+    assert len(windows) > 0
+    assert seen["moved"] <= len(windows)
+
+
 def test_a_real_vm_and_an_emulated_one_take_turns_on_a_core(rig):
     from live_rig import TABLES
 

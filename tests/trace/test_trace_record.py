@@ -117,6 +117,16 @@ def test_nothing_is_left_when_it_is_cut_short(tracefs):
     assert list((tracefs.root / "instances").iterdir()) == []
 
 
+def test_what_a_killed_recorder_left_is_removed_by_the_next_one(tracefs):
+    left = tracefs.root / "instances" / "asid-4194305"
+    left.mkdir()
+    living = tracefs.root / "instances" / f"asid-{os.getppid()}"
+    living.mkdir()
+    with instance(tracefs.root):
+        assert not left.exists()
+        assert living.exists()
+
+
 def test_a_process_that_there_is_not_is_told():
     with pytest.raises(HostUnsuitable, match="no process 4194305"):
         threads_of(4194305)
