@@ -267,7 +267,7 @@ def open_device(device: str = DEVICE) -> int:
     return fd
 
 
-def _unusable(error: OSError, device: str, what: str = "it") -> HostUnsuitable:
+def _unusable(error: OSError, device: str, what: str = "making a VM") -> HostUnsuitable:
     return HostUnsuitable(
         f"{device}: {what} fails: {error.strerror}",
         where="real guests",
