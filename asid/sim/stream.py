@@ -22,7 +22,7 @@ from asid.core.tally import Notes, Tally
 from asid.guest.base import Exit, Source
 
 if TYPE_CHECKING:
-    from numpy import bool_
+    from numpy import bool_, int32
     from numpy.typing import NDArray
 
     from asid.guest.arrays import Block, Floats, Ints
@@ -89,7 +89,7 @@ class Stream:
         self._took: Ints  # by the handler
         self._begins: Ints  # one more than exits
         self._stops: list[int]  # exits that no run goes on with, and the number of exits
-        self._tags: Ints
+        self._tags: NDArray[int32]  # see _count
         self._ahead: list[Stop] | None
         self._load(self._arrays.block(0))
 
@@ -106,7 +106,7 @@ class Stream:
 
     def played(self) -> None:
         """The last exit given is played by itself: whoever plays it counts it."""
-        self._tags[self._at - 1] = -1
+        self._tags[self._at - 1] = 0
 
     @property
     def times(self) -> tuple[memoryview[int], memoryview[int]]:
@@ -221,7 +221,8 @@ class Stream:
         np.cumsum(block.after + self._took + self._around_ns, out=self._begins[1:])
         fast = self._fast(block, polled)
         self._stops = [*np.flatnonzero(~fast).tolist(), self._n]
-        self._tags = np.where(fast, (2 * block.kind.astype(np.int64) + polled) * BUCKETS + buckets(self._took), -1)
+        rows = 2 * block.kind.astype(np.int32) + polled + 1
+        self._tags = (rows * BUCKETS + buckets(self._took).astype(np.int32)) * fast
 
     def _fast(self, block: Block, polled: NDArray[bool_]) -> NDArray[bool_]:
         """Return which exits are fast for certain."""
@@ -232,11 +233,14 @@ class Stream:
             for wakes in (False, True):
                 if (number, wakes) not in self._known:
                     self._known[number, wakes] = self._is_fast(kinds[number], wakes)
-        table = np.zeros((len(kinds), 2), bool)
-        for (number, wakes), fast in self._known.items():
-            table[number, int(wakes)] = fast
-        found: NDArray[bool_] = table[block.kind, polled.astype(np.int8)] & ((block.wake == 0) | polled)
-        return found
+        alone, halts = (
+            np.array([self._known.get((number, halt), False) for number in range(len(kinds))], bool)
+            for halt in (False, True)
+        )
+        asleep = block.wake > 0
+        if not asleep.any():
+            return alone[block.kind]
+        return np.where(asleep, halts[block.kind] & polled, alone[block.kind])
 
 
 class Tallied(Tally):
@@ -296,28 +300,23 @@ def _short_buckets() -> Ints:
     return np.array([bucket_of(ns) for ns in range(1 << 16)], np.int64)
 
 
-def _count(tags: Ints, took: Ints, kinds: list[Exit], into: Tally) -> None:
-    """Count exits by reason. tags: (2 * kind + polled) * BUCKETS + bucket, -1 for those that are counted elsewhere."""
+def _count(tags: NDArray[int32], took: Ints, kinds: list[Exit], into: Tally) -> None:
+    """Count exits by reason. tags: row * BUCKETS + bucket; row 0 is of those that are counted elsewhere, the others are
+    2 * kind + polled + 1."""
     import numpy as np
 
-    runs = np.flatnonzero(tags >= 0)
-    if not len(runs):
-        return
-    tags, took = tags[runs], np.maximum(took[runs], 1)
-    row_of = tags // BUCKETS
-    number = np.bincount(row_of)
-    rows = np.flatnonzero(number)
-    hist = np.bincount(tags, minlength=len(number) * BUCKETS).reshape(-1, BUCKETS)
-    low, high = np.full(len(number), took.max()), np.ones(len(number), np.int64)
-    total = np.zeros(len(number), np.int64)
-    if len(rows) == 1:
-        row = rows[0]
-        low[row], high[row], total[row] = took.min(), took.max(), took.sum()
-    else:
-        np.minimum.at(low, row_of, took)
-        np.maximum.at(high, row_of, took)
-        np.add.at(total, row_of, took)
-    for row in rows.tolist():
-        kind, polled = kinds[row // 2], row % 2
-        found = {bucket: int(hist[row, bucket]) for bucket in np.flatnonzero(hist[row]).tolist()}
-        into.add_all(kind.reason, kind.isa, int(total[row]), int(low[row]), int(high[row]), found, "polled" * polled)
+    hist = np.bincount(tags)
+    hist = np.pad(hist, (0, -len(hist) % BUCKETS)).reshape(-1, BUCKETS)
+    for row in np.flatnonzero(hist.any(axis=1)).tolist():
+        if not row:
+            continue
+        cells = np.flatnonzero(hist[row]).tolist()
+        low, high = (took[tags == row * BUCKETS + cells[end]] for end in (0, -1))
+        low_ns, high_ns = max(1, int(low.min())), max(1, int(high.max()))
+        found = {cell: int(hist[row, cell]) for cell in cells}
+        if low_ns == high_ns:
+            total_ns = low_ns * sum(found.values())
+        else:
+            total_ns = int(np.maximum(took[tags // BUCKETS == row], 1).sum())
+        kind, polled = kinds[(row - 1) // 2], (row - 1) % 2
+        into.add_all(kind.reason, kind.isa, total_ns, low_ns, high_ns, found, "polled" * polled)
