@@ -12,7 +12,9 @@ from decimal import Decimal
 
 from asid.errors import ConfigError
 
-NS_PER_UNIT = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
+NS_PER_UNIT = {
+    "ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000, "h": 3_600_000_000_000,
+}  # fmt: skip
 BYTES_PER_UNIT = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 SECONDS_PER_UNIT = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60)}
 
@@ -32,10 +34,10 @@ def _refuse(where: str, text: str, allowed: str, hint: str) -> ConfigError:
 
 
 def parse_duration_ns(text: str, where: str = "") -> int:
-    """`250us`, `1.5ms`, `2s`, `1m` -> whole nanoseconds, zero or more."""
+    """`250us`, `1.5ms`, `2s`, `1m`, `1h` -> whole nanoseconds, zero or more."""
     found = _DURATION.fullmatch(text.strip())
     if found is None or found[2] not in NS_PER_UNIT:
-        raise _refuse(where, text, "a duration: a number and one of ns, us, ms, s, m", "Try 250us, 10ms or 2s.")
+        raise _refuse(where, text, "a duration: a number and one of ns, us, ms, s, m, h", "Try 250us, 10ms or 2s.")
     return int(Decimal(found[1]) * NS_PER_UNIT[found[2]])
 
 

@@ -21,14 +21,14 @@ from asid.units import (
 @pytest.mark.parametrize(
     ("text", "ns"),
     [("0s", 0), ("1ns", 1), ("250us", 250_000), ("250µs", 250_000), ("1.5ms", 1_500_000), ("2s", 2_000_000_000),
-     ("1m", 60_000_000_000), (" 10 ms ", 10_000_000), ("0.000000001s", 1)],
+     ("1m", 60_000_000_000), ("1h", 3_600_000_000_000), (" 10 ms ", 10_000_000), ("0.000000001s", 1)],
 )  # fmt: skip
 def test_durations(text, ns):
     assert parse_duration_ns(text) == ns
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5", "ms", "-1s", "1h", "1 s s", "1e3s", "1,5s", "٣s", "nan s", "1.s", "9" * 16 + "s"]
+    "text", ["", "5", "ms", "-1s", "1d", "1 s s", "1e3s", "1,5s", "٣s", "nan s", "1.s", "9" * 16 + "s"]
 )
 def test_what_is_no_duration_is_refused_with_a_way_out(text):
     with pytest.raises(ConfigError) as caught:
