@@ -293,6 +293,13 @@ def _look_up(plain: Any, key: str) -> Any:
     return plain
 
 
+def _item(step: str) -> int:
+    """Return which item of a list is named. Raise ValueError for another word: `-1` is none."""
+    if not (step.isascii() and step.isdigit()):
+        raise ValueError(step)
+    return int(step)
+
+
 def _override(plain: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key, making the tables on the way; a list must be long enough."""
     *path, last = key.split(".")
@@ -301,8 +308,8 @@ def _override(plain: dict[str, Any], key: str, value: Any) -> None:
         for step in path:
             if step.isdigit() and not isinstance(node, list):
                 raise TypeError("a number names an item of a list")
-            node = node[int(step)] if isinstance(node, list) else node.setdefault(step, {})
-        node[int(last) if isinstance(node, list) else last] = value
+            node = node[_item(step)] if isinstance(node, list) else node.setdefault(step, {})
+        node[_item(last) if isinstance(node, list) else last] = value
     except (IndexError, ValueError, TypeError, AttributeError):
         raise ConfigError(
             f"{key}: there is no such key to set", where=COMMAND_LINE, hint="asid config show lists every key."

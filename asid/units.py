@@ -24,6 +24,7 @@ CPU_MAX = 65_535
 _NUMBER = r"(\d{1,15}(?:\.\d{1,9})?)"
 _DURATION = re.compile(rf"{_NUMBER}\s*([a-zµ]+)", re.ASCII)
 _RATE = re.compile(rf"{_NUMBER}\s*/\s*([a-z]+)", re.ASCII)
+_RANGE = re.compile(r"(\d{1,30})(?:\.\.(\d{1,30}))?", re.ASCII)
 _CPU_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
 
 
@@ -66,12 +67,9 @@ def parse_cpulist(text: str, where: str = "") -> tuple[int, ...]:
 
 def parse_range(text: str, where: str, numbers_max: int) -> tuple[int, int]:
     """`1..20` -> (1, 20), the first and the last; `7` -> (7, 7)."""
-    first, _, last = text.strip().partition("..")
-    try:
-        low, high = int(first), int(last or first)
-    except ValueError:
-        low, high = 0, -1
-    if not 0 <= low <= high < low + numbers_max:
+    found = _RANGE.fullmatch(text.strip())
+    low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+    if not low <= high < low + numbers_max:
         allowed = f"a number, or the first and the last of at most {numbers_max:,}"
         raise _refuse(where, text, allowed, "Try 1..20.")
     return low, high

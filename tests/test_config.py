@@ -240,6 +240,14 @@ def test_origins_say_where_each_value_comes_from(tmp_path):
     assert (plain.config.vm[0].guest.rate, plain.origin["vm.0.guest.rate"]) == ("", "default"), "the table's own"
 
 
+@pytest.mark.parametrize("item", ["-1", "-0", "+0", " 0", "0_0", "1", "x", ""])
+def test_an_item_of_a_list_is_named_by_its_number_from_the_front(tmp_path, item):
+    path = write(tmp_path, '[[vm]]\nname = "a"\non = ["c0h0"]\n')
+    assert load(path, {"vm.0.name": "b"}).config.vm[0].name == "b"
+    with pytest.raises(ConfigError, match="there is no such key to set"):
+        load(path, {f"vm.{item}.name": "b"})
+
+
 def test_a_mistake_on_the_command_line_names_the_command_line(tmp_path):
     path = write(tmp_path, "[machine]\nsmt = 2\n")
     for overrides, says in [

@@ -14,6 +14,7 @@ from asid.units import (
     format_size,
     parse_cpulist,
     parse_duration_ns,
+    parse_range,
     parse_rate_hz,
 )
 
@@ -65,6 +66,17 @@ def test_printed_durations(ns, text):
 def test_a_printed_duration_reads_back_within_its_last_digit(ns):
     again = parse_duration_ns(format_ns(ns))
     assert abs(again - ns) <= max(ns * 0.051, 0.5)
+
+
+@pytest.mark.parametrize(("text", "first_and_last"), [("7", (7, 7)), (" 1..20 ", (1, 20)), ("0..9", (0, 9))])
+def test_ranges(text, first_and_last):
+    assert parse_range(text, "--seeds", 20) == first_and_last
+
+
+@pytest.mark.parametrize("text", ["", "..", "1..", "..3", "-1", "1..-1", "5..1", "1..21", "1_0", "٣", "9" * 5000])
+def test_what_is_no_range_is_refused(text):
+    with pytest.raises(ConfigError, match=r"must be a number, or the first and the last of at most 20"):
+        parse_range(text, "--seeds", 20)
 
 
 def test_printed_sizes():
