@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from asid.errors import AsidError, refused_by_os
@@ -28,9 +29,15 @@ def make_for(file: Path, what: str, option: str) -> None:
 
 
 def write(file: Path, text: str, what: str, option: str) -> None:
-    """Write a file. Raise why it cannot be written."""
+    """Write a file, whole or not at all: what was there before stays until then. Raise why it cannot be written."""
     try:
-        file.write_text(text, encoding="utf-8")
+        place = file.resolve()  # a link goes on naming the same file
+        new = place.with_name(f".{place.name}.{os.getpid()}")
+        try:
+            new.write_text(text, encoding="utf-8")
+            os.replace(new, place)
+        finally:
+            new.unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(error, file, what, option) from error
 

@@ -80,6 +80,8 @@ def command(
         if schedule.suffix != ".json":
             raise ConfigError(f"--schedule {schedule}", allowed="a name that ends with .json", hint="Try hit.json.")
         saving.try_to_write(schedule, *SCHEDULED)
+    if save is not None and schedule is not None and save.resolve() == schedule.resolve():
+        raise ConfigError(f"--save and --schedule {schedule}", allowed="two files", hint="Try --schedule steps.json.")
     policy = options["policy"]
     costs: ChosenCosts = options["costs"]
     options["costs"] = costs.word

@@ -185,6 +185,7 @@ def test_every_seed_has_a_process_and_a_judge(judges: int):
         ((TWO, "--seeds", "x"), "--seeds"),
         ((TWO, "--duration", "0s"), "--duration"),
         ((TWO, "--save", "failing.toml"), ".json"),
+        ((TWO, "--save", "nowhere.json", "--schedule", "./nowhere.json"), "two files"),
         ((TWO, "--policy", "nosuch"), "nosuch"),
         (("nowhere.toml",), "nowhere.toml"),
     ],
