@@ -89,8 +89,12 @@ class Ledger:
         if lines:
             self.rows = {document["run"]: document["row"] for _, document in lines[1:]}
         else:
-            self._write(self._header)
-            self.flush()
+            try:
+                self._write(self._header)
+                self.flush()
+            except BaseException:
+                self.path.unlink(missing_ok=True)
+                raise
 
     def keep(self, run: int, row: dict[str, Any]) -> None:
         """Keep one row. Raise HostUnsuitable when there is no room for it."""

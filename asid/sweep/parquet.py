@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from asid.errors import InputError, refused_by_os
+from asid.errors import Conflict, InputError, refused_by_os
 from asid.extras import needed
 from asid.sweep.matrix import Matrix
 from asid.sweep.plan import KICK, POLICY, Plan
@@ -47,7 +47,7 @@ def rows_of_plan(plan: Plan, kept: Mapping[int, Mapping[str, Any]]) -> list[Row]
 
 
 def write(path: Path, plan: Plan, rows: list[Row]) -> None:
-    """Write the file, whole or not at all. Raise as refused_by_os does."""
+    """Write the file, whole or not at all. Raise Conflict when another has got its name, else as refused_by_os does."""
     arrow = needed("pyarrow", "sweep", WHERE)
     parquet = needed("pyarrow.parquet", "sweep", WHERE)
     schema = _schema(arrow, plan.matrix).with_metadata({FINGERPRINT: plan.fingerprint.encode()})
@@ -60,7 +60,7 @@ def write(path: Path, plan: Plan, rows: list[Row]) -> None:
                 parquet.write_table(table, file, compression="zstd", compression_level=LEVEL, row_group_size=GROUP)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(new, path)
+            _name(new, path, plan)
         finally:
             new.unlink(missing_ok=True)
         _sync_directory(path.parent)
@@ -70,6 +70,23 @@ def write(path: Path, plan: Plan, rows: list[Row]) -> None:
             allowed="a file in a directory with room that you may write",
             hint="Make room, then go on with --resume: every row is kept.",
         ) from error  # fmt: skip
+
+
+def _name(new: Path, path: Path, plan: Plan) -> None:
+    """Give the file its name. Raise Conflict when another file has it: it came while the runs were played."""
+    with contextlib.suppress(OSError):  # it is taken, or this file system has no hard links
+        os.link(new, path)
+        return
+    try:
+        ours = not path.exists() or read(path)[0] == plan.fingerprint
+    except InputError:
+        ours = False
+    if not ours:
+        raise Conflict(
+            "another file has come there meanwhile", where=str(path), state="it is as it was; every row is kept",
+            allowed="no file, or one of this very sweep", hint="Move it away, then go on with --resume.",
+        )  # fmt: skip
+    os.replace(new, path)
 
 
 def read(path: Path) -> tuple[str, list[Row]]:

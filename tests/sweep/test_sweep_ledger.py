@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from asid.errors import Busy, Conflict
+from asid.errors import Busy, Conflict, HostUnsuitable
 from asid.sweep.ledger import Ledger, ledger_of
 
 
@@ -71,6 +73,16 @@ def test_another_sweep_another_start_and_another_process_are_refused(output):
         opened(output)
     ledger.remove()
     assert not ledger_of(output).exists()
+
+
+def test_no_room_for_the_first_line_leaves_no_file(tmp_path, monkeypatch):
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("asid.sweep.ledger.os.fsync", full)
+    with pytest.raises(HostUnsuitable, match="No space left"):
+        Ledger(tmp_path / "b.parquet", "f" * 64, 9, resume=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_is_kept_once(output):

@@ -143,6 +143,24 @@ def test_a_foreign_file_that_came_meanwhile_is_not_overwritten(run, matrix, tmp_
     assert (tmp_path / "small.parquet").read_text() == "mine"
 
 
+def test_a_foreign_file_that_came_while_runs_were_played_is_not_overwritten(run, matrix, tmp_path, monkeypatch):
+    output = tmp_path / "small.parquet"
+
+    class Meanwhile(Inline):
+        def close(self):
+            output.write_text("mine")
+
+    found = run("small.toml", pool=Meanwhile())
+    assert (found.code, output.read_text()) == (10, "mine")
+    assert "another file has come there meanwhile" in found.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "small.parquet", "small.parquet.unfinished", "small.toml"
+    ]  # fmt: skip
+    output.unlink()
+    again = run("small.toml", "--resume")
+    assert (again.code, again.pool.played, len(rows_in(output))) == (0, [], RUNS)
+
+
 def test_a_policy_that_nobody_has_tested_is_not_even_imported(run, matrix, tmp_path, monkeypatch):
     (tmp_path / "lazy_policy.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
