@@ -44,6 +44,8 @@ full = 1.0
 
 def measure(quick: bool, on_progress: Progress) -> Result:
     try:
+        import numpy  # noqa: F401  the machine plays each exit without it, which is another measurement
+
         from asid.bench.simpy_pair import Pair
     except ImportError as missing:
         raise HostUnsuitable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,7 @@ from asid.bench.kick import kicked_leaves
 from asid.bench.machine import gate_messages, idle_machine, records_since
 from asid.bench.simpy_pair import Pair
 from asid.commands import invoke
+from asid.errors import HostUnsuitable
 from asid.guest.base import Exit
 from asid.sim.costs import costs_of
 
@@ -113,6 +115,12 @@ def test_each_benchmark_runs(name, capsys, tmp_path, monkeypatch):
     if name == "exits":
         assert found["facts"]["gate_messages"] == 0
         assert found["warnings"] == []
+
+
+def test_without_numpy_the_simulator_is_not_measured(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(HostUnsuitable, match="numpy is not installed"):
+        sim.measure(True, lambda _: None)
 
 
 @pytest.mark.slow
