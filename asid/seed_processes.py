@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from asid.errors import InputError
+from asid.errors import HostUnsuitable, InputError
 from asid.seeds import Failed, Outcome
 
 HASHES: Final = ("161803", "271828")  # PYTHONHASHSEED of the first runs and of the second
@@ -78,7 +78,7 @@ class Seeds:
     def outcomes(self, first: int, last: int, processes: int, *, twice: bool) -> Iterator[tuple[Outcome, Outcome]]:
         """Yield for each seed, in order, what came of it in two processes; without `twice`, of one, and that again.
 
-        Raise InputError when a process has ended before its time.
+        Raise HostUnsuitable when a process has ended before its time, InputError when it says why.
         """
         groups = max(1, processes // 2 if twice else processes)
         with contextlib.ExitStack() as stack:
@@ -103,10 +103,11 @@ class Seeds:
 
 def _outcome(line: dict[str, Any] | None, seed: int) -> Outcome:
     if line is None or line.get("seed") != seed:
-        raise InputError(
+        refused = InputError if line else HostUnsuitable  # it said why it could not; or it was killed
+        raise refused(
             "a process that runs seeds has ended before its time", where=f"seed {seed}",
             state=str((line or {}).get("error", {}).get("msg", "nothing came of it")), allowed="a line for each seed",
-            hint=f"Run it alone: asid sim CONFIG --seeds {seed}",
+            hint=f"Was it killed for its memory? Try fewer --jobs, or this seed alone: asid sim CONFIG --seeds {seed}",
         )  # fmt: skip
     failed = line["failed"]
     return Outcome(seed, line["digest"], line["exits"], None if failed is None else Failed(*failed))

@@ -16,6 +16,7 @@ from asid.commands import invoke
 from asid.config import load
 from asid.core import apic
 from asid.difference import first_difference
+from asid.errors import EXIT_HOST_UNSUITABLE
 from asid.seed_processes import Part
 from asid.seeds import Job, plan_for, shrink
 from asid.sim.faults import BREAKS, KINDS, plan_of
@@ -176,6 +177,13 @@ def test_every_seed_has_a_process_and_a_judge(judges: int):
     run_by = [seed for part in parts for seed, judged in part.seeds(10, 20) if judged]
     assert sorted(run_by) == list(range(10, 21))
     assert [Part.of_word(part.as_word()) for part in parts] == parts
+
+
+def test_a_process_of_seeds_that_is_killed_is_no_mistake_of_whoever_asked(run, monkeypatch):
+    monkeypatch.setattr("asid.seed_processes.sys.executable", "/bin/false")
+    found = run(TWO, "--seeds", "1..2", "--jobs", "2")
+    assert found.code == EXIT_HOST_UNSUITABLE
+    assert "ended before its time" in found.err
 
 
 @pytest.mark.parametrize(
