@@ -85,6 +85,12 @@ class IsolatedExits(ABC):
         key = event.isa, event.reason, parts, full
         return self._found(key) is None and key not in self._due
 
+    def owes(self, event: Exit) -> bool:
+        """Say whether the next exit of this kind, which is no polled halt, reports something that later ones do not."""
+        key = event.isa, event.reason, event.parts, event.full
+        self._found(key)
+        return key in self._due
+
     def misses(self, event: Exit) -> bool:
         """Say whether an exit that is yet to come will be full; if it faults, that is reported when it is there."""
         return self._found((event.isa, event.reason, event.parts, event.full)) is not None

@@ -6,7 +6,9 @@ Rule 1. The simulator is deterministic and knows only differences: of times, and
 Rule 2. How far that goes where times of work differ is said in `asid.sim.known`.
 Rule 3. A sibling's part is the same for as long as its guest does not come to an exit of its own before all is quiet
         again. A leave beside one that would is played.
-Rule 4. Only figures come of this, no records: numbers that grow stand still in the state of a core while its leaves are
+Rule 4. The first exit of its kind in a life may report faults that no later one does: it is played, and what is
+        learned of its leave is the rest.
+Rule 5. Only figures come of this, no records: numbers that grow stand still in the state of a core while its leaves are
         only counted, and nobody may see them.
 
 A leave of this kind costs a search in what lies ahead of each sibling and some sums; to play it costs a hundred times
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asid.core.events import Mode
 from asid.core.hyperthread import Phase
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from asid.sim.core import Core
     from asid.sim.hyperthread import Hyperthread
     from asid.sim.stream import Stop, Stream
+
+ONCE: Final = ("fault", "fault.full")  # notes of the first exit of a kind
 
 
 class Watch(NamedTuple):
@@ -71,7 +75,11 @@ class Lane:
 
     def __init__(self, ht: Hyperthread, run: Run, stream: Stream, known: dict[tuple[int, int], Pieces]) -> None:
         self.ht, self.number, self.stream = ht, ht.ht, stream
-        self.known = {kind: pieces for (number, kind), pieces in known.items() if number == ht.ht}
+        self.known = {
+            kind: pieces
+            for (number, kind), pieces in known.items()
+            if number == ht.ht and not ht.isolation.owes(stream.kind(kind))
+        }
         self.stops = stream.ahead()
         self.begins, self.after = stream.times
         self.first, self.last, self.base_ns, self.end_ns, _ = run
@@ -208,7 +216,7 @@ class Seen:
                 shifts.append(run.base_ns + begin + after - end_ns)
             else:
                 return
-        notes = self.core.noted[watch.notes - self.taken :]
+        notes = [note for note in self.core.noted[watch.notes - self.taken :] if note.kind not in ONCE]
         told = Teller(self.core.number, Mode.GUEST).tell(notes)
         leaver = next(place for place, (ht, _, _) in enumerate(self._running()) if ht.ht == watch.ht)
         played = Played(

@@ -108,6 +108,10 @@ class Stream:
         """The last exit given is played by itself: whoever plays it counts it."""
         self._tags[self._at - 1] = 0
 
+    def kind(self, number: int) -> Exit:
+        """Return an exit of a kind, without its durations."""
+        return self._arrays.kinds[number]
+
     @property
     def times(self) -> tuple[memoryview[int], memoryview[int]]:
         """When the guest time before each exit of the block begins, after the base of its run, and how long it is."""

@@ -99,6 +99,16 @@ def test_any_machine(tmp_path_factory: pytest.TempPathFactory, variant: tuple[st
     both(machine, 15 * MS, {"policy.name": policy, **({"policy.kick": kick} if kick else {})})
 
 
+@pytest.mark.parametrize("mapping", ["minimal", "allowed"])
+@pytest.mark.parametrize("inject", [[], [{"what": "kill", "target": "c0h1", "at": "5ms"}]])
+def test_faults_that_only_the_first_exit_of_a_life_reports(tmp_path: Path, mapping: str, inject: list[dict[str, Any]]):
+    table = tmp_path / "table.toml"
+    table.write_text(table_of(0.1, '"1us"', '"4us"').replace("full = 0.0\n", "").replace("full = 1.0\n", ""))
+    counted, _ = both(busy(table, "5000/s", inject=inject, space={"mapping": mapping}), 60 * MS)
+    assert counted.counted > 0.5 * counted.figures.leaves
+    assert counted.figures.sums["records", "fault"] > 0
+
+
 @pytest.mark.parametrize("config", ["smt2.toml", "smt4.toml", "two-vms.toml", "noisy-neighbour.toml", "nmi-heavy.toml"])
 def test_the_machines_of_the_project(config: str):
     both(CONFIGS / config, 40 * MS)
