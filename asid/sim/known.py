@@ -38,9 +38,12 @@ class Played(NamedTuple):
 
     def like(self, other: Played) -> bool:
         """Whether two took the same way."""
-        return self.way == other.way and [shift is None for shift in self.shifts] == [
-            shift is None for shift in other.shifts
-        ]
+        return self._kinds() == other._kinds()
+
+    def _kinds(self) -> tuple[object, ...]:
+        """Return what each number of `flat` is of."""
+        moved = [shift is None for shift in self.shifts]
+        return self.way, moved, list(self.told.sums), [key for key, _ in self.told.samples]
 
     def flat(self) -> list[int]:
         """Return all numbers of it; the moments come first."""
@@ -167,5 +170,11 @@ class Pieces:
             if each.low <= work_ns <= each.high:
                 self.wrong = self.wrong or not each.says(work_ns, played)
                 return
-        if not any(each.learn(work_ns, played, into) for each in self.known) and len(self.known) < PIECES_MAX:
+        apart = [each for each in self.known if not self._between(each, work_ns)]
+        if not any(each.learn(work_ns, played, into) for each in apart) and len(self.known) < PIECES_MAX:
             self.known.append(Known(work_ns, played))
+
+    def _between(self, piece: Known, work_ns: int) -> bool:
+        """Whether another piece lies between this one and a time of work."""
+        low, high = min(work_ns, piece.high), max(work_ns, piece.low)
+        return any(low < other.low < high for other in self.known if other is not piece)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from simulated import CONFIGS, MS, TYPICAL, VARIANTS
 
 from asid.commands import invoke
 from asid.config import load
-from asid.sim.figures import Figures, Teller
+from asid.sim.figures import Figures, Teller, Told
+from asid.sim.known import Pieces, Played
 from asid.sim.machine import Measured
 from asid.simulating import machine_of
 
@@ -132,6 +134,29 @@ def test_figures_are_those_of_the_records():
     waits = sum(record.data["wait_ns"] for record in leaves)
     assert sum(ns for key, ns in figures.sums.items() if key[:2] == ("ns", "leave")) == waits
     assert figures.sums["records", "flush"] == sum(record.type == "flush" for record in records)
+
+
+def leave(work_ns: int, mode: str = "HOST", way: str = "leave") -> Played:
+    """Return a leave that takes as long as its work, and 100 ns."""
+    told = Told(Counter({("mode_ns", "c0h0", mode): work_ns}), [])
+    return Played(0, ((way, 0),), (work_ns,), 100 + work_ns, 100 + work_ns, (None,), told)
+
+
+def test_what_lies_between_two_plays_is_known_unless_it_went_another_way():
+    pieces, figures = Pieces(), Figures()
+    pieces.learn(10, leave(10), figures)
+    pieces.learn(20, leave(20, way="held"), figures)
+    pieces.learn(30, leave(30), figures)
+    pieces.learn(40, leave(40), figures)
+    known = {work_ns for work_ns in range(50) if pieces.find(work_ns) is not None}
+    assert known == {10, 20, *range(30, 41)}
+
+
+def test_what_was_told_of_another_mode_is_another_way():
+    pieces, figures = Pieces(), Figures()
+    pieces.learn(10, leave(10), figures)
+    pieces.learn(30, leave(30, mode="PARKED"), figures)
+    assert pieces.find(20) is None
 
 
 def test_figures_by_command(tmp_path, capsys):
