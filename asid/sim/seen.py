@@ -152,6 +152,8 @@ class Seen:
             state, words = ht.state, ht.words
             if ht.vcpu.run is None and (state.vm or state.phase is not Phase.IDLE):
                 return None
+            if words.apic.bus:
+                return None  # an IPI is on its way, and nobody says since when
             if state.vm:
                 rooms.add(core.gate.spec.room(ht.ht, state.vm))
             kicked = member.kicked and member.kicked - words.request
