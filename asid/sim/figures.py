@@ -61,6 +61,14 @@ class Teller:
             sums["records", kind] += 1
         return Told(sums, samples)
 
+    def end(self, end_ns: int) -> Told:
+        """Tell for how long everybody has been in its last mode, at the end of the run."""
+        sums: Counter[Key] = Counter()
+        for ht, (mode, since_ns) in self._modes.items():
+            if mode != GUEST:
+                sums["mode_ns", f"c{self._core}h{ht}", mode] += end_ns - since_ns
+        return Told(sums, [])
+
     def _mode(self, note: Noted, new: str, sums: Counter[Key]) -> None:
         old, since_ns = self._modes.get(note.ht, (self._begins, 0))
         if old != GUEST:

@@ -99,12 +99,13 @@ class Machine:
             on_progress(min(now_ns, duration_ns), duration_ns)
             for core in self.cores:
                 figures.add(core.told(tellers[core.number]))
-        counted = 0
+        counted, end_ns = 0, max(core.end_ns for core in self.cores)
         for core in self.cores:
+            figures.add(tellers[core.number].end(end_ns))
             if core.seen is not None:
                 figures.merge(core.seen.figures())
                 counted += core.seen.counted
-        return Measured(figures, max(core.end_ns for core in self.cores), counted)
+        return Measured(figures, end_ns, counted)
 
     def stream(
         self, duration_ns: int, on_progress: OnProgress = nobody, *, until_exhausted: bool = False

@@ -170,6 +170,15 @@ def test_figures_by_command(tmp_path, capsys):
         assert sum(modes.values()) == shown["duration_ns"]
 
 
+def test_whoever_is_dead_at_the_end_was_in_no_guest_since(tmp_path: Path):
+    table = tmp_path / "table.toml"
+    table.write_text(table_of(0.02, '"1us"', '"4us"'))
+    machine = busy(table, inject=[{"what": "kill", "target": "c0h1", "at": "10ms"}])
+    measured, _ = both(machine, 15 * MS)
+    sums = measured.figures.sums
+    assert sums["mode_ns", "c0h1", "OFFLINE"] == measured.duration_ns - 10 * MS
+
+
 @pytest.mark.parametrize("more", [[], ["--engine", "sim", "--run-dir", "x"]])
 def test_figures_are_kept_nowhere_and_of_the_simulator_alone(more: list[str]):
     assert invoke(["run", str(CONFIGS / "smt2.toml"), "--figures", *more]) == 2
