@@ -157,9 +157,10 @@ class Seen:
             if state.vm:
                 rooms.add(core.gate.spec.room(ht.ht, state.vm))
             kicked = member.kicked and member.kicked - words.request
+            round_ = state.round - gate.round if state.session else state.round  # none grows without a lease
             granted = member.granted if member.granted < 0 else member.granted - state.req
             found += (
-                state._replace(inc=0, coord=0, round=state.round - gate.round, req=0, answered=0),
+                state._replace(inc=0, coord=0, round=round_, req=0, answered=0),
                 member._replace(
                     inc=member.inc - state.inc, req=member.req - state.req, granted=granted,
                     kicks=member.kicks - words.request, kicked=kicked,

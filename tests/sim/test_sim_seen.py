@@ -111,6 +111,14 @@ def test_faults_that_only_the_first_exit_of_a_life_reports(tmp_path: Path, mappi
     assert counted.figures.sums["records", "fault"] > 0
 
 
+def test_a_hyperthread_without_a_vcpu_is_in_no_way(tmp_path: Path):
+    table = tmp_path / "table.toml"
+    table.write_text(table_of(0.5, '"1us"', '"10us"'))
+    guest = {"source": "mix", "table": str(table), "rate": "20000/s"}
+    counted, _ = both({"vm": [{"on": ["c0h0"], "guest": guest}]}, 40 * MS)
+    assert counted.counted > 0.9 * counted.figures.leaves
+
+
 @pytest.mark.parametrize("config", ["smt2.toml", "smt4.toml", "two-vms.toml", "noisy-neighbour.toml", "nmi-heavy.toml"])
 def test_the_machines_of_the_project(config: str):
     both(CONFIGS / config, 40 * MS)
