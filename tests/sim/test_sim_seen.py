@@ -119,6 +119,16 @@ def test_a_hyperthread_without_a_vcpu_is_in_no_way(tmp_path: Path):
     assert counted.counted > 0.9 * counted.figures.leaves
 
 
+def test_an_interrupt_in_the_middle_of_a_leave_is_no_part_of_it(tmp_path: Path):
+    """It hits a hyperthread that has no vCPU, and leaves the core as it was."""
+    table = tmp_path / "table.toml"
+    table.write_text(table_of(1.0, '"1us"', '"10us"').replace("share = 0.0", "share = 0.001"))
+    guest = {"source": "mix", "table": str(table), "rate": "20000/s"}
+    inject = [{"what": "irq", "target": "c0h1", "at": f"{us}us"} for us in range(50, 4_000, 50)]
+    counted, _ = both({"vm": [{"on": ["c0h0"], "guest": guest}], "inject": inject}, 20 * MS)
+    assert counted.counted > 100
+
+
 @pytest.mark.parametrize("config", ["smt2.toml", "smt4.toml", "two-vms.toml", "noisy-neighbour.toml", "nmi-heavy.toml"])
 def test_the_machines_of_the_project(config: str):
     both(CONFIGS / config, 40 * MS)
