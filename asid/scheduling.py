@@ -103,7 +103,13 @@ def schedule_for(job: Job, seed: int, plan: Plan, guarantee: str) -> Schedule:
         )  # fmt: skip
     loaded = job.loaded(seed, plan)
     machine = traced_machine(loaded, job.costs)
-    records = machine.play(job.duration_ns).records
+    try:
+        records = machine.play(job.duration_ns).records
+    except (AssertionError, ProtocolFault) as fault:
+        raise InputError(
+            "a check of the machine's own ends the run when IPIs arrive at once: no schedule", where=f"seed {seed}",
+            state=f"{type(fault).__name__}: {fault}"[:200], allowed="runs that come to their end", hint=HINT,
+        ) from fault  # fmt: skip
     broken = next((finding for finding in audit(records).findings if finding.guarantee == guarantee), None)
     first = broken.first if broken is not None else None
     if first is None:

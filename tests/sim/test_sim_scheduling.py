@@ -15,6 +15,7 @@ from asid.core.gate import Ev
 from asid.errors import EXIT_FAIL, InputError
 from asid.scheduling import model_of, schedule_for, schedule_of
 from asid.seeds import Job, plan_for
+from asid.sim.traced import TracedMachine
 from asid.simulating import traced_machine
 
 NEVER = Violation(1 << 60, 0, (), (), "")
@@ -74,6 +75,18 @@ def test_a_run_that_the_explorer_has_not_is_refused_at_its_step():
     trace = machine.trace(0)
     with pytest.raises(InputError, match="step 160 of the run: the run is no schedule: h0 takes order"):
         schedule_of(model_of(loaded.config, machine.policy, 0, trace), trace, "G8", NEVER)
+
+
+def test_a_run_that_a_check_ends_when_ipis_arrive_at_once_is_refused(monkeypatch):
+    """The run that is a schedule is another one than that of the seed, and may come to another end."""
+
+    def play(self, duration_ns):
+        raise AssertionError("c0h0: a promise of its own")
+
+    monkeypatch.setattr(TracedMachine, "play", play)
+    job = Job(str(CONFIGS / "smt2.toml"), {}, TYPICAL, 4 * MS)
+    with pytest.raises(InputError, match="a check of the machine's own ends the run"):
+        schedule_for(job, 1, (), "G2")
 
 
 def replays(out: str) -> list[list[str]]:
