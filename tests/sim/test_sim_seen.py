@@ -23,6 +23,8 @@ from asid.simulating import machine_of
 SERVICES = ('"1us"', '"0ns"', '{ min = "200ns", mean = "1us", max = "9us" }', '{ mean = "3us" }')
 WORKS = ('"4us"', '"20us"', '{ min = "1us", mean = "4us", max = "30us" }', '{ mean = "2us" }')
 
+SHORT = {"stall": {"duration": "300us"}}
+
 
 def table_of(full: float, service: str, work: str, second: str = "EPT_VIOLATION") -> str:
     rows = [
@@ -71,7 +73,7 @@ def test_most_leaves_are_counted(tmp_path: Path, kick: str, work: str):
 
 
 @settings(
-    max_examples=int(os.environ.get("ASID_SIM_EXAMPLES", "25")),
+    max_examples=int(os.environ.get("ASID_SIM_EXAMPLES", "15")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -84,8 +86,11 @@ def test_most_leaves_are_counted(tmp_path: Path, kick: str, work: str):
     smt=st.sampled_from([1, 2, 2, 4]),
     variant=st.sampled_from(VARIANTS),
     slow=st.booleans(),
+    free=st.booleans(),
+    apic=st.sampled_from(["x2apic", "xapic", "shorthand"]),
+    mce=st.sampled_from(["local", "broadcast"]),
     injected=st.lists(
-        st.tuples(st.sampled_from(["nmi", "mce", "irq", "exit", "kill"]), st.integers(1, 14_000)), max_size=3
+        st.tuples(st.sampled_from(["nmi", "mce", "irq", "exit", "stall", "kill"]), st.integers(1, 14_000)), max_size=4
     ),
 )
 def test_any_machine(tmp_path_factory: pytest.TempPathFactory, variant: tuple[str, str], **drawn: Any):
@@ -93,8 +98,12 @@ def test_any_machine(tmp_path_factory: pytest.TempPathFactory, variant: tuple[st
     table.write_text(table_of(drawn["full"], drawn["service"], drawn["work"]))
     machine = busy(table, drawn["rate"], drawn["smt"], seed=drawn["seed"])
     machine["inject"] = [
-        {"what": what, "target": f"c0h{us % drawn['smt']}", "at": f"{us}us"} for what, us in drawn["injected"]
+        {"what": what, "target": f"c0h{us % drawn['smt']}", "at": f"{us}us", **SHORT.get(what, {})}
+        for what, us in drawn["injected"]
     ]
+    machine |= {"apic": {"mode": drawn["apic"]}, "mce": {"mode": drawn["mce"], "timeout": "10ms"}}
+    if drawn["free"] and drawn["smt"] > 1:  # of any vCPU
+        machine["vm"][0]["on"].pop()
     if drawn["slow"]:
         machine["faults"] = {"slow": [{"target": "c0h0", "delay": "3us"}]}
     policy, kick = variant
