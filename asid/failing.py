@@ -42,7 +42,7 @@ class Told(NamedTuple):
 def told_of(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> Told:
     """Keep what is to be kept of a seed that fails, and say what it was and how to see it again.
 
-    Raise an error of `saving.write` for a file that somebody has named and that cannot be written.
+    A file that cannot be written is said, too: it is no reason to lose what was found.
     """
     what = failed.guarantee or "a fault of the machine's own"
     lines = [f"seed {seed}: {what}: {failed.text}", "", "The least that still fails:"]
@@ -54,10 +54,12 @@ def told_of(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> Told
         lines += [f"{replay}    # by real processes", f"{replay} --engine sim", f"{replay} --engine explore"]
     else:
         lines += ["", f"No schedule of its steps: {refused}"]
-    lines += ["", *_configured(job, seed, plan, kept)]
+    commands, unsaved = _configured(job, seed, plan, kept)
+    lines += ["", *commands]
     document = {
         "seed": seed, **failed._asdict(), "plan": list(plan), "steps": steps,
         "schedule": None if file is None else str(file), "no_schedule": refused,
+        "unsaved": unsaved,
     }  # fmt: skip
     return Told(lines, document)
 
@@ -73,33 +75,36 @@ def _scheduled(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> t
     except InputError as refused:
         return None, 0, str(refused)
     text = json.dumps(as_document(schedule), indent=1) + "\n"
-    if kept.schedule is not None:
-        saving.write(kept.schedule, text, *SCHEDULED)
-        return kept.schedule, len(schedule.steps), ""
-    file = runs_root().parent / "schedules" / f"{job.loaded().config.name}-seed-{seed}.json"
+    own = runs_root().parent / "schedules" / f"{job.loaded().config.name}-seed-{seed}.json"
+    file = own if kept.schedule is None else kept.schedule
     try:
-        saving.make_for(file, *SCHEDULED)
+        if file is own:
+            saving.make_for(file, *SCHEDULED)
         saving.write(file, text, *SCHEDULED)
     except AsidError as refused:
         return None, 0, str(refused)
     return file, len(schedule.steps), ""
 
 
-def _configured(job: Job, seed: int, plan: Plan, kept: Kept) -> list[str]:
-    """Write the configuration with the plan in it, and return the commands that play it; or the one that writes it."""
+def _configured(job: Job, seed: int, plan: Plan, kept: Kept) -> tuple[list[str], str]:
+    """Write the configuration with the plan in it. Return the commands that play it, or the one that writes it, and why
+    it could not be written."""
     given = [word for key in OPTIONS if kept.options.get(key) for word in (f"--{key}", str(kept.options[key]))]
     if kept.save is None:
         faults = ["--no-faults"] if kept.options.get("no_faults") else []
         words = ["asid", "sim", str(job.source), "--seeds", str(seed), *given, *faults, "--save", "failing.json"]
-        return ["Its faults, as a configuration:", shlex.join(words)]
-    saving.write(kept.save, failing_text(job, seed, plan), *SAVED)
+        return ["Its faults, as a configuration:", shlex.join(words)], ""
+    try:
+        saving.write(kept.save, failing_text(job, seed, plan), *SAVED)
+    except AsidError as refused:
+        return [f"Its faults are not saved: {refused}"], str(refused)
     file, costs = str(kept.save), ["--costs", str(kept.options.get("costs", "typical"))]
     if job.tested or kept.options.get("policy") in POLICIES:
         duration = ["--duration", f"{job.duration_ns}ns"]
         played = shlex.join(["asid", "run", file, "--engine", "sim", *duration, *costs])
-        return ["Its faults, as a configuration:", played, f"{shlex.join(['asid', 'run', file])}    # live"]
+        return ["Its faults, as a configuration:", played, f"{shlex.join(['asid', 'run', file])}    # live"], ""
     words = ["asid", "sim", file, "--seeds", str(seed), "--no-faults", *given]
-    return ["Its faults, as a configuration:", shlex.join(words)]
+    return ["Its faults, as a configuration:", shlex.join(words)], ""
 
 
 def _fault_words(table: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     "asid run configs/smt2.toml --space minimal       # all but the least of what handlers touch is missed\n"
     "asid run configs/smt2.toml --policy none        # the negative control: FAIL is what it shows\n"
     "asid run configs/smt2.toml --engine sim         # in virtual time: numbers, the same ones each time\n"
-    "asid run configs/smt2.toml --engine sim --figures --duration 1h"
+    "asid run configs/smt2.toml --engine sim --figures --duration 10s   # no run is kept"
 )
 @click.argument("config", type=click.Path(dir_okay=False))
 @click.option(
@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 @engine_option
 @costs_option
 @click.option("--run-dir", default="", metavar="DIR", help="Instead of a new one among the runs.")
-@click.option(
-    "--figures", is_flag=True, help="Of sim: keep no run and judge nothing; hours of virtual time in seconds."
-)
+@click.option("--figures", is_flag=True, help="Of sim: keep no run and judge nothing: much virtual time.")
 @click.pass_obj
 def command(
     session: Session, config: str, duration: str, policy: str, kick: str, space: str, seed: int | None, engine: str,

@@ -12,7 +12,7 @@ from simulated import CONFIGS, IDLE_PAIR, MS, TYPICAL
 from asid.audit.finding import Violation
 from asid.commands import invoke
 from asid.core.gate import Ev
-from asid.errors import EXIT_FAIL, InputError
+from asid.errors import EXIT_FAIL, HostUnsuitable, InputError
 from asid.scheduling import model_of, schedule_for, schedule_of
 from asid.seeds import Job, plan_for
 from asid.sim.traced import TracedMachine
@@ -150,3 +150,17 @@ def test_a_file_for_it_that_cannot_be_written_is_refused_before_the_seeds(mine, 
     assert refused.code in (2, 4)
     assert "--schedule" in refused.err
     assert asid("sim", str(CONFIGS / "smt2.toml"), "--schedule", "hit.toml").code == 2
+
+
+def test_a_finding_is_told_although_its_files_cannot_be_written(mine, asid, monkeypatch):
+    def full(*_: object) -> None:
+        raise HostUnsuitable("no room", where="/full")
+
+    monkeypatch.setattr("asid.failing.saving.write", full)
+    args = ("--policy", "of_my_own:QuietIrq", "--seeds", "6", "--schedule", "hit.json", "--save", "failing.json")
+    found = asid("sim", str(CONFIGS / "two-vms.toml"), *args, "--json")
+    assert found.code == EXIT_FAIL
+    failed = json.loads(found.out)["failed"]
+    assert (failed["guarantee"], failed["schedule"]) == ("G2", None)
+    assert "no room" in failed["no_schedule"]
+    assert "no room" in failed["unsaved"]
