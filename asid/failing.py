@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from asid import saving
 from asid.core.policy import POLICIES
 from asid.errors import AsidError, InputError
+from asid.sim.faults import SLOW, tables_of
 
 if TYPE_CHECKING:
     from asid.seeds import Failed, Job
@@ -108,6 +109,8 @@ def _configured(job: Job, seed: int, plan: Plan, kept: Kept) -> tuple[list[str],
 
 
 def _fault_words(table: dict[str, Any]) -> str:
+    if table["what"] == SLOW:
+        return f"slow {table['target']}: answers to kicks take {table['delay']} more"
     rest = (f"{key} {table[key]}" for key in ("count", "reason", "duration") if key in table)
     return " ".join([table["what"], table["target"], "at", table["at"], *rest])
 
@@ -117,5 +120,7 @@ def failing_text(job: Job, seed: int, plan: Plan) -> str:
     from asid.config import resolved
 
     plain = resolved(job.loaded(seed))
-    plain["inject"] = [*plain["inject"], *plan]
+    inject, slow = tables_of(plan)
+    plain["inject"] = [*plain["inject"], *inject]
+    plain["faults"]["slow"] = [*plain["faults"]["slow"], *slow]
     return json.dumps(plain, indent=2) + "\n"

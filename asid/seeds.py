@@ -21,7 +21,7 @@ from asid.audit.finding import BROKEN
 from asid.core.hyperthread import Phase
 from asid.errors import ProtocolFault
 from asid.sim.costs import Costs
-from asid.sim.faults import Plan, plan_of
+from asid.sim.faults import Plan, plan_of, tables_of
 from asid.sim.machine import Played
 from asid.simulating import load_for, machine_of
 
@@ -50,8 +50,10 @@ class Job(NamedTuple):
         configured = load_for(self.source, chosen, tested=self.tested)
         if not plan:
             return configured
-        own = [msgspec.to_builtins(spec) for spec in configured.config.inject]
-        return load_for(self.source, {**chosen, "inject": [*own, *plan]}, tested=self.tested)
+        inject, slow = tables_of(plan)
+        own = msgspec.to_builtins(configured.config)
+        faults = {"inject": [*own["inject"], *inject], "faults.slow": [*own["faults"]["slow"], *slow]}
+        return load_for(self.source, {**chosen, **faults}, tested=self.tested)
 
 
 class Failed(NamedTuple):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated import IDLE_PAIR, MS, TYPICAL
+from simulated import IDLE_PAIR, MS, TYPICAL, exit_at
 
 from asid import seeds
 from asid.commands import invoke
@@ -17,9 +17,11 @@ from asid.config import load
 from asid.core import apic
 from asid.difference import first_difference
 from asid.errors import EXIT_HOST_UNSUITABLE
+from asid.failing import failing_text
 from asid.seed_processes import Part
 from asid.seeds import Job, plan_for, shrink
-from asid.sim.faults import BREAKS, KINDS, plan_of
+from asid.sim.faults import BREAKS, KINDS, SLOW, plan_of, tables_of
+from asid.simulating import machine_of
 
 ROOT = Path(__file__).parent.parent.parent
 TWO = str(ROOT / "configs/two-vms.toml")
@@ -47,15 +49,31 @@ def test_a_plan_is_its_seeds_and_breaks_nothing_late(seed: int, cores: int, smt:
     plan = plan_of(seed, cores, smt, 40 * MS)
     assert plan == plan_of(seed, cores, smt, 40 * MS)
     assert plan
-    at = [int(table["at"].removesuffix("ns")) for table in plan]
+    inject, slow = tables_of(plan)
+    assert len(inject) + len(slow) == len(plan)
+    at = [int(table["at"].removesuffix("ns")) for table in inject]
     assert at == sorted(at)
     assert 0 < at[0] <= at[-1] < 40 * MS * BREAKS
-    load({"machine": {"cores": cores, "smt": smt}, "inject": list(plan)})
+    load({"machine": {"cores": cores, "smt": smt}, "inject": inject, "faults": {"slow": slow}})
 
 
 def test_seeds_make_every_kind_of_fault():
     kinds = {table["what"] for seed in range(60) for table in plan_of(seed, 1, 2, 40 * MS)}
-    assert kinds == {kind for kind, _ in KINDS}
+    assert kinds == {SLOW, *(kind for kind, _ in KINDS)}
+
+
+def test_a_slow_sibling_answers_later_and_is_kept_in_what_is_saved():
+    job = Job(IDLE_PAIR | {"inject": [exit_at(500)]}, {}, TYPICAL, 1 * MS)
+    late = ({"what": SLOW, "target": "c0h1", "delay": "70us"},)
+    waits = [
+        next(record.data["wait_ns"] for record in machine_of(job.loaded(1, plan), TYPICAL).play(1 * MS).records
+             if record.type == "leave")
+        for plan in ((), late)
+    ]  # fmt: skip
+    assert waits[1] == waits[0] + 70_000
+    saved = json.loads(failing_text(job, 1, late))
+    assert [(each["target"], each["delay"]) for each in saved["faults"]["slow"]] == [("c0h1", "70us")]
+    assert len(saved["inject"]) == 1
 
 
 @pytest.mark.parametrize("config", ["smt2.toml", "smt4.toml", "two-vms.toml", "nmi-heavy.toml"])
