@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from asid.calibrate import kvm_guest
 from asid.calibrate.machine_code import GETPID, MEMBARRIER, READ, TGKILL, WRITE, Loops, Word
+from asid.errors import AsidError
 
 BATCHES: Final = 25
 BATCH_NS: Final = 2_000_000
@@ -228,6 +229,8 @@ def main(name: str, cpu: str, other: str) -> None:
     try:
         samples, notes = PROBES[name](int(cpu), int(other))
         document = {"samples": samples, "notes": notes}
+    except AsidError as refused:
+        document = {"refused": refused.what}
     except (OSError, Refused) as refused:
         document = {"refused": str(refused)}
     sys.stdout.write(json.dumps(document))

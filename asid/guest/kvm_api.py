@@ -97,7 +97,7 @@ class VcpuOfVm:
     """A KVM VM of this process with one vCPU, over memory that other processes may have mapped too.
 
     KVM ties a VM to the process that made it, so hyperthreads that run vCPUs of one VM have one of these each.
-    `run32` and `run64` are views of struct kvm_run, in words.
+    `run32` and `run64` are views of struct kvm_run, in words. `cpuid` is what the vCPU was given, a struct kvm_cpuid2.
     """
 
     def __init__(self, memory: mmap.mmap, *, device: str = DEVICE) -> None:
@@ -140,6 +140,7 @@ class VcpuOfVm:
         struct.pack_into("I", cpuid, 0, _CPUID_ENTRIES_MAX)
         fcntl.ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)
         fcntl.ioctl(self.fd, KVM_SET_CPUID2, cpuid)
+        self.cpuid = bytes(cpuid)
 
     def _tsc_khz(self) -> int:
         """Return the frequency of the guest's time-stamp counter; 0 where KVM does not know it."""

@@ -235,16 +235,22 @@ def entry_sregs(program: Program, place: int, sregs: bytearray) -> bytearray:
         for number in range(1, 6):
             _set_segment(sregs, number, base=page, selector=page >> 4)
         return sregs
+    set_long_mode(sregs, TABLES)
+    return sregs
+
+
+def set_long_mode(sregs: bytearray, tables: int, *, ring: int = 0, has_pcid: bool = False) -> None:
+    """Let a vCPU begin in long mode, with flat segments of a ring. tables: the physical address of its page tables.
+    has_pcid: whether it numbers address spaces."""
     kinds = (0b1011, *(0b0011,) * 5)  # CS, then DS ES FS GS SS
     for number, kind in enumerate(kinds):
         code = number == 0
-        # base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable, padding
-        values = (0, 0xFFFFFFFF, 8 if code else 16, kind, 1, 0, 0 if code else 1, 1, 1 if code else 0, 1, 0, 0, 0)
-        struct.pack_into("QIH10B", sregs, 24 * number, *values)
-    cr0, cr4, efer = 0x80000033, 0x20, 0x500  # PE ET NE PG; PAE; LME LMA
-    struct.pack_into("QQQQ", sregs, 224, cr0, 0, TABLES, cr4)
+        # type, present, dpl, db, s, l, g, avl, unusable, padding; base, limit and selector are before them
+        values = (kind, 1, ring, 0 if code else 1, 1, 1 if code else 0, 1, 0, 0, 0)
+        struct.pack_into("QIH10B", sregs, 24 * number, 0, 0xFFFFFFFF, (8 if code else 16) | ring, *values)
+    cr0, cr4, efer = 0x80000033, 0x20 | has_pcid << 17, 0x500  # PE MP ET NE PG; PAE, PCIDE; LME LMA
+    struct.pack_into("QQQQ", sregs, 224, cr0, 0, tables, cr4)
     struct.pack_into("Q", sregs, 264, efer)
-    return sregs
 
 
 def _set_segment(sregs: bytearray, number: int, *, base: int, selector: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -10,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from asid.calibrate import calibration
+from asid.calibrate import calibration, probes
 from asid.calibrate.calibration import CONTEXT, ROWS, UNMEASURED, Measured, Pair, ask, calibrate, costs_text, pair_of
-from asid.calibrate.kvm_guest import DEVICE, NOTHING, Guest, Unexpected
+from asid.calibrate.kvm_guest import NOTHING, Guest, Unexpected
 from asid.calibrate.machine_code import GETPID, READ, WRITE, Loops, Word
 from asid.calibrate.probes import PROBES, batches, quartile
 from asid.commands import invoke
 from asid.config_costs import COST_MAX_NS, read_costs
 from asid.errors import EXIT_USAGE
+from asid.guest import kvm_api
+from asid.guest.kvm_api import DEVICE
 from asid.sim.costs import BY_NAME
 
 SMT2 = str(Path(__file__).parent.parent.parent / "configs/smt2.toml")
@@ -162,6 +165,21 @@ def test_a_batch_is_as_long_as_its_iterations_are_short():
     assert counts[-1] == 2_000
     assert set(found) == {1_000.0}
     assert quartile([9.0, 1.0, 5.0, 7.0]) == 5.0
+
+
+def test_a_probe_whose_kvm_makes_no_vm_says_so(monkeypatch, capsys):
+    def busy(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(kvm_api, "open_device", busy)
+    before = set(os.listdir("/proc/self/fd"))
+    allowed = os.sched_getaffinity(0)
+    try:
+        probes.main("vm_exit", str(min(allowed)), "-1")
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert json.loads(capsys.readouterr().out) == {"refused": "/dev/kvm: making a VM fails: Device or resource busy"}
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 @on_kvm
