@@ -464,6 +464,7 @@ class Hyperthread:
         elif op == "space":
             self.isolation.changes.append(message)
         elif op == "policy":
+            self.flush()  # what was seen under the old one is judged by it
             self.set_policy(message["name"], message["kick"])
             self.link.tell({"op": "done", "id": message["id"]})
         elif op == "flush":

@@ -237,6 +237,29 @@ def test_a_policy_that_is_set_meanwhile_decides_anew_what_is_fast(rig):
     assert {full for _, full in told} == {True, False}
 
 
+def test_what_was_seen_under_a_policy_is_noted_before_the_next_one(rig):
+    daemon = rig.start(real(policy={"name": "none"}))
+    client = daemon.client()
+
+    def seen(via: str) -> int:
+        events = client.fetch(0, client.ping().seq, [])
+        return sum(e["data"]["visits"] for e in events if e["type"] == "standstill" and e["data"]["via"] == via)
+
+    for number, (policy, via) in enumerate((("asi", "bare"), ("none", "grant"), ("asi", "bare")), start=1):
+        wait_until(lambda via=via, number=number: seen(via) >= 20 * number, 20, f"visits to HOST by {via}")
+        client.policy_set(policy)
+    run = daemon.stop()
+    late, policy = [], "none"
+    for record in run.records():
+        if record.type == "policy":
+            policy = record.data["new"]
+        elif record.type == "standstill" and record.data["via"] != {"none": "bare", "asi": "grant"}[policy]:
+            late.append((policy, record.data))
+    assert late == []
+    finding = audit(run.root).finding("G2")
+    assert finding.broken == finding.allowed
+
+
 def test_when_the_daemon_is_killed_no_guest_runs_on_and_nothing_is_left(rig):
     daemon = rig.start(real("spin"))
     with memories(daemon.process.pid) as (memory, _):
