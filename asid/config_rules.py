@@ -116,8 +116,9 @@ def _policy(config: Config) -> None:
 def _real_guests(config: Config) -> None:
     if all(vm.guest.source != "kvm" and not vm.guest.program for vm in config.vm):
         return
-    from asid.guest.kvm_programs import HYPERTHREADS_MAX, PROGRAMS
+    from asid.guest.kvm_programs import HYPERTHREADS_MAX, PROGRAMS, RATE_HZ_MAX, RATE_HZ_MIN
 
+    scale = config.pace.scale if config.pace.mode == "scaled" else 1.0
     for index, vm in enumerate(config.vm):
         key, program = f"vm.{index}.guest.program", vm.guest.program
         if vm.guest.source != "kvm":
@@ -132,6 +133,12 @@ def _real_guests(config: Config) -> None:
             raise RuleBroken(
                 f"vm.{index}.guest.rate", vm.guest.rate, state=f'the program "{program}" exits when it wants to',
                 hint="Leave it out, or use the program mix or halt.",
+            )  # fmt: skip
+        key = f"vm.{index}.guest.rate"
+        if vm.guest.rate and not RATE_HZ_MIN <= _checked(key, vm.guest.rate, parse_rate_hz) * scale <= RATE_HZ_MAX:
+            raise RuleBroken(
+                key, vm.guest.rate, state=f"{scale:g} times as fast" if scale != 1.0 else "",
+                allowed=f"{RATE_HZ_MIN:g}/s to {RATE_HZ_MAX:g}/s of guest time", hint="Try 1000/s.",
             )  # fmt: skip
         if config.machine.cores * config.machine.smt > HYPERTHREADS_MAX:
             raise RuleBroken(

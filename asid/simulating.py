@@ -83,7 +83,7 @@ def check_simulated(loaded: Loaded) -> None:
             where=loaded.origin.get(key, "the simulator"),
             state="virtual time runs as fast as it is computed, and a real guest does not",
             allowed="idle, mix or trace in a simulation",
-            hint="asid run CONFIG --engine live; or --set vm.0.guest.source=mix with a table of its exits.",
+            hint='asid run CONFIG --engine live; or guest = { source = "mix", table = ... } with its exits.',
         )
 
 

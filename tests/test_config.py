@@ -154,6 +154,12 @@ def test_the_whole_of_the_language_is_read(tmp_path):
             "exits when it wants to", "use the program mix or halt",
         ),
         ('[machine]\ncores = 64\nsmt = 4\n[[vm]]\non = ["c0h0"]\nguest = { source = "kvm" }', "at most 240", "fewer"),
+        ('[[vm]]\non = ["c0h0"]\nguest = { source = "kvm", rate = "9999/ms" }', "0.001/s to 1e+06/s", "Try 1000/s."),
+        (
+            '[pace]\nmode = "scaled"\nscale = 0.001\n[[vm]]\non = ["c0h0"]\n'
+            'guest = { source = "kvm", rate = "0.5/s" }',
+            '"0.5/s" (0.001 times as fast)', "Try 1000/s.",
+        ),
         ('[[vm]]\non = ["c0h0"]\nguest = { source = "mix" }', "must be a table of exits", ""),
         ('[[vm]]\non = ["c0h0"]\nguest = { source = "trace" }', "must be a recording", ""),
         ('[[vm]]\non = ["c0h0"]\nguest = { table = "t.toml" }', 'the source "idle" reads none', "Leave it out."),

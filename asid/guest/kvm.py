@@ -54,7 +54,6 @@ from asid.mm.parts import Part
 
 PROGRAM_DEFAULT: Final = "mix"
 RATE_HZ_DEFAULT: Final = 1000.0
-RATE_HZ_MAX: Final = 1e6
 MACHINES: Final = ("x86_64", "AMD64")
 TRY_NS: Final = 1_000_000_000  # for a guest to show that it runs
 LOOK_NS: Final = 10_000_000  # between two looks at whether it has

@@ -36,6 +36,10 @@ SECRET: Final = 2  # written by the host: what the prober looks for
 PERIOD: Final = 3  # written by the host: cycles of the guest's time-stamp counter between two exits of `mix`
 WORDS: Final = 4
 
+# Of PERIOD: with fewer the clock of its guest has no word for it; with more nobody could tell it from none.
+RATE_HZ_MIN: Final = 1e-3
+RATE_HZ_MAX: Final = 1e6
+
 UART: Final = 0x3F8  # a device of the VMM
 PIT: Final = 0x40  # one that KVM itself has
 
