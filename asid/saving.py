@@ -17,7 +17,7 @@ def try_to_write(file: Path, what: str, option: str) -> None:
         if not there:
             file.unlink()
     except OSError as error:
-        raise _unwritable(error, file, what, option) from error
+        raise unwritable(error, file, what, option) from error
 
 
 def make_for(file: Path, what: str, option: str) -> None:
@@ -25,7 +25,7 @@ def make_for(file: Path, what: str, option: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise _unwritable(error, file, what, option) from error
+        raise unwritable(error, file, what, option) from error
 
 
 def write(file: Path, text: str, what: str, option: str) -> None:
@@ -39,10 +39,11 @@ def write(file: Path, text: str, what: str, option: str) -> None:
         finally:
             new.unlink(missing_ok=True)
     except OSError as error:
-        raise _unwritable(error, file, what, option) from error
+        raise unwritable(error, file, what, option) from error
 
 
-def _unwritable(error: OSError, file: Path, what: str, option: str) -> AsidError:
+def unwritable(error: OSError, file: Path, what: str, option: str) -> AsidError:
+    """Return why a file could not be written, from what the system said."""
     return refused_by_os(
         error, f"{what} cannot be saved there", where=str(file),
         allowed="a file in a directory with room that you may write", hint=f"Choose another file for {option}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -41,6 +42,7 @@ def record(session: Session, output: Path, duration: str, pid: int | None, trace
 
     Exit code 6 when no exit was told, with what was seen; the file is kept.
     """
+    from asid.saving import try_to_write, unwritable
     from asid.trace.record import PLACES, check_counts, find_tracefs, instance, threads_of
     from asid.trace.record import record as copy
     from asid.units import parse_duration_ns
@@ -48,8 +50,9 @@ def record(session: Session, output: Path, duration: str, pid: int | None, trace
     ns = parse_duration_ns(duration, "--duration")
     if ns <= 0:
         raise Usage(f"--duration {duration}", allowed="longer than 0", hint="Try 10s.")
-    if output.exists():
+    if os.path.lexists(output):
         raise Usage(f"--output {output}", state="it exists", allowed="a new file", hint="Name another.")
+    try_to_write(output, "a recording", "-o")
     place = find_tracefs(PLACES if tracefs is None else (tracefs,))
     pids = threads_of(pid) if pid is not None else ()
     shown_ns = 0
@@ -61,8 +64,11 @@ def record(session: Session, output: Path, duration: str, pid: int | None, trace
             shown_ns = now
             session.note(f"trace record: {counts['kvm_exit']:,} exits, {left_ns / 1e9:.0f} s left")
 
-    with instance(place, pids) as own, output.open("xb") as out:
-        counts = copy(own, out, ns, progress)
+    try:
+        with instance(place, pids) as own, output.open("xb") as out:
+            counts = copy(own, out, ns, progress)
+    except OSError as error:  # whatever tracefs refuses has its own words
+        raise unwritable(error, output, "a recording", "-o") from None
     check_counts(counts, str(output), ns / 1e9)
     told = ", ".join(f"{n:,} {name}" for name, n in counts.items())
     session.show(

@@ -113,18 +113,23 @@ def _set_up(own: Path, pids: Iterable[int]) -> None:
 def record(own: Path, out: BinaryIO, ns: int, on_progress: Callable[[Counter[str], int], None]) -> Counter[str]:
     """Copy what an instance records into a file for some time; return how many events of each name there were.
 
-    on_progress(so far, ns left) is called ten times a second at least.
+    on_progress(so far, ns left) is called ten times a second or so, however much there is to copy. Raise OSError for the
+    file, and HostUnsuitable or PermissionRefused for the instance.
     """
     counts: Counter[str] = Counter()
     out.write(HEAD)
     until_ns = time.monotonic_ns() + ns
-    fd = os.open(own / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fd = os.open(own / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _refused(own, error) from None
     try:
         while (left_ns := until_ns - time.monotonic_ns()) > 0:
             select.select((fd,), (), (), min(LOOK_S, left_ns / 1e9))
-            _copy(fd, out, counts, until_ns)
+            _copy(fd, out, counts, min(until_ns, time.monotonic_ns() + int(LOOK_S * 1e9)))
             on_progress(counts, max(0, until_ns - time.monotonic_ns()))
-        (own / "tracing_on").write_text("0")
+        with contextlib.suppress(OSError):
+            (own / "tracing_on").write_text("0")
         _copy(fd, out, counts, time.monotonic_ns() + ns)
     finally:
         os.close(fd)
@@ -138,6 +143,8 @@ def _copy(fd: int, out: BinaryIO, counts: Counter[str], until_ns: int) -> None:
             text = os.read(fd, READ_BYTES)
         except BlockingIOError:
             return
+        except OSError as error:
+            raise _refused(Path("trace_pipe"), error) from None
         if not text:
             return
         out.write(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import Counter
@@ -12,7 +13,7 @@ import pytest
 from asid.commands import invoke
 from asid.errors import HostUnsuitable, PermissionRefused
 from asid.trace.reader import read_trace
-from asid.trace.record import EVENTS, check_counts, find_tracefs, instance, threads_of
+from asid.trace.record import EVENTS, check_counts, find_tracefs, instance, record, threads_of
 
 LINES = (
     b" CPU 0/KVM-42 [000] ..... 100.000001: kvm_entry: vcpu 0, rip 0xfff0\n"
@@ -103,6 +104,35 @@ def test_a_file_that_is_there_is_not_overwritten(tracefs, tmp_path):
     out.write_text("mine")
     assert invoke(["trace", "record", "-o", str(out), "--tracefs", str(tracefs.root)]) == 2
     assert out.read_text() == "mine"
+
+
+def test_a_file_that_cannot_be_made_is_told_before_anything_is_recorded(tracefs, tmp_path, capsys):
+    out = tmp_path / "nowhere" / "exits.txt"
+    assert invoke(["trace", "record", "-o", str(out), "--tracefs", str(tracefs.root)]) == 2
+    assert "a recording cannot be saved there" in capsys.readouterr().err
+    assert tracefs.made == []
+
+
+def test_a_disk_that_is_full_ends_the_recording_in_words(tracefs, tmp_path, capsys, monkeypatch):
+    def full(own, out, ns, on_progress):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("asid.trace.record.record", full)
+    out = tmp_path / "exits.txt"
+    assert invoke(["trace", "record", "-o", str(out), "--tracefs", str(tracefs.root)]) == 6
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert "another file for -o" in said
+    assert list((tracefs.root / "instances").iterdir()) == []
+
+
+def test_whoever_waits_is_told_how_far_it_is_while_events_pour_in(tmp_path):
+    own, told = tmp_path / "own", []
+    own.mkdir()
+    (own / "trace_pipe").symlink_to("/dev/zero")  # it never runs dry
+    with open("/dev/null", "wb") as out:
+        record(own, out, 350_000_000, lambda counts, left_ns: told.append(left_ns))
+    assert len(told) >= 3
 
 
 def test_only_the_threads_of_one_process_are_recorded_when_asked_for(tracefs):
