@@ -113,7 +113,7 @@ def _set_up(own: Path, pids: Iterable[int]) -> None:
 def record(own: Path, out: BinaryIO, ns: int, on_progress: Callable[[Counter[str], int], None]) -> Counter[str]:
     """Copy what an instance records into a file for some time; return how many events of each name there were.
 
-    on_progress(so far, ns left) is called ten times a second or so, however much there is to copy. Raise OSError for the
+    on_progress(so far, ns left) is called ten times a second or so, however much comes. Raise OSError for the
     file, and HostUnsuitable or PermissionRefused for the instance.
     """
     counts: Counter[str] = Counter()
