@@ -157,10 +157,10 @@ class Node:
 
 
 def ring_doorbell(fd: int) -> None:
-    """Wake a sleeping sibling. Never blocks: a doorbell that rings already rings."""
+    """Wake a sleeping sibling. Never blocks: a doorbell that rings already rings, and whom nobody hears is dead."""
     try:
         os.write(fd, RING)
-    except BlockingIOError:
+    except (BlockingIOError, BrokenPipeError):
         return
 
 

@@ -208,6 +208,13 @@ def test_ringing_never_blocks_and_hushing_a_silent_bell_is_nothing(bell):
     assert os.eventfd_read(bell) == 2**64 - 2
 
 
+def test_ringing_at_a_pipe_that_nobody_hears_any_more_is_nothing():
+    hear, ring = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    os.close(hear)  # of a sibling that has died with the daemon, who had the same end
+    ring_doorbell(ring)
+    os.close(ring)
+
+
 def test_a_descriptor_that_select_cannot_take_is_served_too(node, clock, bell):
     """A daemon of 64 cores has more than a thousand."""
     high = fcntl.fcntl(bell, fcntl.F_DUPFD_CLOEXEC, node_.FD_SETSIZE)
