@@ -36,6 +36,7 @@ from asid.guest.kvm_api import (
     SUBERROR_OFFSET,
     VcpuOfVm,
     open_device,
+    unusable,
 )
 from asid.guest.kvm_kick import Kick, make_bell
 from asid.guest.kvm_programs import (
@@ -122,19 +123,26 @@ class RealVcpu:
         try:
             self.memory.load(program)
             self._vcpu = VcpuOfVm(self.memory.map)
-        except Exception:
+        except BaseException:
             self.memory.close()
             raise
-        vcpu = self._vcpu
+        try:
+            self._set_up(place, rate_hz)
+        except OSError as error:
+            self.close()
+            raise unusable(error, what="setting up a vCPU") from None
+        self.enter: Callable[[], bool] = self._vcpu.runner()
+        self.tsc_khz = self._vcpu.tsc_khz
+        self.run32, self.run64 = self._vcpu.run32, self._vcpu.run64
+        self._exits: dict[Key, Exit] = {}
+
+    def _set_up(self, place: int, rate_hz: float) -> None:
+        vcpu, program = self._vcpu, self.program
         period = round(1000 * vcpu.tsc_khz / rate_hz) if rate_hz else 0
         self.words[self.memory.word(place, PERIOD)] = period
         vcpu.sregs = entry_sregs(program, place, vcpu.sregs)
         vcpu.regs = entry_regs(program, place)
-        vcpu.set_signal_mask(kick.blocked_in_guest)
-        self.enter: Callable[[], bool] = vcpu.runner()
-        self.tsc_khz = vcpu.tsc_khz
-        self.run32, self.run64 = vcpu.run32, vcpu.run64
-        self._exits: dict[Key, Exit] = {}
+        vcpu.set_signal_mask(self.kick.blocked_in_guest)
 
     @property
     def count(self) -> int:
@@ -232,6 +240,8 @@ def check_kvm(program: str = "", *, device: str = DEVICE) -> bool:
                 vcpu.close()
         finally:
             kick.close()
+    except OSError as error:
+        raise unusable(error, device, "trying a guest") from None
     finally:
         for fd in (memory_fd, hear, ring):
             os.close(fd)

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from asid.errors import AsidError, HostUnsuitable, PermissionRefused
+from asid.errors import HostUnsuitable, PermissionRefused
 
 DEVICE: Final = "/dev/kvm"
 API_VERSION: Final = 12
@@ -88,6 +88,16 @@ EXIT_NAMES: Final = {
 _CPUID_ENTRIES_MAX: Final = 256
 _CPUID_ENTRY_BYTES: Final = 40
 
+# What to look at first, by what KVM said.
+_WHY_ELSE: Final = "Look at dmesg; nested virtualization may be off."
+_WHY: Final = {
+    errno.EPERM: "A filter of system calls (seccomp) may forbid it: docker run --security-opt seccomp=unconfined.",
+    errno.EACCES: "A security module may forbid it: look at dmesg.",
+    errno.EBUSY: "Another hypervisor may have the processors: end its VMs, or unload its modules.",
+    errno.ENOMEM: "The host, or this control group, is out of memory: smaller machines, or a higher limit.",
+    errno.EMFILE: "Too few open files are allowed: ulimit -n.",
+}
+
 _ioctl = ctypes.CDLL(None, use_errno=True).ioctl
 _ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
 _ioctl.restype = ctypes.c_int
@@ -111,8 +121,8 @@ class VcpuOfVm:
             self._make(memory, device)
         except OSError as error:
             self.close()
-            raise _unusable(error, device) from None
-        except AsidError:
+            raise unusable(error, device) from None
+        except BaseException:
             self.close()
             raise
 
@@ -188,7 +198,7 @@ class VcpuOfVm:
                 return True
             if get_errno() in (errno.EINTR, errno.EAGAIN):
                 return False
-            raise _unusable(OSError(get_errno(), os.strerror(get_errno())), DEVICE, "KVM_RUN")
+            raise unusable(OSError(get_errno(), os.strerror(get_errno())), what="KVM_RUN")
 
         return run
 
@@ -235,13 +245,15 @@ def open_device(device: str = DEVICE) -> int:
     """
     try:
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except PermissionError:
+    except PermissionError as error:
+        theirs = error.errno == errno.EACCES
         raise PermissionRefused(
             f"{device} may not be opened",
             where="real guests",
-            state="it belongs to another user or group",
+            state="it belongs to another user or group" if theirs else "this container was not given it",
             allowed="who may read and write it",
-            hint="Join the group kvm, or use a guest of another source (mix, trace).",
+            hint=("Join the group kvm" if theirs else f"docker run --device {device}")
+            + ", or use a guest of another source (mix, trace).",
         ) from None
     except OSError as error:
         raise HostUnsuitable(
@@ -256,7 +268,7 @@ def open_device(device: str = DEVICE) -> int:
         has_memory = version == API_VERSION and fcntl.ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY)
     except OSError as error:
         os.close(fd)
-        raise _unusable(error, device) from None
+        raise unusable(error, device) from None
     if not has_memory:
         os.close(fd)
         raise HostUnsuitable(
@@ -268,12 +280,13 @@ def open_device(device: str = DEVICE) -> int:
     return fd
 
 
-def _unusable(error: OSError, device: str, what: str = "making a VM") -> HostUnsuitable:
+def unusable(error: OSError, device: str = DEVICE, what: str = "making a VM") -> HostUnsuitable:
+    """Return what a user is told when the device is there, and KVM does not do what it is asked for."""
     return HostUnsuitable(
         f"{device}: {what} fails: {error.strerror}",
         where="real guests",
         state="the device is there, but makes no VM that runs",
         allowed="a KVM that runs x86 guests in real mode and in long mode",
-        hint="Look at dmesg; nested virtualization may be off. Or use a guest of source mix or trace.",
+        hint=f"{_WHY.get(error.errno or 0, _WHY_ELSE)} Or use a guest of source mix or trace.",
         data={"errno": error.errno},
     )

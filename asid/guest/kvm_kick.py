@@ -20,6 +20,8 @@ import struct
 import threading
 from typing import Final
 
+from asid.guest.kvm_api import unusable
+
 SIGNAL: Final = signal.SIGIO  # what O_ASYNC sends; of this kind two that wait are one, so none can be too many
 F_SETOWN_EX: Final = 15
 F_OWNER_TID: Final = 0
@@ -60,17 +62,24 @@ class Kick:
     """The signal of one vCPU's thread, which makes this object and alone uses it."""
 
     def __init__(self, bell: int) -> None:
-        """bell: the end to hear, see `make_bell`. The signal is blocked from here on, until `close`."""
+        """bell: the end to hear, see `make_bell`. The signal is blocked from here on, until `close`.
+
+        Raise HostUnsuitable where this user may have no timer.
+        """
         self.bell = bell
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {SIGNAL})
         self._was_blocked = SIGNAL in before
         self.blocked_in_guest = {int(number) for number in before if number != SIGNAL}
+        self._timer = ctypes.c_void_p()
         thread = threading.get_native_id()
+        event = Event(signo=SIGNAL, notify=SIGEV_THREAD_ID, thread=thread)
+        try:
+            self._check(_libc.timer_create(CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)))
+        except OSError as error:
+            self._unblock()
+            raise unusable(error, what="making a timer") from None
         fcntl.fcntl(bell, F_SETOWN_EX, struct.pack("ii", F_OWNER_TID, thread))
         fcntl.fcntl(bell, fcntl.F_SETFL, fcntl.fcntl(bell, fcntl.F_GETFL) | os.O_ASYNC)
-        self._timer = ctypes.c_void_p()
-        event = Event(signo=SIGNAL, notify=SIGEV_THREAD_ID, thread=thread)
-        self._check(_libc.timer_create(CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)))
 
     def arm(self, first_ns: int, every_ns: int) -> None:
         """Send the signal after first_ns, and every every_ns from then on; 0 for never."""
@@ -96,6 +105,9 @@ class Kick:
         fcntl.fcntl(self.bell, fcntl.F_SETFL, fcntl.fcntl(self.bell, fcntl.F_GETFL) & ~os.O_ASYNC)
         while signal.sigtimedwait((SIGNAL,), 0) is not None:
             pass
+        self._unblock()
+
+    def _unblock(self) -> None:
         if not self._was_blocked:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {SIGNAL})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import shutil
@@ -18,7 +20,7 @@ from kvm_rig import needs_kvm, one_vcpu
 
 from asid.commands import demo, invoke
 from asid.errors import ConfigError, HostUnsuitable, PermissionRefused
-from asid.guest import kvm_api
+from asid.guest import kvm_api, kvm_kick
 from asid.guest.kvm import check_kvm, find_program, host_isa
 from asid.guest.kvm_kick import SIGNAL, Kick, make_bell
 from asid.guest.kvm_programs import DATA, FOUND, PROGRAMS, SECRET, GuestMemory, make_memory
@@ -82,6 +84,31 @@ def test_a_device_that_is_not_ours_is_a_matter_of_permission(monkeypatch):
     with pytest.raises(PermissionRefused) as refused:
         kvm_api.open_device()
     assert "group kvm" in refused.value.hint
+
+
+class Failing:
+    """fcntl whose ioctls fail in one way, and where a device is none do what KVM does."""
+
+    def __init__(self, request, error):
+        self.request, self.error = request, error
+
+    def ioctl(self, fd, request, *args):
+        if request == self.request:
+            raise OSError(self.error, os.strerror(self.error))
+        return fcntl.ioctl(fd, request, *args)
+
+
+@pytest.fixture
+def nothing_left():
+    """Descriptors, mappings of guests and blocked signals are after a test as they were before."""
+
+    def left():
+        maps = Path("/proc/self/maps").read_text().count("asid-try")
+        return set(os.listdir("/proc/self/fd")), maps, signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    before = left()
+    yield
+    assert left() == before
 
 
 def test_a_device_that_is_no_kvm_makes_no_vm_and_leaves_nothing_open(tmp_path):
@@ -166,7 +193,41 @@ def test_a_timer_sends_the_same_signal_to_the_same_thread():
         os.close(fd)
 
 
+def test_a_user_who_may_have_no_timer_is_told_and_no_signal_stays_blocked(monkeypatch, nothing_left):
+    def none(*_):
+        ctypes.set_errno(errno.EAGAIN)
+        return -1
+
+    monkeypatch.setattr(kvm_kick._libc, "timer_create", none)
+    hear, ring = make_bell()
+    try:
+        with pytest.raises(HostUnsuitable, match="making a timer fails: Resource temporarily unavailable"):
+            Kick(hear)
+    finally:
+        os.close(hear)
+        os.close(ring)
+
+
 # --- with it ----------------------------------------------------------------------------------------------
+
+
+@needs_kvm
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [(errno.EPERM, "seccomp"), (errno.EBUSY, "Another hypervisor"), (errno.ENOMEM, "out of memory"), (5, "dmesg")],
+)
+@pytest.mark.parametrize(
+    "request_name",
+    [
+        "CREATE_VM", "SET_USER_MEMORY_REGION", "CREATE_VCPU", "GET_VCPU_MMAP_SIZE", "GET_SUPPORTED_CPUID", "SET_CPUID2",
+        "GET_SREGS", "SET_SREGS", "SET_REGS", "SET_SIGNAL_MASK",
+    ],
+)  # fmt: skip
+def test_whatever_kvm_refuses_is_told_and_nothing_is_left(monkeypatch, nothing_left, request_name, error, hint):
+    monkeypatch.setattr(kvm_api, "fcntl", Failing(getattr(kvm_api, f"KVM_{request_name}"), error))
+    with pytest.raises(HostUnsuitable, match=f"fails: {os.strerror(error)}") as refused:
+        check_kvm()
+    assert hint in refused.value.hint
 
 
 def run_for(vcpu, ns=RUN_NS, most=2000):
