@@ -26,7 +26,7 @@ from asid.core.policy import POLICIES
 from asid.errors import AsidError, ConfigError
 from asid.policies import find, kick_in_force, require_known, require_tested, stamped
 from asid.sim.costs import Level
-from asid.simulating import load_for
+from asid.simulating import check_simulated, load_for
 from asid.sweep.matrix import Matrix, shown
 from asid.sweep.play import Job, built
 
@@ -162,6 +162,7 @@ def _combination(matrix: Matrix, chosen: dict[str, Any], own: str) -> Combinatio
         given.pop(KICK, None)
     try:
         loaded = load_for(matrix.config, given)
+        check_simulated(loaded)
     except AsidError as error:
         blamed = next((key for key in chosen if error.what.startswith(f"{key} = ")), "")
         told = f"{error}. {error.hint}" if error.hint else str(error)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pyarrow.parquet
 import pytest
-from swept import RUNS, SMT2, Inline
+from swept import ROOT, RUNS, SMT2, Inline
 
 from asid.audit import audit
 from asid.seeds import digest_of
@@ -169,6 +169,16 @@ def test_a_policy_that_nobody_has_tested_is_not_even_imported(run, matrix, tmp_p
         found = run("small.toml")
         assert found.code == 10
         assert "asid policy test lazy_policy:Lazy" in found.err
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry"])
+def test_a_sweep_of_real_guests_does_not_begin(run, matrix, more):
+    matrix.write_text(f'config = "{ROOT / "configs/kvm-smt2.toml"}"\nduration = "1ms"\n[axes]\nmachine.smt = [2, 4]\n')
+    found = run("small.toml", *more)
+    assert found.code == 2
+    assert "no combination can be run" in found.err
+    assert 'vm.0.guest.source = "kvm"' in found.err
+    assert found.pool.played == []
 
 
 def test_what_no_machine_can_be_is_a_row_that_says_so(run, matrix, tmp_path):
