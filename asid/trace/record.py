@@ -74,8 +74,8 @@ def instance(tracefs: Path, pids: Iterable[int] = ()) -> Iterator[Path]:
     """
     own = tracefs / "instances" / f"asid-{os.getpid()}"
     for left in own.parent.glob("asid-*"):
-        if not Path("/proc", left.name.removeprefix("asid-")).exists():
-            _remove(left)  # of one that was killed
+        if left == own or not Path("/proc", left.name.removeprefix("asid-")).exists():
+            _remove(left)  # of one that was killed, whose number may be ours by now
     try:
         own.mkdir()
     except OSError as error:

@@ -150,6 +150,7 @@ def test_nothing_is_left_when_it_is_cut_short(tracefs):
 def test_what_a_killed_recorder_left_is_removed_by_the_next_one(tracefs):
     left = tracefs.root / "instances" / "asid-4194305"
     left.mkdir()
+    (tracefs.root / "instances" / f"asid-{os.getpid()}").mkdir()  # in a container numbers come again soon
     living = tracefs.root / "instances" / f"asid-{os.getppid()}"
     living.mkdir()
     with instance(tracefs.root):
