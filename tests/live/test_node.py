@@ -211,6 +211,8 @@ def test_ringing_never_blocks_and_hushing_a_silent_bell_is_nothing(bell):
 def test_ringing_at_a_pipe_that_nobody_hears_any_more_is_nothing():
     hear, ring = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.close(hear)  # of a sibling that has died with the daemon, who had the same end
+    with pytest.raises(BrokenPipeError):
+        os.write(ring, node_.RING)
     ring_doorbell(ring)
     os.close(ring)
 
