@@ -1,8 +1,9 @@
 """Two siblings as a SimPy model, one event after another: what the simulator is compared with.
 
-SimPy is the common way in Python to write such a model. It is as lean as it can be and still answer the same question:
-a fast exit is two waits (the guest's time, and exit, handler and entry in one), a leave interrupts the sibling if it is
-in guest, both wait for each other, and both go on. No gate, no words, no records, no state to be checked.
+SimPy is the common way in Python to write such a model. It is of the same grain and no finer: a guest's time, the exit,
+the handler and the entry are a wait each, and a kick stops a guest or a handler in the middle. A leave kicks the
+sibling, both wait for each other, and both go on. There is no gate with a state, no word, no record, and nothing is
+checked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Pair:
         self.exits = self.leaves = 0
         self._costs = costs
         self._env = simpy.Environment()
-        self._in_guest = [False, False]
+        self._may_be_kicked = [False, False]
         self._gate = simpy.Resource(self._env)  # who is in HOST, or keeps guests out
         self._threads = [self._env.process(self._live(ht, source)) for ht, source in enumerate(sources)]
 
@@ -32,38 +33,44 @@ class Pair:
 
     def _live(self, ht: int, source: Source) -> Generator[Any, Any, None]:
         env, costs = self._env, self._costs
-        around_ns = costs.vm_exit + costs.vm_entry
         while (event := source.next()) is not None:
-            left_ns: float = event.after_ns
-            while left_ns:
-                begun_ns = env.now
-                self._in_guest[ht] = True
-                try:
-                    yield env.timeout(left_ns)
-                    left_ns = 0
-                except simpy.Interrupt:
-                    left_ns -= env.now - begun_ns
-                    self._in_guest[ht] = False
-                    yield env.timeout(costs.vm_exit + costs.message)
-                    with self._gate.request() as turn:
-                        yield turn
-                    yield env.timeout(costs.message + costs.l1d_flush + costs.vm_entry)
-            self._in_guest[ht] = False
+            yield from self._stretch(ht, event.after_ns, costs.vm_exit)
             self.exits += 1
+            yield env.timeout(costs.vm_exit)
             if event.full:
                 yield from self._leave(ht, event.service_ns)
             else:
-                yield env.timeout(event.service_ns + around_ns)
+                yield from self._stretch(ht, event.service_ns, 0)
+                yield env.timeout(costs.vm_entry)
+
+    def _stretch(self, ht: int, left_ns: float, out_ns: int) -> Generator[Any, Any, None]:
+        """Guest time, or a handler's: a kick stops it, and it goes on when the sibling is back. out_ns: to get out."""
+        env, costs = self._env, self._costs
+        while left_ns:
+            begun_ns = env.now
+            self._may_be_kicked[ht] = True
+            try:
+                yield env.timeout(left_ns)
+                left_ns = 0
+            except simpy.Interrupt:
+                left_ns -= env.now - begun_ns
+                self._may_be_kicked[ht] = False
+                yield env.timeout(out_ns + costs.message)
+                with self._gate.request() as turn:
+                    yield turn
+                yield env.timeout(costs.message + costs.l1d_flush + costs.vm_entry)
+        self._may_be_kicked[ht] = False
 
     def _leave(self, ht: int, work_ns: int) -> Generator[Any, Any, None]:
         env, costs = self._env, self._costs
         self.leaves += 1
-        yield env.timeout(costs.vm_exit + costs.message)
+        yield env.timeout(costs.message)
         with self._gate.request() as turn:
             yield turn
-            if self._in_guest[1 - ht]:
-                yield env.timeout(costs.ipi_send + costs.ipi_delivery)
-                if self._in_guest[1 - ht]:
-                    self._threads[1 - ht].interrupt()
-            yield env.timeout(costs.vm_exit + 2 * costs.message + costs.cr3_write + work_ns + costs.cr3_write)
+            yield env.timeout(costs.ipi_send + costs.ipi_delivery)
+            if self._may_be_kicked[1 - ht]:
+                self._threads[1 - ht].interrupt()
+            yield env.timeout(costs.vm_exit + 2 * costs.message + costs.cr3_write)
+            yield env.timeout(work_ns)
+            yield env.timeout(costs.cr3_write)
         yield env.timeout(2 * costs.message + costs.l1d_flush + costs.vm_entry)

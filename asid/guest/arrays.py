@@ -77,11 +77,11 @@ class MixArrays:
         self._fixed = np.array(fixed, np.int64)  # service times, -1 for those that are drawn
 
     def block(self, n: int) -> Block:
-        parts = [self._part(min(AT_ONCE, n - begin)) for begin in range(0, max(n, 1), AT_ONCE)]
-        kind = np.concatenate([part.kind for part in parts])
-        after, service, wake = (
-            np.concatenate([times[which] for times in (part[1:] for part in parts)]) for which in range(3)
-        )
+        kind, after = np.empty(n, np.int16), np.empty(n, np.int64)
+        service, wake = np.empty(n, np.int64), np.empty(n, np.int64)
+        for begin in range(0, n, AT_ONCE):
+            part = slice(begin, min(begin + AT_ONCE, n))
+            kind[part], after[part], service[part], wake[part] = self._part(part.stop - begin)
         return Block(kind, after, service, wake)
 
     def _part(self, n: int) -> Block:

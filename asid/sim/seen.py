@@ -18,7 +18,6 @@ as much.
 from __future__ import annotations
 
 from bisect import bisect_left
-from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asid.core.events import Mode
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
     from asid.sim.core import Core
     from asid.sim.hyperthread import Hyperthread
-    from asid.sim.stream import Stop, Stream
+    from asid.sim.stream import Stream
 
 ONCE: Final = ("fault", "fault.full")  # notes of the first exit of a kind
 
@@ -83,19 +82,14 @@ class Lane:
         self.stops = stream.ahead()
         self.begins, self.after = stream.times
         self.first, self.last, self.base_ns, self.end_ns, _ = run
-        self.at = bisect_left(self.stops, run.last, key=attrgetter("i"))
+        self.at = stream.at_stop(run)
 
-    def under_way(self, over_ns: int) -> int:
-        """Return the exit whose guest time began last before over_ns; one before `first` when none did."""
-        return bisect_left(self.begins, over_ns - self.base_ns, self.first, self.last + 1) - 1
-
-    def goes_on(self, stop: Stop, begin_ns: int) -> None:
-        """The leave for a stop is over, and the guest time before the next exit begins."""
-        self.first, self.base_ns = stop.i + 1, begin_ns - stop.next_ns
+    def next_stop(self) -> None:
+        """The leave for a stop is over: the next one is the one behind it."""
         self.at += 1
         if self.at < len(self.stops):
-            after = self.stops[self.at]
-            self.last, self.end_ns = after.i, self.base_ns + after.out_ns
+            stop = self.stops[self.at]
+            self.last, self.end_ns = stop.i, self.base_ns + stop.out_ns
         else:
             _, self.last, _, self.end_ns, _ = self.run()
 
@@ -237,50 +231,57 @@ class Seen:
         if not known:
             return False
         lanes = [Lane(*each, known) for each in self._running()]
-        until_ns, n = self.core.agenda.undisturbed_ns(), 0
         leaver = next(lane for lane in lanes if lane.ht is ht)
-        while _counts(leaver, lanes, until_ns):
-            n += 1
-            leaver = min(lanes, key=_END_NS)
-        if not n:
-            return False
+        n = _count_from(leaver, lanes, self.core.agenda.undisturbed_ns())
         self.counted += n
+        if n:
+            for lane in lanes:
+                lane.ht.run_on(lane.run())
+        return n > 0
+
+
+def _count_from(leaver: Lane, lanes: list[Lane], until_ns: int) -> int:
+    """Count the leave of a lane and those that follow, until one is not known or something comes in between. Return how
+    many there were.
+
+    It is the inner loop of long plays: an attribute is looked up once, and nothing is called that need not be.
+    """
+    n = 0
+    while leaver.at < len(leaver.stops):
+        stop = leaver.stops[leaver.at]
+        stop_i, kind, work_ns, wake_ns, _, next_ns, next_after_ns = stop
+        pieces = leaver.known.get(kind)
+        like = None if pieces is None or wake_ns else pieces.find(work_ns)
+        if like is None:
+            break
+        begins_ns, number = leaver.end_ns, leaver.number
+        quiet_ns = like.quiet_at + like.quiet_slope * work_ns
+        back_ns = like.back_at + like.back_slope * work_ns
+        all_quiet_ns = begins_ns + quiet_ns
+        if all_quiet_ns >= until_ns or back_ns + next_after_ns <= quiet_ns:
+            break
+        moved = []
+        for place, at, slope in like.moves:
+            lane, shift_ns = lanes[place], at + slope * work_ns
+            base_ns, first, begins = lane.base_ns, lane.first, lane.begins
+            over_ns = begins_ns - base_ns + (lane.number < number)
+            i = bisect_left(begins, over_ns, first, lane.last + 1) - 1  # whose guest time is under way
+            if i < first or base_ns + begins[i] + lane.after[i] + shift_ns <= all_quiet_ns:
+                return n  # its own exit would come in between
+            moved.append((lane, i, shift_ns))
+        for place in like.others:
+            if lanes[place].end_ns <= all_quiet_ns:
+                return n
+        for lane, i, shift_ns in moved:
+            lane.first = i
+            lane.base_ns += shift_ns
+            lane.end_ns += shift_ns
+        leaver.first, leaver.base_ns = stop_i + 1, begins_ns + back_ns - next_ns
+        leaver.next_stop()
+        like.add(work_ns)
+        n += 1
+        leaver = lanes[0]
         for lane in lanes:
-            lane.ht.run_on(lane.run())
-        return True
-
-
-def _counts(leaver: Lane, lanes: list[Lane], until_ns: int) -> bool:
-    """Count one leave, if it is known and nothing comes in between."""
-    if leaver.at >= len(leaver.stops):
-        return False
-    stop = leaver.stops[leaver.at]
-    work_ns, pieces = stop.work_ns, leaver.known.get(stop.kind)
-    like = None if pieces is None or stop.wake_ns else pieces.find(work_ns)
-    if like is None:
-        return False
-    begins_ns = leaver.end_ns
-    quiet_ns = like.quiet_at + like.quiet_slope * work_ns
-    back_ns = like.back_at + like.back_slope * work_ns
-    if begins_ns + quiet_ns >= until_ns or back_ns + stop.next_after_ns <= quiet_ns:
-        return False
-    for place in like.others:
-        if lanes[place].end_ns <= begins_ns + quiet_ns:
-            return False
-    moved = []
-    for place, at, slope in like.moves:
-        lane, shift_ns = lanes[place], at + slope * work_ns
-        i = lane.under_way(begins_ns + (lane.number < leaver.number))
-        if i < lane.first or lane.base_ns + lane.begins[i] + lane.after[i] + shift_ns <= begins_ns + quiet_ns:
-            return False
-        moved.append((lane, i, shift_ns))
-    for lane, i, shift_ns in moved:
-        lane.first = i
-        lane.base_ns += shift_ns
-        lane.end_ns += shift_ns
-    leaver.goes_on(stop, begins_ns + back_ns)
-    like.add(work_ns)
-    return True
-
-
-_END_NS = attrgetter("end_ns")
+            if lane.end_ns < leaver.end_ns:
+                leaver = lane
+    return n

@@ -22,7 +22,7 @@ from asid.core.tally import Notes, Tally
 from asid.guest.base import Exit, Source
 
 if TYPE_CHECKING:
-    from numpy import bool_, int32
+    from numpy import int32
     from numpy.typing import NDArray
 
     from asid.guest.arrays import Block, Floats, Ints
@@ -177,7 +177,7 @@ class Stream:
 
     def stop(self, run: Run) -> Stop | None:
         """Return what a run is stopped by; None where that is the last of the block."""
-        at, ahead = bisect_left(self._stops, run.last), self.ahead()
+        at, ahead = self.at_stop(run), self.ahead()
         return ahead[at] if at < len(ahead) else None
 
     def ahead(self) -> list[Stop]:
@@ -191,8 +191,12 @@ class Stream:
                 begins[after], block.after[after],
             )  # fmt: skip
             rows = zip(stops, *(column.tolist() for column in columns), strict=True)
-            self._ahead = [Stop(*row) for row in rows]
+            self._ahead = [*map(Stop._make, rows)]
         return self._ahead
+
+    def at_stop(self, run: Run) -> int:
+        """Return the place in `ahead` of what a run is stopped by, or of the first behind it."""
+        return bisect_left(self._stops, run.last)
 
     def _begun(self, run: Run, over_ns: int) -> int:
         """Return the last exit of a run whose guest has begun."""
@@ -219,32 +223,32 @@ class Stream:
         self._block = block
         self._n, self._at, self._counted, self._stop = len(block), 0, 0, 0
         self._ahead = None
-        polled = (block.wake > 0) & (block.wake <= self._poll_ns)
-        self._took = block.service + np.where(polled, block.wake, 0)
+        asleep = block.wake > 0
+        halts = bool(asleep.any())
+        polled = asleep & (block.wake <= self._poll_ns) if halts else None
+        self._took = block.service if polled is None else block.service + np.where(polled, block.wake, 0)
         self._begins = np.zeros(self._n + 1, np.int64)
-        np.cumsum(block.after + self._took + self._around_ns, out=self._begins[1:])
-        fast = self._fast(block, polled)
-        self._stops = [*np.flatnonzero(~fast).tolist(), self._n]
-        rows = 2 * block.kind.astype(np.int32) + polled + 1
-        self._tags = (rows * BUCKETS + buckets(self._took).astype(np.int32)) * fast
+        takes = self._begins[1:]
+        np.add(block.after, self._took, out=takes)
+        takes += self._around_ns
+        np.cumsum(takes, out=takes)
+        rows = self._rows(False)[block.kind]  # 0 for those that no run goes on with
+        if polled is not None:
+            rows = np.where(asleep, self._rows(True)[block.kind] * polled, rows)
+        self._stops = [*np.flatnonzero(rows == 0).tolist(), self._n]
+        self._tags = rows * np.int32(BUCKETS)
+        self._tags += buckets(self._took)
+        self._tags *= rows != 0
 
-    def _fast(self, block: Block, polled: NDArray[bool_]) -> NDArray[bool_]:
-        """Return which exits are fast for certain."""
+    def _rows(self, polled: bool) -> NDArray[int32]:
+        """Return the row that exits of each kind are counted in, see `_count`; 0 for a kind that is not fast."""
         import numpy as np
 
         kinds = self._arrays.kinds
-        for number in np.flatnonzero(np.bincount(block.kind)).tolist():
-            for wakes in (False, True):
-                if (number, wakes) not in self._known:
-                    self._known[number, wakes] = self._is_fast(kinds[number], wakes)
-        alone, halts = (
-            np.array([self._known.get((number, halt), False) for number in range(len(kinds))], bool)
-            for halt in (False, True)
-        )
-        asleep = block.wake > 0
-        if not asleep.any():
-            return alone[block.kind]
-        return np.where(asleep, halts[block.kind] & polled, alone[block.kind])
+        for number in range(len(kinds)):
+            if (number, polled) not in self._known:
+                self._known[number, polled] = self._is_fast(kinds[number], polled)
+        return np.array([(2 * k + polled + 1) * self._known[k, polled] for k in range(len(kinds))], np.int32)
 
 
 class Tallied(Tally):
@@ -285,23 +289,22 @@ def fast_ns(spec: Spec, mode_ns: Callable[[Mode, Mode], int]) -> tuple[int, int]
     return (around[0], around[1]) if state == guest else None
 
 
-def buckets(ns: Ints) -> Ints:
+def buckets(ns: Ints) -> NDArray[int32]:
     """Return `asid.core.record.bucket_of` of each."""
     import numpy as np
 
     if len(ns) and int(ns.max()) < len(_short_buckets()):
         return _short_buckets()[ns]
     octaves: Floats = np.log2(np.maximum(ns, 1))
-    found: Ints = (BUCKETS_PER_OCTAVE * octaves).astype(np.int64)
-    return found
+    return (BUCKETS_PER_OCTAVE * octaves).astype(np.int32)
 
 
 @cache
-def _short_buckets() -> Ints:
+def _short_buckets() -> NDArray[int32]:
     """Return the buckets of the durations below 65,536 ns."""
     import numpy as np
 
-    return np.array([bucket_of(ns) for ns in range(1 << 16)], np.int64)
+    return np.array([bucket_of(ns) for ns in range(1 << 16)], np.int32)
 
 
 def _count(tags: NDArray[int32], took: Ints, kinds: list[Exit], into: Tally) -> None:
