@@ -108,6 +108,7 @@ class Chronicle:
         key = self.notebook.note("ht.mode", change, after.round, self.cause, ts=now)
         self.mode = Mode.HOST
         if kick is not None:
+            self._granted = False
             wait_ns = now - self._wanted_ns
             data = {"kind": _KIND[kick], "reason": self._reason, "wait_ns": wait_ns, "object": self._object}
             self.notebook.note("leave", data, after.round, key, ts=now)  # so that less its wait is when it was wanted
@@ -123,7 +124,7 @@ class Chronicle:
         """
         seen = (Kick.SEND, Kick.STUN) if state.flag else (Kick.BARE,)
         if self._granted:
-            seen, self._granted = (Kick.ACK, Kick.RENDEZVOUS), False
+            seen = (Kick.ACK, Kick.RENDEZVOUS)
         irq_kick = None if state.session else spec.irq_kick
         kicks = [kick for kick in (irq_kick, spec.idle_kick, spec.kick) if kick is not None]
         return next((kick for kick in kicks if kick in seen), kicks[0])

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from asid.sweep.pools import Lost
 
 ROOT = Path(__file__).parent.parent.parent
@@ -94,3 +96,19 @@ def assert_within(seconds: float, what: Callable[[], bool], words: str) -> None:
     while not what():
         assert time.monotonic() < end, words
         threading.Event().wait(0.01)
+
+
+def words_of(process: psutil.Process) -> str:
+    """Return the command line of a process; nothing of one that is dead, waited for or not."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process runs; one that is dead and not waited for does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

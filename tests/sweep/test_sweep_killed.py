@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from swept import ASID, ROOT, always_dies, assert_within, dies_at_first, never_ends
+from swept import ASID, ROOT, always_dies, assert_within, dies_at_first, lives, never_ends, words_of
 
 from asid.commands import invoke
 from asid.errors import HostUnsuitable, NoAnswer
@@ -96,7 +96,7 @@ def test_killed_in_the_middle_and_resumed_it_is_the_same_file(there, capsys, und
         players = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
-    assert_within(10, lambda: not any(player.is_running() for player in players), "its processes end with it")
+    assert_within(10, lambda: not any(lives(player) for player in players), "its processes end with it")
     before = len(kept("cut.parquet"))
     assert 10 <= before < RUNS
     assert invoke(["sweep", "m.toml", "-o", "cut.parquet", "--resume", "--jobs", "2"]) == 0
@@ -108,7 +108,7 @@ def test_a_player_killed_in_the_middle_is_replaced(there, undisturbed):
     with sweeping("-o", "cut.parquet", "--jobs", "2") as process:
         for rows in (5, 20):
             wait_until_kept("cut.parquet", rows, process)
-            players = [one for one in psutil.Process(process.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+            players = [one for one in psutil.Process(process.pid).children() if "spawn_main" in words_of(one)]
             players[0].kill()
         said = process.communicate(timeout=40)
         assert process.returncode == 0, said
@@ -124,7 +124,7 @@ def test_an_interrupted_one_ends_its_processes_and_says_how_it_goes_on(there):
     assert process.returncode == 130
     assert "asid sweep m.toml -o cut.parquet --resume --jobs 2" in said
     assert "Traceback" not in said
-    assert_within(10, lambda: not any(player.is_running() for player in players), "its processes end with it")
+    assert_within(10, lambda: not any(lives(player) for player in players), "its processes end with it")
 
 
 # --- the loop and the processes that play
@@ -164,7 +164,7 @@ def test_what_kills_every_process_ends_the_sweep():
 def test_a_run_without_an_end_is_given_up_and_its_process_ends():
     with pytest.raises(NoAnswer, match="no run has ended"), local(1) as pool:
         go(pool, jobs(1), keep=lambda number, row: None, tell=nobody, deadline_s=2, how=never_ends)
-    assert not [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]
+    assert not [one for one in psutil.Process().children() if "spawn_main" in words_of(one)]
 
 
 # --- a Dask cluster
@@ -183,7 +183,8 @@ def cluster(there: Path):
             yield address, [int(pid) for pid in pids]
         finally:
             for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
+                if lives(child):
+                    child.kill()
             process.kill()
 
 
@@ -204,7 +205,7 @@ def test_a_scheduler_that_dies_is_said_and_the_rows_are_kept(there):
     with cluster(there) as (address, _), sweeping("-o", "far.parquet", "--scheduler", address) as process:
         wait_until_kept("far.parquet", 8, process)
         for one in psutil.Process().children():
-            if "cluster.py" in " ".join(one.cmdline()):
+            if "cluster.py" in words_of(one):
                 one.kill()
         said = process.communicate(timeout=50)[1]
         assert process.returncode == 8, said
