@@ -58,7 +58,7 @@ def test_every_policy(tmp_path: Path, policy: str, kick: str, smt: int):
     table = tmp_path / "table.toml"
     table.write_text(table_of(0.02, '"1us"', '"4us"'))
     chosen = {"policy.name": policy, **({"policy.kick": kick} if kick else {})}
-    both(busy(table, smt=smt), 20 * MS, chosen)
+    both(busy(table, smt=smt), 24 * MS // smt, chosen)
 
 
 @pytest.mark.parametrize("kick", ["ack", "send", "rendezvous"])
