@@ -34,7 +34,7 @@ test: $(READY)  ## format, lint, types, layers and every test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@nice -n 10 $(BIN)/python -m pytest $(LONG) > $(VENV)/long-tests.log 2>&1 & long=$$!; \
+	@nice -n 10 $(BIN)/python -m pytest --timeout 180 $(LONG) > $(VENV)/long-tests.log 2>&1 & long=$$!; \
 		trap 'kill $$long' INT TERM; \
 		$(BIN)/python -m pytest $(LONG:%=--ignore=%); others=$$?; \
 		wait $$long; long=$$?; cat $(VENV)/long-tests.log; \
