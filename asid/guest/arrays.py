@@ -70,32 +70,36 @@ class MixArrays:
         self._timeless = source.timeless
         version, state, _ = source.random.getstate()
         assert version == 3, "the Mersenne twister"
-        self._random = np.random.RandomState()
-        self._random.set_state(("MT19937", np.array(state[:-1], np.uint32), int(state[-1]), 0, 0.0))
+        twister = np.random.MT19937()
+        twister.state = {
+            "bit_generator": "MT19937", "state": {"key": np.array(state[:-1], np.uint32), "pos": int(state[-1])}
+        }  # fmt: skip
+        self._random = np.random.Generator(twister)
+        self._draws = np.empty((AT_ONCE, 4))
         self._shares = np.array([row.share for row in self._rows])
         fixed = [each.entry.service.ns if isinstance(each.entry.service, Constant) else -1 for each in self._rows]
         self._fixed = np.array(fixed, np.int64)  # service times, -1 for those that are drawn
 
     def block(self, n: int) -> Block:
-        kind, after = np.empty(n, np.int16), np.empty(n, np.int64)
-        service, wake = np.empty(n, np.int64), np.empty(n, np.int64)
+        whole = Block(np.empty(n, np.int16), np.empty(n, np.int64), np.empty(n, np.int64), np.zeros(n, np.int64))
         for begin in range(0, n, AT_ONCE):
             part = slice(begin, min(begin + AT_ONCE, n))
-            kind[part], after[part], service[part], wake[part] = self._part(part.stop - begin)
-        return Block(kind, after, service, wake)
+            self._draw(part.stop - begin, whole.kind[part], whole.after[part], whole.service[part], whole.wake[part])
+        return whole
 
-    def _part(self, n: int) -> Block:
-        draws = self._random.random_sample((n, 4))
+    def _draw(self, n: int, kind: NDArray[np.int16], after: Ints, service: Ints, wake: Ints) -> None:
+        """Draw the next n exits into the columns of a block; wake is 0."""
+        draws = self._random.random(out=self._draws[:n])
         row = self._row_of(draws[:, 0] * self._cumulative[-1])
-        kind = (2 * row + (draws[:, 3] < self._shares[row])).astype(np.int16)
-        nothing = np.zeros(n, np.int64)
+        np.add(2 * row, draws[:, 3] < self._shares[row], out=kind, casting="unsafe")
         if self._timeless:
-            return Block(kind, nothing, nothing, nothing)
+            after[:] = service[:] = 0
+            return
         after_draw, time_draw, mean_ns = draws[:, 1], draws[:, 2], self._mean_after_ns
-        after = _settled(
-            -np.log1p(-after_draw) * mean_ns, after_draw, lambda u: MixSource.after_ns(u, mean_ns), edge=0.0
+        after[:] = _settled(
+            np.log1p(-after_draw) * -mean_ns, after_draw, lambda u: MixSource.after_ns(u, mean_ns), edge=0.0
         )
-        service, wake = self._fixed[row], nothing
+        np.take(self._fixed, row, out=service)
         for number, each in enumerate(self._rows):
             if self._fixed[number] >= 0 and each.entry.wake is None:
                 continue
@@ -104,7 +108,6 @@ class MixArrays:
                 service[at] = drawn(each.entry.service, time_draw[at])
             if each.entry.wake is not None:
                 wake[at] = drawn(each.entry.wake, time_draw[at])
-        return Block(kind, after, service, wake)
 
     def _row_of(self, weight: Floats) -> Ints:
         """Return the row that each weight, counted from the first on, comes to lie in."""

@@ -318,7 +318,9 @@ def _count(tags: NDArray[int32], took: Ints, kinds: list[Exit], into: Tally) -> 
         if not row:
             continue
         cells = np.flatnonzero(hist[row]).tolist()
-        low, high = (took[tags == row * BUCKETS + cells[end]] for end in (0, -1))
+        low = high = took[tags == row * BUCKETS + cells[0]]
+        if len(cells) > 1:
+            high = took[tags == row * BUCKETS + cells[-1]]
         low_ns, high_ns = max(1, int(low.min())), max(1, int(high.max()))
         found = {cell: int(hist[row, cell]) for cell in cells}
         if low_ns == high_ns:
