@@ -39,18 +39,19 @@ class Agenda:
     def now(self) -> int:
         return self.now_ns
 
-    def after(self, ns: int, what: Happening, rank: int = ELSEWHERE) -> int:
-        """Put something down for `ns` from now; return its number."""
-        if rank == ELSEWHERE:
-            self.flying += 1
+    def after(self, ns: int, what: Happening, rank: int = ELSEWHERE) -> None:
+        """Put something down for `ns` from now."""
+        if rank != ELSEWHERE:
+            self._put(ns, what, rank)
+            return
+        self.flying += 1
 
-            def arrives() -> None:
-                self.flying -= 1
-                self.last_ns = self.now_ns
-                what()
+        def arrives() -> None:
+            self.flying -= 1
+            self.last_ns = self.now_ns
+            what()
 
-            return self._put(ns, arrives, rank)
-        return self._put(ns, what, rank)
+        self._put(ns, arrives, rank)
 
     def appoint(self, times_ns: list[int], what: list[Happening]) -> None:
         """Put down what is known from the beginning. times_ns: in order."""
@@ -73,6 +74,7 @@ class Agenda:
         return min(self.until_ns, self._appointments[0]) if self._appointments else self.until_ns
 
     def _put(self, ns: int, what: Happening, rank: int) -> int:
+        """Return the number of what was put down."""
         assert ns >= 0, ns
         self._count += 1
         heappush(self._heap, (self.now_ns + ns, rank, self._count, what))

@@ -130,7 +130,10 @@ def test_the_simulator_and_its_model_play_the_same_guests():
     assert all(rate > 0 for row in found.rows for rate in row.samples)
     ours, theirs = (float(words.split()[-1]) for words in found.facts["leaves in a thousand exits"].split(";"))
     assert theirs == pytest.approx(ours, rel=0.5)
-    assert found.facts["fit"].startswith(("0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "-"))
+    leaves = [int(found.facts[f"{share:.2%} full"].split()[0].replace(",", "")) for share in sim.SHARES]
+    assert leaves == sorted(leaves)
+    assert leaves[-1] > 100 * leaves[0]
+    assert " us a leave and " in found.facts["fit"]
 
 
 def test_the_model_kicks_a_guest_and_goes_on_with_it():
