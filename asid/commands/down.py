@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from asid.live.instance import InstancePaths
 
 UNSEEN_S = 5.0  # with --force: until a daemon without sockets is killed
+CLEARED_S = 2.0  # of a dead daemon's lock, which its coordinators hold while they clear away its sockets
 
 
 @click.command(epilog="asid down\nasid down --instance lab --timeout 5\nasid down --force")
@@ -67,7 +69,7 @@ def _stop(session: Session, force: bool, timeout_s: float) -> str:
             return run_dir
         return _ask(session, force, timeout_s)
     except NotRunning as error:
-        if run_dir and lived and not is_locked(paths):
+        if run_dir and lived and _is_let_go(paths):
             return run_dir  # it ended while we came
         if run_dir:
             error.state = f"{error.state}; its last run is {run_dir}".removeprefix("; ")
@@ -77,6 +79,16 @@ def _stop(session: Session, force: bool, timeout_s: float) -> str:
             raise
     kill_daemon(paths, timeout_s)
     return run_dir
+
+
+def _is_let_go(paths: InstancePaths) -> bool:
+    """Return whether nobody holds an instance's lock now, or soon: who clears up after a dead daemon has it shortly."""
+    from asid.live.instance import wait_unlocked
+
+    with contextlib.suppress(NoAnswer):
+        wait_unlocked(paths, CLEARED_S)
+        return True
+    return False
 
 
 def _ends_unseen(session: Session, paths: InstancePaths, timeout_s: float) -> bool:

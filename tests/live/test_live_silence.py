@@ -8,12 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+from typing import NoReturn
 
 import pytest
 from live_rig import GONE_S, IDLE, Rig, family, machine, pid_of, wait_progress, wait_ready, wait_until
 
 from asid.client import connect
-from asid.errors import NoAnswer
+from asid.commands import down
+from asid.commands.session import Session
+from asid.errors import NoAnswer, NotRunning
 from asid.live import instance
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(120, method="signal")]
@@ -115,6 +118,24 @@ def test_down_judges_the_run_of_a_daemon_that_dies_before_it_can_answer(rig):
     document = json.loads(out)
     assert (down.returncode, document.get("verdict")) == (3, "UNKNOWN"), (out, err)
     assert document["run_dir"] == str(daemon.run_dir)
+
+
+def test_down_is_not_misled_by_who_clears_up_after_a_dead_daemon(monkeypatch, tmp_path):
+    """The lock as down finds it: the daemon's, then its coordinator's for a moment, then nobody's."""
+
+    def dies_meanwhile() -> NoReturn:
+        raise NotRunning("hello: cannot be sent", state="the daemon has ended")
+
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    paths = instance.make_instance_dir("t0")
+    instance.write_endpoints(paths, instance.Endpoints(1, "", os.getpid(), "t0", "", "", "", str(tmp_path), 0))
+    locked = iter([True, True, True])
+    monkeypatch.setattr(instance, "is_locked", lambda _: next(locked, False))
+    session = Session()
+    session.instance = "t0"
+    monkeypatch.setattr(session, "client", dies_meanwhile)
+    assert down._stop(session, force=False, timeout_s=5.0) == str(tmp_path)
+    assert next(locked, None) is None
 
 
 def test_down_waits_for_a_daemon_that_is_ending_already(rig):
