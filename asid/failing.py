@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SAVED: Final = ("the failing configuration", "--save")
 SCHEDULED: Final = ("the schedule", "--schedule")
+UNEXPLORED: Final = "The explorer finds nothing broken in them: it judges what is, not what the journal says was done."
 OPTIONS: Final = ("policy", "kick", "space", "costs", "duration")  # of asid sim; its run is another without them
 
 
@@ -48,33 +49,39 @@ def told_of(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> Told
     what = failed.guarantee or "a fault of the machine's own"
     lines = [f"seed {seed}: {what}: {failed.text}", "", "The least that still fails:"]
     lines += [f"  {_fault_words(table)}" for table in plan] or ["  no fault at all: the guests alone"]
-    file, steps, refused = _scheduled(job, seed, failed, plan, kept)
+    file, steps, explored, refused = _scheduled(job, seed, failed, plan, kept)
     if file is not None:
         replay = f"asid replay {shlex.quote(str(file))}"
-        lines += ["", f"Its {steps:,} steps, as a schedule:"]
-        lines += [f"{replay}    # by real processes", f"{replay} --engine sim", f"{replay} --engine explore"]
+        lines += [
+            "",
+            f"Its {steps:,} steps, as a schedule:",
+            f"{replay}    # by real processes",
+            f"{replay} --engine sim",
+        ]
+        lines.append(f"{replay} --engine explore" if explored else UNEXPLORED)
     else:
         lines += ["", f"No schedule of its steps: {refused}"]
     commands, unsaved = _configured(job, seed, plan, kept)
     lines += ["", *commands]
     document = {
         "seed": seed, **failed._asdict(), "plan": list(plan), "steps": steps,
-        "schedule": None if file is None else str(file), "no_schedule": refused,
+        "schedule": None if file is None else str(file), "no_schedule": refused, "explored": explored,
         "unsaved": unsaved,
     }  # fmt: skip
     return Told(lines, document)
 
 
-def _scheduled(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> tuple[Path | None, int, str]:
-    """Write the schedule. Return its file, how many steps it has, and why there is none."""
+def _scheduled(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> tuple[Path | None, int, bool, str]:
+    """Write the schedule. Return its file, how many steps it has, whether it is broken for the explorer, and why there
+    is none."""
     from asid.explore.schedule import as_document
     from asid.live.rundir import runs_root
     from asid.scheduling import schedule_for
 
     try:
-        schedule = schedule_for(job, seed, plan, failed.guarantee)
+        schedule, explored = schedule_for(job, seed, plan, failed.guarantee)
     except InputError as refused:
-        return None, 0, str(refused)
+        return None, 0, False, str(refused)
     text = json.dumps(as_document(schedule), indent=1) + "\n"
     own = runs_root().parent / "schedules" / f"{job.loaded().config.name}-seed-{seed}.json"
     file = own if kept.schedule is None else kept.schedule
@@ -83,8 +90,8 @@ def _scheduled(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> t
             saving.make_for(file, *SCHEDULED)
         saving.write(file, text, *SCHEDULED)
     except AsidError as refused:
-        return None, 0, str(refused)
-    return file, len(schedule.steps), ""
+        return None, 0, False, str(refused)
+    return file, len(schedule.steps), explored, ""
 
 
 def _configured(job: Job, seed: int, plan: Plan, kept: Kept) -> tuple[list[str], str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from asid.audit import audit
 from asid.core import apic, gate
@@ -91,7 +91,14 @@ def model_of(config: Config, policy: Policy, number: int, trace: Sequence[Happen
     )  # fmt: skip
 
 
-def schedule_for(job: Job, seed: int, plan: Plan, guarantee: str) -> Schedule:
+class Made(NamedTuple):
+    """A schedule; explored: the guarantee is broken for the explorer, too, which judges worlds and not a journal."""
+
+    schedule: Schedule
+    explored: bool
+
+
+def schedule_for(job: Job, seed: int, plan: Plan, guarantee: str) -> Made:
     """Run a seed with a plan again, and return the schedule of the core on which a guarantee is broken.
 
     Raise InputError for a run that no schedule says, and as `Job.loaded` and `machine_of` do.
@@ -124,7 +131,7 @@ def schedule_for(job: Job, seed: int, plan: Plan, guarantee: str) -> Schedule:
     return schedule_of(model, trace, guarantee, first)
 
 
-def schedule_of(model: Model, trace: Sequence[Happened], guarantee: str, first: Violation) -> Schedule:
+def schedule_of(model: Model, trace: Sequence[Happened], guarantee: str, first: Violation) -> Made:
     """Return the schedule of what happened on one core until a guarantee was broken: for the explorer, or where it
     never is, for the audit (`first`).
 
@@ -144,7 +151,8 @@ def schedule_of(model: Model, trace: Sequence[Happened], guarantee: str, first: 
             raise
     w = follower.world
     moves = follower.moves if follower.broken else follower.moves[:steps]
-    return Schedule(model, tuple(planned(w.label(move)) for move in moves), guarantee, follower.broken or first.text)
+    steps_of = tuple(planned(w.label(move)) for move in moves)
+    return Made(Schedule(model, steps_of, guarantee, follower.broken or first.text), bool(follower.broken))
 
 
 class _Follower:

@@ -205,7 +205,9 @@ def _played_lines(core: dict[str, Any], guarantee: str, broken: bool, engine: st
     lines += [f"c{core['core']}: {text}" for text in core["beside"]]
     there = "live" if engine == "live" else "in virtual time"
     if guarantee and broken:
-        lines.append(f"{guarantee} is broken {there} as in the explorer: the audit of the journal finds it, too.")
+        lines.append(f"{guarantee} is broken {there}, as the schedule says: the audit of the journal finds it.")
     elif guarantee:
-        lines.append(f"{guarantee} is broken in the explorer; the audit of this run does not find it. Not reproduced.")
+        lines.append(
+            f"{guarantee} is broken, the schedule says; the audit of this run does not find it. Not reproduced."
+        )
     return lines
