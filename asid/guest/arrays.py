@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from random import Random
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -30,7 +31,10 @@ CERTAIN_NS: Final = 1e11  # where one is above it all are drawn again
 
 
 class Block(NamedTuple):
-    """n exits, one after another. kind: which of the source's `kinds` each is; durations are nanoseconds, int64."""
+    """n exits, one after another. kind: which of the source's `kinds` each is; durations are nanoseconds, int64.
+
+    It holds until the next one is asked for, which may be drawn in its place.
+    """
 
     kind: NDArray[np.int16]
     after: Ints
@@ -40,6 +44,36 @@ class Block(NamedTuple):
     def __len__(self) -> int:
         return len(self.kind)
 
+    def part(self, first: int, stop: int) -> Block:
+        """Return the exits first ... stop - 1, where they are."""
+        span = slice(first, stop)
+        return Block(self.kind[span], self.after[span], self.service[span], self.wake[span])
+
+    def last(self) -> Block:
+        """Return the last exit, which holds on."""
+        kind, after, service, wake = self.part(len(self) - 1, len(self))
+        return Block(kind.copy(), after.copy(), service.copy(), wake.copy())
+
+    def put(self, kept: Block) -> None:
+        """Have some exits in place of the first ones."""
+        n = len(kept)
+        self.kind[:n], self.after[:n], self.service[:n] = kept[:3]
+        if self.wake.flags.writeable:
+            self.wake[:n] = kept.wake
+
+    def behind(self, kept: Block | None) -> Block:
+        """Return both, one behind the other."""
+        if kept is None:
+            return self
+        pairs = zip(kept[1:], self[1:], strict=True)
+        return Block(np.concatenate((kept.kind, self.kind)), *(np.concatenate(pair) for pair in pairs))
+
+
+def _columns(n: int, *, sleeps: bool) -> Block:
+    """Return room for n exits; no wake can be written where none sleeps."""
+    wake = np.zeros(n, np.int64) if sleeps else np.broadcast_to(np.int64(0), (n,))
+    return Block(np.empty(n, np.int16), np.empty(n, np.int64), np.empty(n, np.int64), wake)
+
 
 class Arrays(Protocol):
     """A source that gives blocks. kinds: an exit of each kind, without its durations."""
@@ -47,8 +81,8 @@ class Arrays(Protocol):
     @property
     def kinds(self) -> list[Exit]: ...
 
-    def block(self, n: int) -> Block:
-        """Return the next n exits; fewer than n when no more will come."""
+    def block(self, n: int, kept: Block | None = None) -> Block:
+        """Return the next n exits behind those that are kept; fewer when no more will come."""
         ...
 
 
@@ -63,61 +97,80 @@ class MixArrays:
     """A mix, drawn with the numbers that its own random numbers would come to."""
 
     def __init__(self, source: MixSource) -> None:
-        self._rows = source.rows
-        self.kinds = [each for row in self._rows for each in (row.less, row.more)]
-        self._cumulative = np.array(source.cumulative)
+        self._of = source.kinds
+        self.kinds = [kind.exit for kind in self._of]
+        self._edges = np.array([kind.until for kind in self._of[:-1]])
+        self._total = source.total
         self._mean_after_ns = source.mean_after_ns
         self._timeless = source.timeless
-        version, state, _ = source.random.getstate()
-        assert version == 3, "the Mersenne twister"
-        twister = np.random.MT19937()
-        twister.state = {
-            "bit_generator": "MT19937", "state": {"key": np.array(state[:-1], np.uint32), "pos": int(state[-1])}
-        }  # fmt: skip
-        self._random = np.random.Generator(twister)
-        self._draws = np.empty((AT_ONCE, 4))
-        self._shares = np.array([row.share for row in self._rows])
-        fixed = [each.entry.service.ns if isinstance(each.entry.service, Constant) else -1 for each in self._rows]
+        self._random = _continued(source.random)
+        self._draws = np.empty((AT_ONCE, 2))
+        self._times = None if source.times is None else _continued(source.times)
+        self._time_draws = np.empty(AT_ONCE)
+        fixed = [kind.service.ns if isinstance(kind.service, Constant) else -1 for kind in self._of]
         self._fixed = np.array(fixed, np.int64)  # service times, -1 for those that are drawn
+        self._sleeps = not source.timeless and any(kind.wake is not None for kind in self._of)
+        self._columns = _columns(0, sleeps=self._sleeps)
 
-    def block(self, n: int) -> Block:
-        whole = Block(np.empty(n, np.int16), np.empty(n, np.int64), np.empty(n, np.int64), np.zeros(n, np.int64))
-        for begin in range(0, n, AT_ONCE):
-            part = slice(begin, min(begin + AT_ONCE, n))
-            self._draw(part.stop - begin, whole.kind[part], whole.after[part], whole.service[part], whole.wake[part])
-        return whole
+    def block(self, n: int, kept: Block | None = None) -> Block:
+        first = 0 if kept is None else len(kept)
+        stop = first + n
+        if stop > len(self._columns):
+            self._columns = _columns(
+                stop, sleeps=self._sleeps
+            )  # memory that is asked for anew costs as much as what is drawn into it
+        if kept is not None:
+            self._columns.put(kept)
+        for begin in range(first, stop, AT_ONCE):
+            self._draw(*self._columns.part(begin, min(begin + AT_ONCE, stop)))
+        return self._columns.part(0, stop)
 
-    def _draw(self, n: int, kind: NDArray[np.int16], after: Ints, service: Ints, wake: Ints) -> None:
-        """Draw the next n exits into the columns of a block; wake is 0."""
+    def _draw(self, kind: NDArray[np.int16], after: Ints, service: Ints, wake: Ints) -> None:
+        """Draw the next exits into the columns of a block. wake: 0, but for exits that are drawn one."""
+        n = len(kind)
         draws = self._random.random(out=self._draws[:n])
-        row = self._row_of(draws[:, 0] * self._cumulative[-1])
-        np.add(2 * row, draws[:, 3] < self._shares[row], out=kind, casting="unsafe")
+        self._kind_of(draws[:, 0] * self._total, kind)
         if self._timeless:
             after[:] = service[:] = 0
             return
-        after_draw, time_draw, mean_ns = draws[:, 1], draws[:, 2], self._mean_after_ns
+        after_draw, mean_ns = draws[:, 1], self._mean_after_ns
         after[:] = _settled(
             np.log1p(-after_draw) * -mean_ns, after_draw, lambda u: MixSource.after_ns(u, mean_ns), edge=0.0
         )
-        np.take(self._fixed, row, out=service)
-        for number, each in enumerate(self._rows):
-            if self._fixed[number] >= 0 and each.entry.wake is None:
+        np.take(self._fixed, kind, out=service, mode="clip")  # none is out of range, and none need be looked for
+        if self._sleeps:
+            wake[:] = 0
+        if self._times is None:
+            return
+        time_draw = self._times.random(out=self._time_draws[:n])
+        for number, each in enumerate(self._of):
+            if not each.is_drawn:
                 continue
-            at = np.flatnonzero(row == number)
+            at = np.flatnonzero(kind == number)
             if self._fixed[number] < 0:
-                service[at] = drawn(each.entry.service, time_draw[at])
-            if each.entry.wake is not None:
-                wake[at] = drawn(each.entry.wake, time_draw[at])
+                service[at] = drawn(each.service, time_draw[at])
+            if each.wake is not None:
+                wake[at] = drawn(each.wake, time_draw[at])
 
-    def _row_of(self, weight: Floats) -> Ints:
-        """Return the row that each weight, counted from the first on, comes to lie in."""
-        edges = self._cumulative[:-1]  # rounding may reach the end: it is the last row's
-        if len(edges) > FEW:
-            return edges.searchsorted(weight, side="right")
-        row = np.zeros(len(weight), np.int64)
-        for edge in edges:
-            row += weight >= edge
-        return row
+    def _kind_of(self, weight: Floats, kind: NDArray[np.int16]) -> None:
+        """Write the kind that each weight, counted from the first on, comes to lie in."""
+        if len(self._edges) > FEW:
+            kind[:] = self._edges.searchsorted(weight, side="right")
+            return
+        kind[:] = 0
+        for edge in self._edges:
+            kind += weight >= edge
+
+
+def _continued(random: Random) -> np.random.Generator:
+    """Return what draws the numbers that would come next."""
+    version, state, _ = random.getstate()
+    assert version == 3, "the Mersenne twister"
+    twister = np.random.MT19937()
+    twister.state = {
+        "bit_generator": "MT19937", "state": {"key": np.array(state[:-1], np.uint32), "pos": int(state[-1])}
+    }  # fmt: skip
+    return np.random.Generator(twister)
 
 
 class _PacedArrays:
@@ -128,13 +181,14 @@ class _PacedArrays:
         self.kinds = self._inner.kinds
         self._mode, self._scale = source.mode, source.scale
 
-    def block(self, n: int) -> Block:
+    def block(self, n: int, kept: Block | None = None) -> Block:
         kind, *times = self._inner.block(n)
         if self._mode == "scaled":
             times = [np.minimum(np.rint(ns * self._scale), DURATION_NS_MAX).astype(np.int64) for ns in times]
         elif self._mode == "max":
             times = [np.zeros_like(ns) for ns in times]
-        return Block(kind, *times)
+        block = Block(kind, *times)
+        return block.behind(kept)
 
 
 class _Collected:
@@ -145,10 +199,11 @@ class _Collected:
         self._exits = iter(source.next, None)
         self._numbers: dict[Exit, int] = {}
 
-    def block(self, n: int) -> Block:
+    def block(self, n: int, kept: Block | None = None) -> Block:
         found = [(self._kind(each), each.after_ns, each.service_ns, each.wake_ns) for each in islice(self._exits, n)]
         columns = np.array(found, np.int64).reshape(len(found), 4).T
-        return Block(columns[0].astype(np.int16), *(np.ascontiguousarray(column) for column in columns[1:]))
+        block = Block(columns[0].astype(np.int16), *(np.ascontiguousarray(column) for column in columns[1:]))
+        return block.behind(kept)
 
     def _kind(self, event: Exit) -> int:
         plain = event._replace(after_ns=0, service_ns=0, wake_ns=0)

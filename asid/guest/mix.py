@@ -17,8 +17,9 @@ Counts without times: a handler works as long as `asid.guest.handler_times` says
 part of the time that handlers leave, `asleep` of the configuration: the rest of it the guest runs.
 
 Draws: `after_ns` is exponential (exits come at random, on average `rate` a second *of guest time*); the reason by its
-share; times by `asid.guest.spread`. Each exit takes four numbers from the source's own random.Random, whatever they are
-used for: other details of the exits change no reason and no time.
+share; times by `asid.guest.spread`. Each exit takes two numbers from the source's own random.Random, and one from
+another where the table has times that are drawn: other times and other details of the exits change no reason, and
+other details no time.
 
 Details: an exit asks for what `asid.guest.details` draws, and whether it is fast is up to what is mapped. A row with a
 share `full` of its own says it instead: that share of its exits leaves the isolated address space whatever is mapped,
@@ -33,7 +34,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate
 from math import fsum, log1p
 from pathlib import Path
 from random import Random
@@ -114,22 +114,29 @@ class MixTable:
         return fsum(entry.weight for entry in self.entries) * 1e9 / left_ns if left_ns > 0 else 0.0
 
 
-class MixRow(NamedTuple):
-    """A row of a table and its exits without their times. share: of `more`; the rest is `less`."""
+class MixKind(NamedTuple):
+    """Exits that differ by their times only. until: where they end among all the weights of the table, counted up."""
 
-    entry: MixEntry
-    share: float
-    less: Exit
-    more: Exit
+    until: float
+    service: Spread
+    wake: Spread | None
+    exit: Exit
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether a time of it is."""
+        return self.wake is not None or not isinstance(self.service, Constant)
 
 
 class MixSource:
     """Endless exits drawn from a table; never returns None.
 
     With `timeless` every duration is 0 (pace "max"): the same reasons and the same details, made faster.
+
+    times: the random numbers of times, None where none is drawn.
     """
 
-    __slots__ = ("_draw", "_last", "_total", "cumulative", "mean_after_ns", "random", "rows", "timeless")
+    __slots__ = ("_draw", "_draw_time", "_edges", "kinds", "mean_after_ns", "random", "timeless", "times", "total")
 
     def __init__(
         self,
@@ -142,29 +149,26 @@ class MixSource:
     ) -> None:
         assert table.entries, "an empty table is refused when it is read"
         assert 0.0 < rate_hz <= RATE_HZ_MAX, rate_hz
-        entries = _woken(table.entries, rate_hz, asleep)
-        self.cumulative = list(accumulate(entry.weight for entry in entries))
+        self.kinds = _kinds_of(_woken(table.entries, rate_hz, asleep))
+        self.total = self.kinds[-1].until
         self.mean_after_ns = 1e9 / rate_hz
         self.random = random
-        self.rows = [_row_of(entry) for entry in entries]
+        times = Random(random.getrandbits(64))
+        self.times = times if not timeless and any(kind.is_drawn for kind in self.kinds) else None
         self.timeless = timeless
-        self._total = self.cumulative[-1]
-        self._last = len(entries) - 1
+        self._edges = [kind.until for kind in self.kinds[:-1]]  # rounding may reach the end: it is the last kind's
         self._draw = random.random
+        self._draw_time = times.random
 
     def next(self) -> Exit:
-        random = self._draw
-        index = bisect_right(self.cumulative, random() * self._total)
-        if index > self._last:
-            index = self._last  # rounding may reach the end
-        after_draw, time_draw, details_draw = random(), random(), random()
-        entry, share, less, more = self.rows[index]
-        drawn = more if details_draw < share else less
+        kind = self.kinds[bisect_right(self._edges, self._draw() * self.total)]
+        after_draw, drawn = self._draw(), kind.exit
         if self.timeless:
             return drawn
+        time_draw = self._draw_time()
         after_ns = self.after_ns(after_draw, self.mean_after_ns)
-        wake_ns = 0 if entry.wake is None else entry.wake.draw(time_draw)
-        return Exit(after_ns, drawn.reason, drawn.isa, entry.service.draw(time_draw), drawn.full, wake_ns, drawn.parts)
+        wake_ns = 0 if kind.wake is None else kind.wake.draw(time_draw)
+        return Exit(after_ns, drawn.reason, drawn.isa, kind.service.draw(time_draw), drawn.full, wake_ns, drawn.parts)
 
     @staticmethod
     def after_ns(uniform: float, mean_ns: float) -> int:
@@ -182,13 +186,24 @@ def _woken(entries: Sequence[MixEntry], rate_hz: float, asleep: float) -> Sequen
     return [replace(entry, wake=wake) if entry.halts else entry for entry in entries]
 
 
-def _row_of(entry: MixEntry) -> MixRow:
-    isa, number, name = entry.reason
-    if entry.full is not None:
-        return MixRow(entry, entry.full, Exit(0, name, isa, 0, False), Exit(0, name, isa, 0, True))
-    details = details_of(isa, number)
-    less, more = (Exit(0, name, isa, 0, False, 0, parts) for parts in (details.usual, details.further))
-    return MixRow(entry, details.share, less, more)
+def _kinds_of(entries: Sequence[MixEntry]) -> list[MixKind]:
+    """Return the kinds of exits of a table, in its order: of each row those that ask for less, then those for more."""
+    found: list[MixKind] = []
+    begins = 0.0
+    for entry in entries:
+        isa, number, name = entry.reason
+        less, more = Exit(0, name, isa, 0, False), Exit(0, name, isa, 0, True)
+        share = entry.full
+        if share is None:
+            details = details_of(isa, number)
+            share = details.share
+            less, more = (Exit(0, name, isa, 0, False, 0, parts) for parts in (details.usual, details.further))
+        parts = (begins + entry.weight * (1.0 - share), less), (begins + entry.weight, more)
+        for until, exit_ in parts:
+            if until > begins:
+                found.append(MixKind(until, entry.service, entry.wake, exit_))
+                begins = until
+    return found
 
 
 class _Times(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

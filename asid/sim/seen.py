@@ -93,6 +93,19 @@ class Lane:
         else:
             _, self.last, _, self.end_ns, _ = self.run()
 
+    def ends(self) -> int:
+        return self.end_ns
+
+    def read_on(self) -> bool:
+        """All that lies ahead is over: read what comes behind it. Return whether there is more."""
+        self.base_ns += self.begins[len(self.after) - 1]
+        more = self.stream.read_on()
+        self.stops = self.stream.ahead()
+        self.begins, self.after = self.stream.times
+        self.first, self.last, _, self.end_ns, _ = run = self.stream.run_of(0, self.base_ns)
+        self.at = self.stream.at_stop(run)
+        return more
+
     def run(self) -> Run:
         return self.stream.run_of(self.first, self.base_ns)
 
@@ -237,6 +250,8 @@ class Seen:
         if n:
             for lane in lanes:
                 lane.ht.run_on(lane.run())
+        else:
+            ht.vcpu.run = leaver.run()  # it may have read on
         return n > 0
 
 
@@ -247,7 +262,14 @@ def _count_from(leaver: Lane, lanes: list[Lane], until_ns: int) -> int:
     It is the inner loop of long plays: an attribute is looked up once, and nothing is called that need not be.
     """
     n = 0
-    while leaver.at < len(leaver.stops):
+    while leaver.end_ns < until_ns:
+        if leaver.at == len(leaver.stops):
+            came_ns = leaver.end_ns
+            if not leaver.read_on():
+                break
+            if leaver.end_ns > came_ns:  # it was no leave, only as far as had been read
+                leaver = min(lanes, key=Lane.ends)
+            continue
         stop = leaver.stops[leaver.at]
         stop_i, kind, work_ns, wake_ns, _, next_ns, next_after_ns = stop
         pieces = leaver.known.get(kind)

@@ -22,13 +22,16 @@ from asid.core.tally import Notes, Tally
 from asid.guest.base import Exit, Source
 
 if TYPE_CHECKING:
-    from numpy import int32
+    from numpy import intp
     from numpy.typing import NDArray
 
     from asid.guest.arrays import Block, Floats, Ints
 
+    Tags = NDArray[intp]  # what numpy counts with
+
 FIRST_BLOCK: Final = 64  # exits; each block has four times as many as the one before
-LARGEST_BLOCK: Final = 1 << 16
+LARGEST_BLOCK: Final = 1 << 15
+COUNTED_AT_ONCE: Final = 1 << 14  # what it needs stays in a cache
 SHORTEST: Final = 3  # exits that are worth a run
 
 IsFast = Callable[[Exit, bool], bool]  # (exit, polled): it will be fast, and nothing is to be told of it
@@ -73,6 +76,8 @@ class Stream:
         self, source: Source, into: Tally, is_fast: IsFast, poll_ns: int, exit_ns: int, entry_ns: int,
         shortest: int,
     ) -> None:  # fmt: skip
+        import numpy as np
+
         from asid.guest.arrays import arrays_of
 
         self._arrays = arrays_of(source)
@@ -89,7 +94,10 @@ class Stream:
         self._took: Ints  # by the handler
         self._begins: Ints  # one more than exits
         self._stops: list[int]  # exits that no run goes on with, and the number of exits
-        self._tags: NDArray[int32]  # see _count
+        self._apart: list[int]  # exits among those that are not counted yet, which are played by themselves
+        self._sleeps: bool
+        self._stops_at: Tags  # the same, as an array
+        self._room: Ints = np.empty(0, np.int64)  # for begins
         self._ahead: list[Stop] | None
         self._load(self._arrays.block(0))
 
@@ -97,16 +105,24 @@ class Stream:
         """Return the next exit; None when no more will come."""
         if self._at == self._n:
             self.count(self._n)
-            self._load(self._arrays.block(self._size))
-            self._size = min(LARGEST_BLOCK, 4 * self._size)
+            self._read()
             if not self._n:
                 return None
         self._at += 1
         return self._exit(self._at - 1)
 
+    def read_on(self) -> bool:
+        """Go on to a block whose first exit is the last of this one, and the last one given: all that is before it has
+        happened. Return whether there was more to read."""
+        last = self._n - 1
+        self.count(last)
+        self._read(self._block.last())
+        self._at = 1
+        return self._n > 1
+
     def played(self) -> None:
         """The last exit given is played by itself: whoever plays it counts it."""
-        self._tags[self._at - 1] = 0
+        self._apart.append(self._at - 1)
 
     def kind(self, number: int) -> Exit:
         """Return an exit of a kind, without its durations."""
@@ -184,13 +200,15 @@ class Stream:
         """Return the exits of this block that stop runs, but for one that is its last."""
         if self._ahead is None:
             block, begins = self._block, self._begins
-            stops = [stop for stop in self._stops if stop < self._n - 1]
-            after = [stop + 1 for stop in stops]
+            stops = self._stops_at
+            if len(stops) and stops[-1] == self._n - 1:
+                stops = stops[:-1]
+            after = stops + 1
             columns = (
-                block.kind[stops], block.service[stops], block.wake[stops], begins[stops] + block.after[stops],
+                stops, block.kind[stops], block.service[stops], block.wake[stops], begins[stops] + block.after[stops],
                 begins[after], block.after[after],
             )  # fmt: skip
-            rows = zip(stops, *(column.tolist() for column in columns), strict=True)
+            rows = zip(*(column.tolist() for column in columns), strict=True)
             self._ahead = [*map(Stop._make, rows)]
         return self._ahead
 
@@ -211,36 +229,60 @@ class Stream:
         """Count the exits of runs before this one, each once. None: the last one given."""
         before = self._at - 1 if before is None else before
         if before > self._counted:
-            part = slice(self._counted, before)
+            for begin in range(self._counted, before, COUNTED_AT_ONCE):
+                part = slice(begin, min(begin + COUNTED_AT_ONCE, before))
+                _count(self._tags(part), self._took[part], self._arrays.kinds, self._into)
             self._counted = before
-            _count(self._tags[part], self._took[part], self._arrays.kinds, self._into)
+            self._apart = [i for i in self._apart if i >= before]
+
+    def _tags(self, part: slice) -> Tags:
+        """Return what exits are counted by, see `_count`."""
+        block = self._block.part(part.start, part.stop)
+        tags = self._rows(False)[block.kind]
+        if self._sleeps:
+            asleep = block.wake > 0
+            tags[asleep] = (self._rows(True)[block.kind] * (block.wake <= self._poll_ns))[asleep]
+        tags *= BUCKETS
+        tags += buckets(self._took[part])
+        for i in self._apart:
+            if part.start <= i < part.stop:
+                tags[i - part.start] = 0
+        return tags
 
     # --- blocks ---------------------------------------------------------------------------------------------
+
+    def _read(self, kept: Block | None = None) -> None:
+        """Load the next block, behind what is kept of this one."""
+        self._load(self._arrays.block(self._size, kept))
+        self._size = min(LARGEST_BLOCK, 4 * self._size)
 
     def _load(self, block: Block) -> None:
         import numpy as np
 
+        n = len(block)
+        if n >= len(self._room):
+            self._room = np.empty(n + 1, np.int64)
         self._block = block
-        self._n, self._at, self._counted, self._stop = len(block), 0, 0, 0
-        self._ahead = None
+        self._n, self._at, self._counted, self._stop = n, 0, 0, 0
+        self._ahead, self._apart = None, []
         asleep = block.wake > 0
-        halts = bool(asleep.any())
-        polled = asleep & (block.wake <= self._poll_ns) if halts else None
-        self._took = block.service if polled is None else block.service + np.where(polled, block.wake, 0)
-        self._begins = np.zeros(self._n + 1, np.int64)
+        self._sleeps = bool(asleep.any())
+        self._took = block.service
+        ends = (self._rows(False) == 0)[block.kind]  # a run
+        if self._sleeps:
+            polled = asleep & (block.wake <= self._poll_ns)
+            self._took = block.service + block.wake * polled
+            ends[asleep] = ((self._rows(True) == 0)[block.kind] | ~polled)[asleep]
+        self._stops_at = np.flatnonzero(ends)
+        self._stops = [*self._stops_at.tolist(), n]
+        self._begins = self._room[: n + 1]
+        self._begins[0] = 0
         takes = self._begins[1:]
         np.add(block.after, self._took, out=takes)
         takes += self._around_ns
         np.cumsum(takes, out=takes)
-        rows = self._rows(False)[block.kind]  # 0 for those that no run goes on with
-        if polled is not None:
-            rows = np.where(asleep, self._rows(True)[block.kind] * polled, rows)
-        self._stops = [*np.flatnonzero(rows == 0).tolist(), self._n]
-        self._tags = rows * np.int32(BUCKETS)
-        self._tags += buckets(self._took)
-        self._tags *= rows != 0
 
-    def _rows(self, polled: bool) -> NDArray[int32]:
+    def _rows(self, polled: bool) -> Tags:
         """Return the row that exits of each kind are counted in, see `_count`; 0 for a kind that is not fast."""
         import numpy as np
 
@@ -248,7 +290,7 @@ class Stream:
         for number in range(len(kinds)):
             if (number, polled) not in self._known:
                 self._known[number, polled] = self._is_fast(kinds[number], polled)
-        return np.array([(2 * k + polled + 1) * self._known[k, polled] for k in range(len(kinds))], np.int32)
+        return np.array([(2 * k + polled + 1) * self._known[k, polled] for k in range(len(kinds))], np.intp)
 
 
 class Tallied(Tally):
@@ -289,25 +331,26 @@ def fast_ns(spec: Spec, mode_ns: Callable[[Mode, Mode], int]) -> tuple[int, int]
     return (around[0], around[1]) if state == guest else None
 
 
-def buckets(ns: Ints) -> NDArray[int32]:
+def buckets(ns: Ints) -> Tags:
     """Return `asid.core.record.bucket_of` of each."""
     import numpy as np
 
-    if len(ns) and int(ns.max()) < len(_short_buckets()):
-        return _short_buckets()[ns]
+    short = _short_buckets()
+    if len(ns) and int(ns.max()) < len(short):
+        return short[ns]
     octaves: Floats = np.log2(np.maximum(ns, 1))
-    return (BUCKETS_PER_OCTAVE * octaves).astype(np.int32)
+    return (BUCKETS_PER_OCTAVE * octaves).astype(np.intp)
 
 
 @cache
-def _short_buckets() -> NDArray[int32]:
+def _short_buckets() -> Tags:
     """Return the buckets of the durations below 65,536 ns."""
     import numpy as np
 
-    return np.array([bucket_of(ns) for ns in range(1 << 16)], np.int32)
+    return np.array([bucket_of(ns) for ns in range(1 << 16)], np.intp)
 
 
-def _count(tags: NDArray[int32], took: Ints, kinds: list[Exit], into: Tally) -> None:
+def _count(tags: Tags, took: Ints, kinds: list[Exit], into: Tally) -> None:
     """Count exits by reason. tags: row * BUCKETS + bucket; row 0 is of those that are counted elsewhere, the others are
     2 * kind + polled + 1."""
     import numpy as np

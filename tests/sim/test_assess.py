@@ -157,7 +157,7 @@ PID      TID      KVM_EXIT_REASON                     COUNT
 
 def test_counts_that_say_their_time_come_at_their_own_rate(run, tmp_path):
     (tmp_path / "k.txt").write_text(KVMEXIT)
-    shown = run(str(tmp_path / "k.txt"), "--policies", "asi", "--json")
+    shown = run(str(tmp_path / "k.txt"), "--policies", "asi", "--duration", "1s", "--json")
     (of,) = shown.json()["files"]
     assert of["rows"][0]["exits_per_s"] == pytest.approx(8000 / 2, rel=0.15)
     moves = {move["what"] for move in of["moves"]}
@@ -169,7 +169,7 @@ def test_counts_that_say_their_time_come_at_their_own_rate(run, tmp_path):
 
 def test_over_what_time_a_table_was_counted_can_be_told(run, tmp_path):
     (tmp_path / "k.txt").write_text(KVMEXIT.replace(" after sleeping 2 secs", ""))
-    few = ("--policies", "none", "--no-sensitivity", "--json")
+    few = ("--policies", "none", "--no-sensitivity", "--duration", "1s", "--json")
     (of,) = run(str(tmp_path / "k.txt"), "--over", "4s", "--vcpus", "1", *few).json()["files"]
     assert of["rows"][0]["exits_per_s"] == pytest.approx(2 * 8000 / 4, rel=0.15)  # two vCPUs, each as the one counted
     (of,) = run(str(tmp_path / "k.txt"), *few).json()["files"]

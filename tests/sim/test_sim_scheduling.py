@@ -74,7 +74,7 @@ def test_a_run_that_the_explorer_has_not_is_refused_at_its_step():
     machine = traced_machine(loaded, job.costs)
     machine.play(job.duration_ns)
     trace = machine.trace(0)
-    with pytest.raises(InputError, match="step 160 of the run: the run is no schedule: h0 takes order"):
+    with pytest.raises(InputError, match="step 152 of the run: the run is no schedule: h0 takes order"):
         schedule_of(model_of(loaded.config, machine.policy, 0, trace), trace, "G8", NEVER)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
+from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +18,7 @@ from simulated import CONFIGS, MS, TYPICAL, VARIANTS
 
 from asid.commands import invoke
 from asid.config import load
+from asid.sim import stream
 from asid.sim.figures import Figures, Teller, Told
 from asid.sim.known import Pieces, Played
 from asid.sim.machine import Measured
@@ -47,6 +51,11 @@ def both(machine: Any, duration_ns: int, chosen: dict[str, Any] | None = None) -
     return counted, played
 
 
+def in_blocks(n: int) -> AbstractContextManager[object]:
+    """All blocks of exits are that long."""
+    return patch.multiple(stream, FIRST_BLOCK=n, LARGEST_BLOCK=n)
+
+
 def busy(table: Path, rate: str = "20000/s", smt: int = 2, **more: Any) -> dict[str, Any]:
     guest = {"source": "mix", "table": str(table), "rate": rate}
     return {"machine": {"smt": smt}, "vm": [{"on": [f"c0h{ht}" for ht in range(smt)], "guest": guest}], **more}
@@ -69,7 +78,7 @@ def test_most_leaves_are_counted(tmp_path: Path, kick: str, work: str):
     table.write_text(table_of(0.05, '"1us"', work))
     counted, _ = both(busy(table, "5000/s"), 1_000 * MS, {"policy.kick": kick})
     assert counted.figures.leaves > 300
-    assert counted.counted > 0.7 * counted.figures.leaves
+    assert counted.counted > 0.6 * counted.figures.leaves
 
 
 @settings(
@@ -86,6 +95,7 @@ def test_most_leaves_are_counted(tmp_path: Path, kick: str, work: str):
     smt=st.sampled_from([1, 2, 2, 4]),
     variant=st.sampled_from(VARIANTS),
     slow=st.booleans(),
+    at_once=st.sampled_from([3, 16, 64, 4096]),
     free=st.booleans(),
     apic=st.sampled_from(["x2apic", "xapic", "shorthand"]),
     mce=st.sampled_from(["local", "broadcast"]),
@@ -107,7 +117,8 @@ def test_any_machine(tmp_path_factory: pytest.TempPathFactory, variant: tuple[st
     if drawn["slow"]:
         machine["faults"] = {"slow": [{"target": "c0h0", "delay": "3us"}]}
     policy, kick = variant
-    both(machine, 15 * MS, {"policy.name": policy, **({"policy.kick": kick} if kick else {})})
+    with in_blocks(drawn["at_once"]):
+        both(machine, 15 * MS, {"policy.name": policy, **({"policy.kick": kick} if kick else {})})
 
 
 @pytest.mark.parametrize("mapping", ["minimal", "allowed"])
@@ -118,6 +129,36 @@ def test_faults_that_only_the_first_exit_of_a_life_reports(tmp_path: Path, mappi
     counted, _ = both(busy(table, "5000/s", inject=inject, space={"mapping": mapping}), 60 * MS)
     assert counted.counted > 0.5 * counted.figures.leaves
     assert counted.figures.sums["records", "fault"] > 0
+
+
+def recording(random: Random, exits: tuple[int, ...], full: float) -> str:
+    """The text of one: so many exits of each vCPU, about one every 50 us, that share of them to the VMM."""
+    lines = ["# tracer: nop"]
+    for vcpu, n in enumerate(exits):
+        at_us = 1_000_000
+        for _ in range(n):
+            at_us += random.randrange(20, 90)
+            reason = "IO_INSTRUCTION" if random.random() < full else "MSR_WRITE"
+            head = f"<...>-{101 + vcpu} [{vcpu:03d}] .... {at_us // 10**6}.{at_us % 10**6:06d}:"
+            tail = f"<...>-{101 + vcpu} [{vcpu:03d}] .... {(at_us + 3) // 10**6}.{(at_us + 3) % 10**6:06d}:"
+            lines += [f"{head} kvm_exit: reason {reason} rip 0x1 info 0 0", f"{tail} kvm_entry: vcpu {vcpu}"]
+    return "\n".join(lines) + "\n"
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 999), full=st.sampled_from([0.0, 0.01, 0.1]), loop=st.booleans(),
+    exits=st.tuples(st.integers(1, 700), st.integers(1, 700)), at_once=st.sampled_from([3, 16, 64]),
+)  # fmt: skip
+def test_recordings_of_any_length_end_where_they_end(
+    tmp_path: Path, seed: int, full: float, loop: bool, exits: tuple[int, int], at_once: int
+):
+    """Also where the last exit is one to the VMM, and where a block of them ends with one."""
+    (tmp_path / "t.txt").write_text(recording(Random(seed), exits, full))
+    guest = {"source": "trace", "file": str(tmp_path / "t.txt"), "loop": loop}
+    machine = {"machine": {"smt": 2}, "vm": [{"on": ["c0h0", "c0h1"], "guest": guest}]}
+    with in_blocks(at_once):
+        both(machine, 80 * MS)
 
 
 def test_a_hyperthread_without_a_vcpu_is_in_no_way(tmp_path: Path):
