@@ -8,7 +8,7 @@ in the last bit, so what comes to lie at an edge of rounding is drawn again as a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from random import Random
 from typing import Any, Final, NamedTuple, Protocol
@@ -76,10 +76,14 @@ def _columns(n: int, *, sleeps: bool) -> Block:
 
 
 class Arrays(Protocol):
-    """A source that gives blocks. kinds: an exit of each kind, without its durations."""
+    """A source that gives blocks. kinds: an exit of each kind, without its durations; fixed: the service time of each
+    exit of a kind that does not sleep, -1 where they differ or it is not known. It may be shorter."""
 
     @property
     def kinds(self) -> list[Exit]: ...
+
+    @property
+    def fixed(self) -> Sequence[int]: ...
 
     def block(self, n: int, kept: Block | None = None) -> Block:
         """Return the next n exits behind those that are kept; fewer when no more will come."""
@@ -109,6 +113,8 @@ class MixArrays:
         self._time_draws = np.empty(AT_ONCE)
         fixed = [kind.service.ns if isinstance(kind.service, Constant) else -1 for kind in self._of]
         self._fixed = np.array(fixed, np.int64)  # service times, -1 for those that are drawn
+        awake = [not source.timeless and kind.wake is None for kind in self._of]
+        self.fixed = np.where(awake, self._fixed, -1).tolist()
         self._sleeps = not source.timeless and any(kind.wake is not None for kind in self._of)
         self._columns = _columns(0, sleeps=self._sleeps)
 
@@ -176,6 +182,8 @@ def _continued(random: Random) -> np.random.Generator:
 class _PacedArrays:
     """Another source, every duration of it scaled."""
 
+    fixed: Sequence[int] = ()
+
     def __init__(self, source: Paced) -> None:
         self._inner = arrays_of(source.inner)
         self.kinds = self._inner.kinds
@@ -193,6 +201,8 @@ class _PacedArrays:
 
 class _Collected:
     """Any other source, asked one exit after another."""
+
+    fixed: Sequence[int] = ()
 
     def __init__(self, source: Source) -> None:
         self.kinds: list[Exit] = []

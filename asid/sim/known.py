@@ -12,7 +12,7 @@ from array import array
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asid.core.record import bucket_of
-from asid.sim.stream import buckets
+from asid.sim.counted import buckets
 
 if TYPE_CHECKING:
     from asid.sim.figures import Figures, Told

@@ -88,8 +88,8 @@ class Lane:
         """The leave for a stop is over: the next one is the one behind it."""
         self.at += 1
         if self.at < len(self.stops):
-            stop = self.stops[self.at]
-            self.last, self.end_ns = stop.i, self.base_ns + stop.out_ns
+            self.last, _, _, _, out_ns, _, _ = self.stops[self.at]
+            self.end_ns = self.base_ns + out_ns
         else:
             _, self.last, _, self.end_ns, _ = self.run()
 

@@ -11,23 +11,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asid.core import hyperthread as core
 from asid.core.events import Do, Mode, Seen
 from asid.core.hyperthread import Phase, Spec, What
-from asid.core.record import BUCKETS, BUCKETS_PER_OCTAVE, bucket_of
 from asid.core.tally import Notes, Tally
 from asid.guest.base import Exit, Source
+from asid.sim.counted import Rules, count_fast, rules_of
 
 if TYPE_CHECKING:
     from numpy import intp
     from numpy.typing import NDArray
 
-    from asid.guest.arrays import Block, Floats, Ints
-
-    Tags = NDArray[intp]  # what numpy counts with
+    from asid.guest.arrays import Block, Ints
 
 FIRST_BLOCK: Final = 64  # exits; each block has four times as many as the one before
 LARGEST_BLOCK: Final = 1 << 15
@@ -88,17 +85,16 @@ class Stream:
         self._around_ns = exit_ns + entry_ns
         self._shortest = shortest
         self._size = FIRST_BLOCK
-        self._known: dict[tuple[int, bool], bool] = {}  # (kind, polled): fast
+        self._known = rules_of([], [], [], [], poll_ns)
         self._n = self._at = self._counted = self._stop = 0  # exits; given; counted; place in stops
         self._block: Block
         self._took: Ints  # by the handler
         self._begins: Ints  # one more than exits
         self._stops: list[int]  # exits that no run goes on with, and the number of exits
         self._apart: list[int]  # exits among those that are not counted yet, which are played by themselves
-        self._sleeps: bool
-        self._stops_at: Tags  # the same, as an array
+        self._stops_at: NDArray[intp]  # the same, as an array
         self._room: Ints = np.empty(0, np.int64)  # for begins
-        self._ahead: list[Stop] | None
+        self._ahead: list[tuple[int, ...]] | None
         self._load(self._arrays.block(0))
 
     def next(self) -> Exit | None:
@@ -194,10 +190,13 @@ class Stream:
     def stop(self, run: Run) -> Stop | None:
         """Return what a run is stopped by; None where that is the last of the block."""
         at, ahead = self.at_stop(run), self.ahead()
-        return ahead[at] if at < len(ahead) else None
+        return Stop._make(ahead[at]) if at < len(ahead) else None
 
-    def ahead(self) -> list[Stop]:
-        """Return the exits of this block that stop runs, but for one that is its last."""
+    def ahead(self) -> list[tuple[int, ...]]:
+        """Return the exits of this block that stop runs, but for one that is its last, as the fields of a `Stop` each.
+
+        Plain tuples: there are many, and whoever collects garbage leaves these alone.
+        """
         if self._ahead is None:
             block, begins = self._block, self._begins
             stops = self._stops_at
@@ -209,7 +208,7 @@ class Stream:
                 begins[after], block.after[after],
             )  # fmt: skip
             rows = zip(*(column.tolist() for column in columns), strict=True)
-            self._ahead = [*map(Stop._make, rows)]
+            self._ahead = [*rows]
         return self._ahead
 
     def at_stop(self, run: Run) -> int:
@@ -230,24 +229,11 @@ class Stream:
         before = self._at - 1 if before is None else before
         if before > self._counted:
             for begin in range(self._counted, before, COUNTED_AT_ONCE):
-                part = slice(begin, min(begin + COUNTED_AT_ONCE, before))
-                _count(self._tags(part), self._took[part], self._arrays.kinds, self._into)
+                stop = min(begin + COUNTED_AT_ONCE, before)
+                apart = [i - begin for i in self._apart if begin <= i < stop]
+                count_fast(self._block.part(begin, stop), self._took[begin:stop], apart, self._rules(), self._into)
             self._counted = before
             self._apart = [i for i in self._apart if i >= before]
-
-    def _tags(self, part: slice) -> Tags:
-        """Return what exits are counted by, see `_count`."""
-        block = self._block.part(part.start, part.stop)
-        tags = self._rows(False)[block.kind]
-        if self._sleeps:
-            asleep = block.wake > 0
-            tags[asleep] = (self._rows(True)[block.kind] * (block.wake <= self._poll_ns))[asleep]
-        tags *= BUCKETS
-        tags += buckets(self._took[part])
-        for i in self._apart:
-            if part.start <= i < part.stop:
-                tags[i - part.start] = 0
-        return tags
 
     # --- blocks ---------------------------------------------------------------------------------------------
 
@@ -265,15 +251,8 @@ class Stream:
         self._block = block
         self._n, self._at, self._counted, self._stop = n, 0, 0, 0
         self._ahead, self._apart = None, []
-        asleep = block.wake > 0
-        self._sleeps = bool(asleep.any())
-        self._took = block.service
-        ends = (self._rows(False) == 0)[block.kind]  # a run
-        if self._sleeps:
-            polled = asleep & (block.wake <= self._poll_ns)
-            self._took = block.service + block.wake * polled
-            ends[asleep] = ((self._rows(True) == 0)[block.kind] | ~polled)[asleep]
-        self._stops_at = np.flatnonzero(ends)
+        self._took, fast = self._rules().takes(block)
+        self._stops_at = np.flatnonzero(~fast)
         self._stops = [*self._stops_at.tolist(), n]
         self._begins = self._room[: n + 1]
         self._begins[0] = 0
@@ -282,15 +261,15 @@ class Stream:
         takes += self._around_ns
         np.cumsum(takes, out=takes)
 
-    def _rows(self, polled: bool) -> Tags:
-        """Return the row that exits of each kind are counted in, see `_count`; 0 for a kind that is not fast."""
-        import numpy as np
-
-        kinds = self._arrays.kinds
-        for number in range(len(kinds)):
-            if (number, polled) not in self._known:
-                self._known[number, polled] = self._is_fast(kinds[number], polled)
-        return np.array([(2 * k + polled + 1) * self._known[k, polled] for k in range(len(kinds))], np.intp)
+    def _rules(self) -> Rules:
+        """Return what exits of each kind come to. Kinds of a recording come up one by one."""
+        kinds, known = self._arrays.kinds, self._known
+        if len(known.kinds) < len(kinds):
+            more = kinds[len(known.kinds) :]
+            fast = [*known.fast.tolist(), *(self._is_fast(kind, False) for kind in more)]
+            polled = [*known.fast_polled.tolist(), *(self._is_fast(kind, True) for kind in more)]
+            self._known = rules_of(kinds, fast, polled, self._arrays.fixed, self._poll_ns)
+        return self._known
 
 
 class Tallied(Tally):
@@ -329,46 +308,3 @@ def fast_ns(spec: Spec, mode_ns: Callable[[Mode, Mode], int]) -> tuple[int, int]
         worked = worked or action.do is Do.WORK
         state = core.step(spec, state, core.Event(What.PERFORMED, seen=seen))
     return (around[0], around[1]) if state == guest else None
-
-
-def buckets(ns: Ints) -> Tags:
-    """Return `asid.core.record.bucket_of` of each."""
-    import numpy as np
-
-    short = _short_buckets()
-    if len(ns) and int(ns.max()) < len(short):
-        return short[ns]
-    octaves: Floats = np.log2(np.maximum(ns, 1))
-    return (BUCKETS_PER_OCTAVE * octaves).astype(np.intp)
-
-
-@cache
-def _short_buckets() -> Tags:
-    """Return the buckets of the durations below 65,536 ns."""
-    import numpy as np
-
-    return np.array([bucket_of(ns) for ns in range(1 << 16)], np.intp)
-
-
-def _count(tags: Tags, took: Ints, kinds: list[Exit], into: Tally) -> None:
-    """Count exits by reason. tags: row * BUCKETS + bucket; row 0 is of those that are counted elsewhere, the others are
-    2 * kind + polled + 1."""
-    import numpy as np
-
-    hist = np.bincount(tags)
-    hist = np.pad(hist, (0, -len(hist) % BUCKETS)).reshape(-1, BUCKETS)
-    for row in np.flatnonzero(hist.any(axis=1)).tolist():
-        if not row:
-            continue
-        cells = np.flatnonzero(hist[row]).tolist()
-        low = high = took[tags == row * BUCKETS + cells[0]]
-        if len(cells) > 1:
-            high = took[tags == row * BUCKETS + cells[-1]]
-        low_ns, high_ns = max(1, int(low.min())), max(1, int(high.max()))
-        found = {cell: int(hist[row, cell]) for cell in cells}
-        if low_ns == high_ns:
-            total_ns = low_ns * sum(found.values())
-        else:
-            total_ns = int(np.maximum(took[tags // BUCKETS == row], 1).sum())
-        kind, polled = kinds[(row - 1) // 2], (row - 1) % 2
-        into.add_all(kind.reason, kind.isa, total_ns, low_ns, high_ns, found, "polled" * polled)

@@ -14,8 +14,8 @@ from simulated import CONFIGS, MS, TYPICAL, VARIANTS
 from asid.config import load
 from asid.core.record import bucket_of
 from asid.sim.agenda import Agenda
+from asid.sim.counted import buckets
 from asid.sim.machine import Played
-from asid.sim.stream import buckets
 from asid.simulating import machine_of
 
 FAST = ("MSR_WRITE", "CPUID", "PREEMPTION_TIMER", "EPT_VIOLATION", "HLT")
