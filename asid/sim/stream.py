@@ -172,6 +172,10 @@ class Stream:
         event, begin_ns = self._exit(i), run.base_ns + int(self._begins[i])
         return event, begin_ns, begin_ns + event.after_ns
 
+    def is_at_first(self, run: Run) -> bool:
+        """Whether the last exit given is the first one of a run."""
+        return self._at == run.first + 1
+
     def out_ns(self, run: Run, over_ns: int) -> int | None:
         """Return when the exit that is under way left the guest; None while the guest runs."""
         i = self._begun(run, over_ns)

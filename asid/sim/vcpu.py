@@ -149,7 +149,8 @@ class Vcpu:
         self.run = None
         over_ns = ht.agenda.over_ns(ht.ht)
         self.exit, begin_ns, end_ns = self.stream.reach(run, over_ns)
-        ht.since_ns = max(ht.since_ns, begin_ns)
+        if not self.stream.is_at_first(run):  # else it was in guest before, and interrupted maybe
+            ht.since_ns = max(ht.since_ns, begin_ns)
         if end_ns >= over_ns:
             self.guest.set(end_ns - ht.agenda.now_ns)
             return True

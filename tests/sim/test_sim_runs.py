@@ -131,6 +131,15 @@ def test_what_is_played_grows_with_leaves_and_not_with_exits(tmp_path):
     assert taken[1] < 300
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_guest_that_was_held_up_in_its_first_run_is_in_guest_since_before_that(tmp_path, seed: int):
+    (tmp_path / "t.toml").write_text('[[exit]]\nreason = "MSR_WRITE"\nshare = 1.0\nservice = "0ns"\nfull = 0.0\n')
+    guest = {"source": "mix", "rate": "5000/s", "table": str(tmp_path / "t.toml")}
+    stall = {"what": "stall", "target": "c0h0", "at": "640ns", "duration": "20us"}
+    machine = {"seed": seed, "machine": {"smt": 1}, "vm": [{"on": ["c0h0"], "guest": guest}], "inject": [stall]}
+    same(*both(machine, MS // 20, {}))
+
+
 @given(st.integers(1, 2**60))
 @example(1)
 @example(2**40)
