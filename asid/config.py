@@ -253,6 +253,13 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The record of a run on disk."""
 
     flush: Annotated[str, Meta(description="Records reach the disk at least this often (group commit).")] = "100ms"
+    kvm_events: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="Of real guests, KVM's own events from tracefs: auto = where it can be read; on = or the run"
+            " does not start; off. The environment's ASID_TRACEFS names another tracefs."
+        ),
+    ] = "auto"
 
     @property
     def flush_ns(self) -> int:

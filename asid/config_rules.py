@@ -111,6 +111,11 @@ def _policy(config: Config) -> None:
     _duration("mce.timeout", config.mce.timeout, MCE_TIMEOUT_MIN_NS, MCE_TIMEOUT_MAX_NS)
     _duration("policy.turn", config.policy.turn, 100_000, KICK_DEADLINE_MAX_NS)
     _duration("journal.flush", config.journal.flush, 1_000_000, 10_000_000_000)
+    if config.journal.kvm_events == "on" and not config.real_vms:
+        raise RuleBroken(
+            "journal.kvm_events", "on", state="no VM is a real guest", allowed="auto or off",
+            hint='Leave it out, or give a VM the source "kvm".',
+        )  # fmt: skip
 
 
 def _real_guests(config: Config) -> None:

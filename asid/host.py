@@ -216,7 +216,20 @@ def _kvm() -> list[Finding]:
     except AsidError as refused:
         return [Finding("note", "/dev/kvm", refused.what, refused.hint)]
     meaning = "real guests run here; their instructions are emulated in software, so slowly"
-    return [Finding("good", "/dev/kvm", "usable", meaning if emulated else "real guests run here")]
+    usable = Finding("good", "/dev/kvm", "usable", meaning if emulated else "real guests run here")
+    return [usable, _kvm_events()]
+
+
+def _kvm_events() -> Finding:
+    """Of use with real guests alone."""
+    from asid.errors import AsidError
+    from asid.trace.record import check_thread_numbers, find_tracefs, places
+
+    try:
+        check_thread_numbers()
+        return Finding("good", "kvm events", str(find_tracefs(places())), "runs of real guests record them")
+    except AsidError as refused:
+        return Finding("note", "kvm events", refused.what, refused.hint)
 
 
 CHECKS: tuple[Callable[[], list[Finding]], ...] = (

@@ -123,6 +123,8 @@ def test_the_whole_of_the_language_is_read(tmp_path):
         ('[policy]\nkick_deadline = "4ms"', "must be 5.0ms to 400.0ms", "Try 5.0ms."),
         ('[policy]\nkick_deadline = "5"', "must be a duration", ""),
         ('[policy]\nturn = "0s"', "policy.turn", ""),
+        ('[journal]\nkvm_events = "on"', "no VM is a real guest): must be auto or off", 'a VM the source "kvm"'),
+        ('[journal]\nkvm_events = "yes"', "must be auto, on or off", ""),
         ('[mce]\ntimeout = "2s"', "must be 10.0ms to 1.0s", "Try 1.0s."),
         ('[mce]\ntimeout = "soon"', "must be a duration", ""),
         ('[mce]\nmode = "brodcast"', "must be local or broadcast", "Did you mean broadcast?"),

@@ -31,10 +31,11 @@ def command() -> None:
 @click.option("--pid", type=click.IntRange(min=1), default=None, help="Of the VM of this process alone.")
 @click.option(
     "--tracefs",
+    envvar="ASID_TRACEFS",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
     metavar="DIR",
-    help="Where tracefs is mounted, if not where it usually is.",
+    help="Where tracefs is mounted, if not where it usually is; also the environment's ASID_TRACEFS.",
 )
 @click.pass_obj
 def record(session: Session, output: Path, duration: str, pid: int | None, tracefs: Path | None) -> None:

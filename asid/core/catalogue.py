@@ -76,6 +76,21 @@ CATALOGUE: tuple[tuple[str, str, str, str], ...] = (
         "what:str n:int",
         "n items lost; `telemetry` costs the journal nothing, any other word makes it incomplete",
     ),
+    (
+        "kvm.recording",
+        "daemon",
+        "state:on|off|over why?:str lost?:int bytes?:int cut?:str",
+        "of runs with real guests: KVM's own events are recorded from tracefs, are not, or were until now. why: not, "
+        "or not all of them; lost: how many the kernel dropped; bytes: of their text; cut: why the text has not all",
+    ),
+    (
+        "kvm.events",
+        "daemon",
+        "of:str pid:int event:str reason:str n:int ended?:int kept?:int sum_ns?:int",
+        "what KVM itself told of the thread of this hyperthread (c0h1; empty: of none) since the last such record: n "
+        "events of this name and reason. Of kvm_exit: how many have ended since, with a kvm_entry; how many of these "
+        "KVM kept to itself, without a kvm_userspace_exit; and how long they took",
+    ),
     ("warn", "daemon", "text:str", "something to look at before the numbers are trusted"),
     (
         "ht.mode",

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from asid.config import Guest, Loaded
 from asid.config_rules import printable
-from asid.errors import AsidError, ConfigError, PermissionRefused
+from asid.errors import AsidError, ConfigError, HostUnsuitable, PermissionRefused
 from asid.guest import FILE_KEYS, guest_path, mix_rate_hz
 from asid.guest.kvm import check_kvm
 from asid.guest.mix import MixTable, read_mix
 from asid.guest.trace import VcpuThread, check_clock, choose, vcpus
 from asid.trace.reader import read_trace
+from asid.trace.record import check_thread_numbers, find_tracefs, instance, places
 
 
 class Recording(NamedTuple):
@@ -59,12 +60,36 @@ def check_guests(loaded: Loaded) -> None:
 
 
 def check_real_guests(loaded: Loaded) -> None:
-    """Run the program of each real guest for a moment, on this host.
+    """Run the program of each real guest for a moment, on this host, and see whether KVM's events can be recorded when
+    the configuration insists on them.
 
     Raise what stands in the way: HostUnsuitable, or PermissionRefused.
     """
     for program in sorted({vm.guest.program for vm in loaded.config.vm if vm.guest.source == "kvm"}):
         check_kvm(program)
+    if loaded.config.real_vms and loaded.config.journal.kvm_events == "on":
+        _check_tracefs()
+
+
+def _check_tracefs() -> None:
+    """Make an instance, as the recorder of a run will, and let it be."""
+    try:
+        check_thread_numbers()
+        with instance(find_tracefs(places())):
+            pass
+    except AsidError as refused:
+        raise required(refused) from None
+
+
+def required(refused: AsidError) -> AsidError:
+    """Return the refusal of tracefs as that of the key which insists on it."""
+    kind = PermissionRefused if isinstance(refused, PermissionRefused) else HostUnsuitable
+    return kind(
+        'journal.kvm_events = "on"',
+        state=f"{refused.what}; {refused.state}" if refused.state else refused.what,
+        allowed=refused.allowed,
+        hint=refused.hint or 'Use "auto", and the journal says why there are none.',
+    )
 
 
 def _check(guest: Guest, vcpu_count: int, base_dir: Path, tables: dict[Path, MixTable]) -> None:

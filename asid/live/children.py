@@ -208,6 +208,11 @@ class Children:
         self._node.add_reader(pidfd, lambda: self.reap(child))
         return child
 
+    def start_server(self) -> int:
+        """Have a fork server before the first birth; return its pid. Raise OSError."""
+        with without_main():
+            return fork_server.start()
+
     def _wake(self) -> None:
         if pid := fork_server.wake():
             self._say(fork_server.woken(pid))

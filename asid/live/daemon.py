@@ -28,6 +28,8 @@ from asid.live.control import Control, Identity, Reply
 from asid.live.health import Health
 from asid.live.injector import Batch, Injector, batch_of_config
 from asid.live.journal import JournalReader, JournalWriter
+from asid.live.kernel_events import FILE as KERNEL_FILE
+from asid.live.kernel_events import KernelEvents
 from asid.live.merge import Merge
 from asid.live.node import Node
 from asid.live.operations import Operations, details_of
@@ -112,6 +114,7 @@ class Daemon(Parent):
         self.injector = Injector(self)
         self.operations = Operations(self)
         self.health = Health(self)
+        self.kernel = KernelEvents(self.config, self.node, self.merge, self.run_dir.path / KERNEL_FILE)
         self.merge.listeners += [self.injector.on_record, self._on_record]
         identity = Identity(
             version=__version__, boot_id=self.boot_id, instance=self.paths.name, pid=os.getpid(),
@@ -130,6 +133,7 @@ class Daemon(Parent):
     def start(self) -> None:
         """Bring every process up; write endpoints.json last. Raise HostUnsuitable when they do not come up in time."""
         machine, policy = self.config.machine, self.config.policy
+        self.kernel.begin(self.children.start_server)
         self.merge.note(
             "run.begin",
             {
@@ -352,7 +356,7 @@ class Daemon(Parent):
         instance.clear_leftovers(self.paths)
         for child in self.children.coordinators():
             child.kill()
-        if not self.children.by_place:
+        if not self.children.by_place and self.kernel.over():
             self.over = True
 
     def end(self) -> None:
@@ -383,6 +387,7 @@ class Daemon(Parent):
             while self.children.by_place and self.now_ns() < deadline_ns:
                 self.node.turn(deadline_ns)
         finally:
+            self.kernel.close()
             self.children.close()
             instance.clear_leftovers(self.paths)
         self.journal.close()

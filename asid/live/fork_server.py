@@ -49,14 +49,25 @@ def settle(root: Path, config: Path | None = None) -> None:
         os.environ[CONFIG] = str(config)
 
 
+def start() -> int:
+    """Start it if it does not run; return its pid. Raise OSError."""
+    _server.ensure_running()
+    return pid()
+
+
+def pid() -> int:
+    """Return its pid, 0 when there is none."""
+    return _server._forkserver_pid or 0
+
+
 def wake() -> int:
     """Continue the fork server if it was stopped. Return its pid then, else 0."""
     with _server._lock:
-        pid: int | None = _server._forkserver_pid
-        if pid is None or not _is_stopped(pid):
+        found = pid()
+        if not found or not _is_stopped(found):
             return 0
-        os.kill(pid, signal.SIGCONT)
-        return pid
+        os.kill(found, signal.SIGCONT)
+        return found
 
 
 def _is_stopped(pid: int) -> bool:

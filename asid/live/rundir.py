@@ -2,6 +2,7 @@
 
     <state>/asid/runs/20261104T101530Z-smt2-9f3a/
         manifest.json  config.toml  config.resolved.json  space.toml  journal.asid  stats.json  verdict.json  repro.sh
+        kvm-events.txt, of real guests whose KVM's events were recorded
     <state>/asid/runs/latest -> 20261104T101530Z-smt2-9f3a
 
 `manifest.json` says `running` until the daemon ends in order, then `ended`. One that says `running` while its process

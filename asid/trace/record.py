@@ -20,6 +20,7 @@ from typing import BinaryIO, Final
 from asid.errors import HostUnsuitable, PermissionRefused
 
 PLACES: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+VARIABLE: Final = "ASID_TRACEFS"  # of the environment: where else tracefs is mounted
 EVENTS: Final = ("kvm_exit", "kvm_entry", "kvm_userspace_exit")
 OPTIONAL: Final = frozenset({"kvm_userspace_exit"})  # a recording without it is used as well
 BUFFER_KB: Final = 8192  # of each CPU
@@ -27,11 +28,19 @@ LOOK_S: Final = 0.1
 READ_BYTES: Final = 1 << 16
 HEAD: Final = b"# tracer: nop\n# recorded by asid, clock mono\n"
 
+FIRST_PIDS: Final = "pid:[4026531836]"  # PROC_PID_INIT_INO, the same on every host
+
 _EVENT = re.compile(rb": (kvm_[a-z_]+): ")
 
 
-def find_tracefs(places: Iterable[Path] = PLACES) -> Path:
-    """Return the tracefs of this host that has events of KVM.
+def places() -> tuple[Path, ...]:
+    """Return where tracefs is looked for: the place that ASID_TRACEFS names, else the usual ones."""
+    named = os.environ.get(VARIABLE, "")
+    return (Path(named).absolute(),) if named else PLACES
+
+
+def find_tracefs(places: Iterable[Path] = PLACES, where: str = "trace record") -> Path:
+    """Return the tracefs of this host that has events of KVM. where: who looks for it, for the errors.
 
     Raise HostUnsuitable where none is mounted or it has none, PermissionRefused where it is not ours to read.
     """
@@ -44,7 +53,7 @@ def find_tracefs(places: Iterable[Path] = PLACES) -> Path:
         except PermissionError:
             raise PermissionRefused(
                 f"{place} may not be read",
-                where="trace record",
+                where=where,
                 state="tracefs belongs to root",
                 allowed="root, or whom root has given it",
                 hint="sudo asid trace record; or read the recording of somebody who may: asid assess FILE.",
@@ -52,42 +61,60 @@ def find_tracefs(places: Iterable[Path] = PLACES) -> Path:
     if mounted is not None:
         raise HostUnsuitable(
             f"{mounted} has no events of KVM",
-            where="trace record",
+            where=where,
             state="the module kvm is not loaded, or was built without them",
             allowed="a host with events/kvm",
             hint="modprobe kvm_intel or kvm_amd.",
         )
     raise HostUnsuitable(
         "no tracefs is mounted",
-        where="trace record",
+        where=where,
         state=f"looked at {', '.join(map(str, places))}",
         allowed="a mounted tracefs",
-        hint="mount -t tracefs none /sys/kernel/tracing; or name another place: --tracefs DIR.",
+        hint=f"mount -t tracefs none /sys/kernel/tracing; or name another place: {VARIABLE}, or --tracefs DIR.",
     )
 
 
+def check_thread_numbers(where: str = "trace record") -> None:
+    """Raise HostUnsuitable where threads have other numbers for this process than for the kernel."""
+    if os.readlink("/proc/self/ns/pid") != FIRST_PIDS:
+        raise HostUnsuitable(
+            "this process is in a pid namespace of its own",
+            where=where,
+            state="its threads have other numbers in the kernel's text",
+            allowed="the first pid namespace of the host",
+            hint="Start the container with the host's: --pid=host.",
+        )
+
+
 @contextlib.contextmanager
-def instance(tracefs: Path, pids: Iterable[int] = ()) -> Iterator[Path]:
+def instance(tracefs: Path, pids: Iterable[int] = (), buffer_kb: int = BUFFER_KB) -> Iterator[Path]:
     """An instance that records the events of KVM: of these threads, or of all. Nothing of it is left at the end.
 
-    Raise HostUnsuitable or PermissionRefused.
+    buffer_kb: its buffer for each CPU. Raise HostUnsuitable or PermissionRefused.
     """
     own = tracefs / "instances" / f"asid-{os.getpid()}"
-    for left in own.parent.glob("asid-*"):
-        if left == own or not Path("/proc", left.name.removeprefix("asid-")).exists():
-            _remove(left)  # of one that was killed, whose number may be ours by now
+    _remove(own)  # of one that was killed, whose number is ours by now
+    clear_left(tracefs)
     try:
         own.mkdir()
     except OSError as error:
         raise _refused(own, error) from None
     try:
         try:
-            _set_up(own, pids)
+            _set_up(own, pids, buffer_kb)
         except OSError as error:
             raise _refused(own, error) from None
         yield own
     finally:
         _remove(own)
+
+
+def clear_left(tracefs: Path) -> None:
+    """Remove the instances of recorders that were killed."""
+    for left in (tracefs / "instances").glob("asid-*"):
+        if not Path("/proc", left.name.removeprefix("asid-")).exists():
+            _remove(left)
 
 
 def _remove(own: Path) -> None:
@@ -98,9 +125,9 @@ def _remove(own: Path) -> None:
         own.rmdir()
 
 
-def _set_up(own: Path, pids: Iterable[int]) -> None:
+def _set_up(own: Path, pids: Iterable[int], buffer_kb: int) -> None:
     (own / "trace_clock").write_text("mono")
-    (own / "buffer_size_kb").write_text(str(BUFFER_KB))
+    (own / "buffer_size_kb").write_text(str(buffer_kb))
     if threads := " ".join(map(str, pids)):
         (own / "set_event_pid").write_text(threads)
         (own / "trace_options").write_text("event-fork")  # and those that they start
@@ -108,6 +135,23 @@ def _set_up(own: Path, pids: Iterable[int]) -> None:
         switch = own / "events" / "kvm" / event / "enable"
         if event not in OPTIONAL or switch.exists():
             switch.write_text("1")
+
+
+def add_thread(own: Path, pid: int) -> None:
+    """Record a further thread, in an instance that was made for some. Raise OSError."""
+    fd = os.open(own / "set_event_pid", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)  # O_TRUNC would clear it first
+    try:
+        os.write(fd, f"{pid}\n".encode())
+    finally:
+        os.close(fd)
+
+
+def open_pipe(own: Path) -> int:
+    """Open the text of an instance: reading it takes it. Raise HostUnsuitable or PermissionRefused."""
+    try:
+        return os.open(own / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _refused(own, error) from None
 
 
 def record(own: Path, out: BinaryIO, ns: int, on_progress: Callable[[Counter[str], int], None]) -> Counter[str]:
@@ -119,10 +163,7 @@ def record(own: Path, out: BinaryIO, ns: int, on_progress: Callable[[Counter[str
     counts: Counter[str] = Counter()
     out.write(HEAD)
     until_ns = time.monotonic_ns() + ns
-    try:
-        fd = os.open(own / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise _refused(own, error) from None
+    fd = open_pipe(own)
     try:
         while (left_ns := until_ns - time.monotonic_ns()) > 0:
             select.select((fd,), (), (), min(LOOK_S, left_ns / 1e9))

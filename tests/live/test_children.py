@@ -231,3 +231,15 @@ def test_the_end_of_a_stopped_fork_server_is_not_waited_for(said):
     fork_server.end()
     with pytest.raises(ProcessLookupError):
         os.kill(before, 0)
+
+
+def test_a_fork_server_can_be_had_before_the_first_birth():
+    with tempfile.TemporaryDirectory(dir=ROOT) as root:
+        children = Children(Node(), Path(root), lambda child, status: None, lambda text: None)
+        try:
+            pid = children.start_server()
+            assert os.getpgid(pid), "it lives"
+            assert (children.start_server(), fork_server.pid()) == (pid, pid), "and the next asks find it"
+        finally:
+            children.close()
+        assert fork_server.pid() == 0

@@ -13,7 +13,7 @@ import pytest
 from asid.commands import invoke
 from asid.errors import HostUnsuitable, PermissionRefused
 from asid.trace.reader import read_trace
-from asid.trace.record import EVENTS, check_counts, find_tracefs, instance, record, threads_of
+from asid.trace.record import check_counts, find_tracefs, instance, record, threads_of
 
 LINES = (
     b" CPU 0/KVM-42 [000] ..... 100.000001: kvm_entry: vcpu 0, rip 0xfff0\n"
@@ -23,48 +23,7 @@ LINES = (
 )
 
 
-class FakeTracefs:
-    """Files where tracefs has some, a pipe where it has one, and what was written to each."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        (root / "events" / "kvm").mkdir(parents=True)
-        (root / "instances").mkdir()
-        self.made: list[str] = []
-
-    def furnish(self, own: Path) -> None:
-        """What the kernel puts into a new instance."""
-        for event in EVENTS:
-            (own / "events" / "kvm" / event).mkdir(parents=True)
-            (own / "events" / "kvm" / event / "enable").write_text("0")
-        os.mkfifo(own / "trace_pipe")
-
-
-@pytest.fixture
-def tracefs(tmp_path, monkeypatch):
-    made = FakeTracefs(tmp_path / "tracing")
-    mkdir = Path.mkdir
-
-    def furnished(path, *args, **options):
-        mkdir(path, *args, **options)
-        if path.parent == made.root / "instances":
-            made.furnish(path)
-
-    def unfurnished(path):
-        made.made.append((path / "tracing_on").read_text())
-        for name in ("set_event_pid", "trace_clock"):
-            if (path / name).exists():
-                made.made.append((path / name).read_text())
-        import shutil
-
-        shutil.rmtree(path)
-
-    monkeypatch.setattr(Path, "mkdir", furnished)
-    monkeypatch.setattr(Path, "rmdir", unfurnished)
-    return made
-
-
-def write_later(tracefs: FakeTracefs, text: bytes) -> threading.Thread:
+def write_later(tracefs, text: bytes) -> threading.Thread:
     """Somebody whose VM exits while it is recorded."""
 
     def write() -> None:
