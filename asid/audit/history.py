@@ -20,7 +20,8 @@ from typing import Any
 from asid.audit.counts import Counts
 from asid.audit.decided import Decided, mapped_row
 from asid.audit.frame import Frame
-from asid.audit.regime import INVOLUNTARY, UNSAID, Regime
+from asid.audit.kernel_events import KernelEvents
+from asid.audit.regime import INVOLUNTARY, UNSAID, Regime, regime_of
 from asid.audit.rows import (
     DoneRow,
     GateRow,
@@ -76,12 +77,6 @@ class CoreHistory:
         return sorted(ht for ht in known if ht >= 0)
 
 
-def _regime(record: Record, word: str) -> Regime:
-    """Return what is in force from a record on; `word` is where it names the policy."""
-    data = record.data
-    return Regime(record.ts, record.seq, data[word], data["kick"], data.get("like", ""), data.get("ways", ""))
-
-
 class History:
     """All of a run. Feed it with `add`, then call `finish` once."""
 
@@ -98,6 +93,7 @@ class History:
         self.exits_of: dict[int, int] = {}  # exits of an injection's reason that its target had while it was open
         self.regimes: list[Regime] = []  # the policies, in the order in which they were in force
         self.stood: list[StoodRow] = []  # what real guests themselves say
+        self.kernel = KernelEvents()  # and KVM
         self.remapped: list[MappedRow] = []  # what was mapped and unmapped, in the daemon's words
         self.records = 0
         self.loss = 0
@@ -212,10 +208,10 @@ class History:
         if fault := self.frame.begin(record):
             self._fault(f"record {record.seq}: {fault}")
         self.begin, self.begin_ts = record.data, record.ts
-        self.regimes.insert(0, _regime(record, "policy"))
+        self.regimes.insert(0, regime_of(record, "policy"))
 
     def _on_policy(self, record: Record) -> None:
-        self.regimes.append(_regime(record, "new"))
+        self.regimes.append(regime_of(record, "new"))
 
     def _on_end(self, record: Record) -> None:
         self.ended = str(record.data["reason"])
@@ -277,6 +273,8 @@ class History:
         else:
             self.counts.fast_ns += record.data["sum_ns"]
             core.decided.was_fast(record, len(self.regimes))
+        if self.kernel.recorded:
+            self.kernel.on_exit(record)
         if self._exits_open:
             self._count_injected(record, n)
 
@@ -383,6 +381,8 @@ _HANDLERS: dict[str, Callable[[History, Record], None]] = {
     "flush": History._on_flush,
     "fault": History._on_fault,
     "standstill": History._on_standstill,
+    "kvm.recording": lambda history, record: history.kernel.on_recording(record),
+    "kvm.events": lambda history, record: history.kernel.on_events(record),
     "space.change": History._on_remapped,
     "space.map": History._on_mapped,
     "space.unmap": History._on_mapped,

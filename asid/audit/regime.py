@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from asid.core.record import Record
+
 # The policies that do not ask before HOST. Every other one asks, or kicks, as its kick says.
 BARE = frozenset({"none", "nosmt", "core-sched"})
 UNGUARDED = frozenset({"none", "core-sched"})  # a guest beside HOST is what they allow
@@ -82,3 +84,9 @@ class Regime(NamedTuple):
 
 
 UNSAID = Regime(0, 0, "?", "?")
+
+
+def regime_of(record: Record, word: str) -> Regime:
+    """Return what is in force from a record on; `word` is where it names the policy."""
+    data = record.data
+    return Regime(record.ts, record.seq, data[word], data["kick"], data.get("like", ""), data.get("ways", ""))

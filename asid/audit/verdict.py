@@ -170,7 +170,7 @@ def judge(history: History, damage: str | None = None, spaces: Spaces | None = N
     served = served_of(history, intervals)
     figures = _figures(history, findings, held) | guest_time(history, intervals, served)
     figures |= forced_idle(history, waits, served) | {"leaks": leaks.figures()}
-    figures |= standstill.figures(history.stood)
+    figures |= standstill.figures(history.stood) | history.kernel.figures(history)
     windows, changes = _windows(overlaps), _changes(history)
     return Verdict(verdict, reasons, dict(history.begin), findings, windows, figures, changes, leaks=leaks.first)
 

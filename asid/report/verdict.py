@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
+from asid.report.kernel_events import kernel_lines
 from asid.units import format_ns
 
 WIDTH = 80
@@ -34,6 +35,8 @@ def verdict_lines(document: Mapping[str, Any], *, name: str = "") -> list[str]:
     out.append("")
     out += _exposure_lines(document.get("exposure", {}))
     out += _standstill_lines(document.get("figures", {}).get("standstill", {}))
+    for line in kernel_lines(document.get("figures", {}).get("kvm", {})):
+        out += wrap(line, WIDTH, subsequent_indent=" " * 10)
     out += _leak_lines(figures.get("leaks"), document.get("leaks", ()))
     missing = document.get("not_exercised", ())
     if missing:
