@@ -78,7 +78,7 @@ VERBS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
         "Artefacts",
         (
-            ("trace", "record: VM exits of this host, for assess and replay"),
+            ("trace", "record VM exits of this host; show a run with KVM's own events"),
             ("runs", "ls|show|diff|rm"),
             ("config", "show [--origin] FILE"),
             ("schema", "ops|events|config|run"),
