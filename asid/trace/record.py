@@ -113,8 +113,16 @@ def instance(tracefs: Path, pids: Iterable[int] = (), buffer_kb: int = BUFFER_KB
 def clear_left(tracefs: Path) -> None:
     """Remove the instances of recorders that were killed."""
     for left in (tracefs / "instances").glob("asid-*"):
-        if not Path("/proc", left.name.removeprefix("asid-")).exists():
+        if _has_ended(left.name.removeprefix("asid-")):
             _remove(left)
+
+
+def _has_ended(pid: str) -> bool:
+    """Whether a process is no more, or is dead and only waits for its parent to look."""
+    try:
+        return Path("/proc", pid, "stat").read_bytes().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (OSError, IndexError):
+        return True
 
 
 def _remove(own: Path) -> None:

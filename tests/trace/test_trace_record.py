@@ -110,11 +110,17 @@ def test_what_a_killed_recorder_left_is_removed_by_the_next_one(tracefs):
     left = tracefs.root / "instances" / "asid-4194305"
     left.mkdir()
     (tracefs.root / "instances" / f"asid-{os.getpid()}").mkdir()  # in a container numbers come again soon
+    corpse = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitid(os.P_PID, corpse, os.WEXITED | os.WNOWAIT)
+    dead = tracefs.root / "instances" / f"asid-{corpse}"
+    dead.mkdir()
     living = tracefs.root / "instances" / f"asid-{os.getppid()}"
     living.mkdir()
     with instance(tracefs.root):
         assert not left.exists()
+        assert not dead.exists(), "nobody has reaped it, and it traces no more"
         assert living.exists()
+    os.waitpid(corpse, 0)
 
 
 def test_a_process_that_there_is_not_is_told():
