@@ -237,10 +237,17 @@ class Slow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     target: Annotated[str, Meta(description="Which hyperthreads.")]
     delay: Annotated[str, Meta(description="How long each waits before it answers a kick.")] = "2ms"
+    signal: Annotated[
+        str, Meta(description="How much later a kick's signal comes to a real guest, which runs on until then.")
+    ] = "0ns"
 
     @property
     def delay_ns(self) -> int:
         return parse_duration_ns(self.delay, "faults.slow.delay")
+
+    @property
+    def signal_ns(self) -> int:
+        return parse_duration_ns(self.signal, "faults.slow.signal")
 
 
 class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -251,7 +251,8 @@ def _injections(config: Config) -> None:
 def _faults(config: Config) -> None:
     for index, slow in enumerate(config.faults.slow):
         _places(f"faults.slow.{index}.target", slow.target, config.topology)
-        _duration(f"faults.slow.{index}.delay", slow.delay, 1, 10_000_000_000)
+        _duration(f"faults.slow.{index}.delay", slow.delay, 0, 10_000_000_000)
+        _duration(f"faults.slow.{index}.signal", slow.signal, 0, 10_000_000_000)
 
 
 def _costs(config: Config, base_dir: Path) -> None:

@@ -15,7 +15,7 @@ from asid.audit.history import CoreHistory, History
 from asid.audit.intervals import Clash, Interval, is_alive
 from asid.audit.regime import ASYNC, INVOLUNTARY
 from asid.audit.rows import ModeRow
-from asid.audit.standstill import stood_still
+from asid.audit.standstill import stood_beside, stood_still
 
 KICKING = INVOLUNTARY | ASYNC
 WINDOW_NS = 3_000_000_000  # of exposure; a sibling that runs at all has looked at its pending bit by then
@@ -35,7 +35,8 @@ def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
     (d) a HOST by nmi, mce, send or stun before every living sibling was sent its IPI;
     (e) a GUEST inside such a HOST that was looked for after it began (the one whose look was before is in flight);
     (f) an exposure beyond WINDOW_NS of a guest that was neither stopped nor killed;
-    (g) a real guest whose own count moved on beside a HOST as in (a).
+    (g) a real guest whose own count moved on beside a HOST as in (a);
+    (h) real guests that moved on beside more visits to HOST by nmi, mce, send or stun than a GUEST was beside.
     An overlap that its policy never promised against counts, and is told apart: each of `none` and `core-sched`, and
     under `kick-except-idle` one beside a sibling that idles. (b) and (c) are promised by all.
     Exercised by voluntary HOST intervals of a core with siblings.
@@ -52,7 +53,20 @@ def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
         for clash in clashes[number]:
             _beside(finding, history, number, core, clash)
     stood_still(finding, history.stood, history.regime)
+    if history.complete:
+        stood_beside(finding, history.stood, history.regime, _exposed(clashes))
     return finding
+
+
+def _exposed(clashes: dict[int, list[Clash]]) -> Iterator[tuple[int, int, str]]:
+    """Yield core, hyperthread and way of each stay in HOST that a guest was beside."""
+    stays = {
+        (number, host.seq): (number, host.ht, host.via)
+        for number, found in clashes.items()
+        for host, guest in map(_host_and_guest, found)
+        if (host.mode, guest.mode) == ("HOST", "GUEST")
+    }
+    yield from stays.values()
 
 
 def _beside(finding: Finding, history: History, number: int, core: CoreHistory, clash: Clash) -> None:

@@ -5,7 +5,8 @@ It is an oracle beside the intervals: no report of a hyperthread has a part in i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from asid.audit.finding import Finding, name_of
@@ -45,6 +46,27 @@ def stood_still(finding: Finding, rows: list[StoodRow], regime_at: Callable[[int
             )
             allowed_by = "" if regime.keeps_apart(row.via) else regime.policy
             finding.violate(row.ts, row.core, (row.ht,), (row.seq,), text, allowed_by=allowed_by)
+
+
+def stood_beside(
+    finding: Finding, rows: list[StoodRow], regime_at: Callable[[int], Regime], exposed: Iterable[tuple[int, int, str]]
+) -> None:
+    """Violate G2 where guests moved beside more visits to HOST than the intervals have exposure for.
+
+    exposed: (core, hyperthread, how HOST was reached) of each visit that a guest was beside, by the intervals.
+    """
+    left = Counter(exposed)
+    for row in rows:
+        if not row.moved or not regime_at(row.ts).exposes(row.via):
+            continue
+        key = (row.core, row.ht, row.via)
+        if row.moved > left[key]:
+            text = (
+                f"the guests beside {name_of(row.core, row.ht)} moved on in {row.moved:,} of its {row.visits:,} visits"
+                f" to HOST by {row.via}, by their own count; the intervals have {left[key]:,} with a guest beside it"
+            )
+            finding.violate(row.ts, row.core, (row.ht,), (row.seq,), text)
+        left[key] = max(0, left[key] - row.moved)
 
 
 def figures(rows: list[StoodRow]) -> dict[str, Any]:

@@ -75,8 +75,9 @@ class Chronicle:
             data["via"] = via
         return data
 
-    def mode_set(self, before: HyperthreadState, after: HyperthreadState, spec: Spec, left_ns: int = 0) -> None:
-        """A mode was set. left_ns: when HOST was left, which is before the page says so; else 0."""
+    def mode_set(self, before: HyperthreadState, after: HyperthreadState, spec: Spec, at_ns: int = 0) -> None:
+        """A mode was set. at_ns: when, where that is before the page says so: HOST was left, or entered beside real
+        guests; else 0."""
         new = after.mode
         if new is Mode.ENTER and self.mode is not Mode.GUEST:
             new = Mode.ISOLATED  # where a handler that interrupted an entry comes back to
@@ -85,7 +86,7 @@ class Chronicle:
             self._isolated = None
         if new is Mode.ENTER or new is self.mode:
             return
-        now = left_ns or self.now_ns()
+        now = at_ns or self.now_ns()
         if new is Mode.ISOLATED and not before.frames:
             if before.todo[1:2] == (WORK,):
                 self._isolated = (now, after.round)

@@ -8,6 +8,9 @@ Rule 3. It comes from the doorbell: a pipe whose reading end signals its owner's
         no process number, which could be another's by now; who is dead hears nothing.
 
 A timer sends the same signal to the same thread: a guest that never exits has a process that must look around.
+
+On a host whose interrupts come late (`[[faults.slow]]`, key signal) a thread hears the doorbell instead, and signals
+some time later. Rule 1 stands: the words are looked at before every KVM_RUN, and a guest in it runs on until the signal.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import select
 import signal
 import struct
 import threading
@@ -61,12 +65,14 @@ def make_bell() -> tuple[int, int]:
 class Kick:
     """The signal of one vCPU's thread, which makes this object and alone uses it."""
 
-    def __init__(self, bell: int) -> None:
-        """bell: the end to hear, see `make_bell`. The signal is blocked from here on, until `close`.
+    def __init__(self, bell: int, *, late_ns: int = 0) -> None:
+        """bell: the end to hear, see `make_bell`. The signal is blocked from here on, until `close`. late_ns: how long
+        after the doorbell it comes.
 
         Raise HostUnsuitable where this user may have no timer.
         """
         self.bell = bell
+        self._late: Late | None = None
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {SIGNAL})
         self._was_blocked = SIGNAL in before
         self.blocked_in_guest = {int(number) for number in before if number != SIGNAL}
@@ -78,6 +84,9 @@ class Kick:
         except OSError as error:
             self._unblock()
             raise unusable(error, what="making a timer") from None
+        if late_ns:
+            self._late = Late(bell, late_ns)
+            return
         fcntl.fcntl(bell, F_SETOWN_EX, struct.pack("ii", F_OWNER_TID, thread))
         fcntl.fcntl(bell, fcntl.F_SETFL, fcntl.fcntl(bell, fcntl.F_GETFL) | os.O_ASYNC)
 
@@ -102,6 +111,8 @@ class Kick:
     def close(self) -> None:
         """Nobody signals this thread any more."""
         _libc.timer_delete(self._timer)
+        if self._late is not None:
+            self._late.close()
         fcntl.fcntl(self.bell, fcntl.F_SETFL, fcntl.fcntl(self.bell, fcntl.F_GETFL) & ~os.O_ASYNC)
         while signal.sigtimedwait((SIGNAL,), 0) is not None:
             pass
@@ -116,3 +127,25 @@ class Kick:
         if result != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
+
+
+class Late:
+    """A thread that signals the one that makes it some time after the doorbell, and again until that is hushed."""
+
+    def __init__(self, bell: int, late_ns: int) -> None:
+        self._bell, self._late_s = bell, late_ns / 1e9
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._whom = threading.get_ident()
+        self._thread = threading.Thread(target=self._listen, name="late signal", daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while self._stop not in select.select((self._bell, self._stop), (), ())[0]:
+            if select.select((self._stop,), (), (), self._late_s)[0]:
+                return
+            signal.pthread_kill(self._whom, SIGNAL)
+
+    def close(self) -> None:
+        os.eventfd_write(self._stop, 1)
+        self._thread.join()
+        os.close(self._stop)

@@ -110,9 +110,9 @@ class Hyperthread:
         self.ready_ns = READY_NS
         self.trap = trap_of(f"{birth.name}.{birth.inc}")
         place, topology = (birth.core, birth.ht), birth.config.topology
-        self.slow_ns = sum(
-            slow.delay_ns for slow in birth.config.faults.slow if place in resolve(slow.target, topology)
-        )
+        slow = [each for each in birth.config.faults.slow if place in resolve(each.target, topology)]
+        self.slow_ns = sum(each.delay_ns for each in slow)
+        self.signal_ns = sum(each.signal_ns for each in slow)
         self.vcpu = Vcpu(self)
         self.standstill: Standstill | None = None
         if birth.memories and others:
@@ -208,12 +208,14 @@ class Hyperthread:
         if self.trap is not None:
             self.trap(step_name(action, before.frames[-1].what.name if before.frames else ""))
         event = core.PERFORMED
-        left_ns = 0
+        at_ns = 0
         if do is core.DO_SET_MODE:
             if before.mode is core.MODE_HOST:
-                left_ns = time.monotonic_ns()  # before a sibling can know of it, and flush
+                at_ns = time.monotonic_ns()  # before a sibling can know of it, and flush
                 if self.standstill is not None and action.a is not core.MODE_HOST:
                     self.standstill.end()
+            elif self.standstill is not None and action.a is core.MODE_HOST:
+                at_ns = time.monotonic_ns()  # what guests count from here on is beside HOST, for the journal too
             if action.a is core.MODE_ENTER and self.vcpu.unfinished and not self.vcpu.handles():
                 return
             if core.taints(before.mode, action.a):  # type: ignore[arg-type]
@@ -252,7 +254,7 @@ class Hyperthread:
             self.perform_rare(action)
         self.step(event)
         if do is core.DO_SET_MODE:
-            self.chronicle.mode_set(before, self.state, self.spec, left_ns)
+            self.chronicle.mode_set(before, self.state, self.spec, at_ns)
             if self.words[WATCHED]:
                 self.chronicle.moved(before, self.state)
         elif do is core.DO_LOOK:

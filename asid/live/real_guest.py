@@ -58,7 +58,7 @@ class RealGuest:
         self.ht = ht
         guest, pace = birth.config.vm[vm - 1].guest, birth.config.pace
         rate_hz = 0.0 if pace.mode == "max" else (guest.rate_hz or RATE_HZ_DEFAULT) * pace.scale
-        self.kick = Kick(ht.bell)
+        self.kick = Kick(ht.bell, late_ns=ht.signal_ns)
         try:
             self.real = RealVcpu(
                 birth.memory_of(vm), find_program(guest.program), birth.core * birth.config.machine.smt + birth.ht,

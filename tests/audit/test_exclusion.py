@@ -462,7 +462,6 @@ def test_a_policy_of_ones_own_says_in_which_ways_its_leaves_reach_host(ways, bro
     [
         ("asi", "grant", 0, 0, 0),
         ("asi", "grant", 2, 1, 0),
-        ("asi", "nmi", 2, 0, 0),
         ("none", "bare", 2, 1, 1),
         ("kick-except-idle", "bare", 2, 1, 1),
     ],
@@ -477,6 +476,21 @@ def test_a_guest_that_counts_on_beside_host_breaks_what_was_promised(policy, via
     assert verdict.as_map()["figures"]["standstill"] == {via: {"visits": 8, "moved": moved, "turns": 10 * moved}}
     if broken:
         assert "moved on by 20 turns in 2 of its 5 visits" in texts(verdict)[0]
+
+
+@pytest.mark.parametrize(("stays", "moved", "broken"), [(2, 2, 0), (2, 3, 1), (0, 1, 1)])
+def test_guests_move_beside_no_more_nmis_than_one_was_beside(stays, moved, broken):
+    tale = Tale()
+    tale.enter(10, 0)
+    for at in range(60, 60 + 10 * stays, 10):
+        tale.ipis(at, 1, "nmi")
+        tale.goes(at, 1, "HOST", via="nmi")
+        tale.goes(at + 5, 1, "PARKED")
+    tale.say(150, "standstill", 0, 1, via="nmi", visits=5, moved=1, turns=10)
+    tale.say(160, "standstill", 0, 1, via="nmi", visits=5, moved=moved - 1, turns=10)
+    verdict = tale.end(200)
+    assert verdict.finding("G2").broken == broken
+    assert not broken or f"the intervals have {max(0, stays - 1)} with a guest beside it" in texts(verdict)[0]
 
 
 def test_a_run_without_real_guests_has_no_counts_of_theirs():

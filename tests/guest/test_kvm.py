@@ -208,6 +208,22 @@ def test_a_user_who_may_have_no_timer_is_told_and_no_signal_stays_blocked(monkey
         os.close(ring)
 
 
+def test_a_signal_may_come_some_time_after_the_bell_and_comes_until_it_is_hushed(nothing_left):
+    hear, ring = make_bell()
+    kick = Kick(hear, late_ns=50_000_000)
+    begin = time.monotonic_ns()
+    os.write(ring, b"1")
+    for again in range(1, 4):
+        assert signal.sigtimedwait((SIGNAL,), 5) is not None
+        assert time.monotonic_ns() - begin > again * 50_000_000
+    kick.hush()
+    os.write(ring, b"1")
+    kick.close()
+    assert SIGNAL not in signal.sigpending()
+    for fd in (hear, ring):
+        os.close(fd)
+
+
 # --- with it ----------------------------------------------------------------------------------------------
 
 

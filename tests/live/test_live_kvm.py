@@ -177,6 +177,24 @@ def test_a_guest_moves_beside_a_leave_that_only_sends_no_oftener_than_the_audit_
     assert stood(run)["send"]["moved"] <= len(windows)
 
 
+@pytest.mark.parametrize(("kick", "via"), [("ack", "grant"), ("send", "send")])
+def test_where_signals_come_late_a_guest_moves_beside_whoever_does_not_wait_for_it(rig, kick, via):
+    """And beside nobody else: a leave by `ack` waits for the answer, a handler never does."""
+    late = {"slow": [{"target": "c0h1", "delay": "0ns", "signal": "1ms"}]}
+    nmis = [{"what": "nmi", "target": "c0h0", "at": "100ms", "count": 10_000, "rate": "300/s"}]
+    config = real(policy={"name": "asi", "kick": kick}, faults=late, inject=nmis)
+
+    def enough(told: Callable[..., int]) -> bool:
+        beside_leaves = told("standstill", "moved" if kick == "send" else "visits", via=via)
+        return beside_leaves > 50 and told("standstill", "moved", via="nmi") > 20
+
+    run = run_until(rig, config, enough, "guests that move, and leaves")
+    check_passes(run)  # so they moved beside no more visits than the intervals have exposures
+    assert bool(stood(run)[via]["moved"]) is (kick == "send")
+    moved = stood(run)["nmi"]["moved"]
+    assert moved <= sum(window.cause == "nmi" for window in audit(run.root).windows)
+
+
 def test_a_real_vm_and_an_emulated_one_take_turns_on_a_core(rig):
     from live_rig import TABLES
 
