@@ -10,7 +10,7 @@ Rule 3. It comes from the doorbell: a pipe whose reading end signals its owner's
 A timer sends the same signal to the same thread: a guest that never exits has a process that must look around.
 
 On a host whose interrupts come late (`[[faults.slow]]`, key signal) a thread hears the doorbell instead, and signals
-some time later. Rule 1 stands: the words are looked at before every KVM_RUN, and a guest in it runs on until the signal.
+later. Rule 1 stands: the words are looked at before every KVM_RUN, and a guest in it runs on until the signal.
 """
 
 from __future__ import annotations
