@@ -74,10 +74,11 @@ class Lane:
 
     def __init__(self, ht: Hyperthread, run: Run, stream: Stream, known: dict[tuple[int, int], Pieces]) -> None:
         self.ht, self.number, self.stream = ht, ht.ht, stream
+        kinds = stream.kinds  # a life may not have come to all that one before it knows: a recording begins again
         self.known = {
             kind: pieces
             for (number, kind), pieces in known.items()
-            if number == ht.ht and not ht.isolation.owes(stream.kind(kind))
+            if number == ht.ht and kind < len(kinds) and not ht.isolation.owes(kinds[kind])
         }
         self.stops = stream.ahead()
         self.begins, self.after = stream.times

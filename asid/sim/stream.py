@@ -10,7 +10,7 @@ Rule 3. Nothing depends on the size of a block, nor on whether there are arrays 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asid.core import hyperthread as core
@@ -120,9 +120,10 @@ class Stream:
         """The last exit given is played by itself: whoever plays it counts it."""
         self._apart.append(self._at - 1)
 
-    def kind(self, number: int) -> Exit:
-        """Return an exit of a kind, without its durations."""
-        return self._arrays.kinds[number]
+    @property
+    def kinds(self) -> Sequence[Exit]:
+        """An exit of each kind that has come up until now, by number and without its durations."""
+        return self._arrays.kinds
 
     @property
     def times(self) -> tuple[memoryview[int], memoryview[int]]:

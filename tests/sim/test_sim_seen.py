@@ -131,14 +131,15 @@ def test_faults_that_only_the_first_exit_of_a_life_reports(tmp_path: Path, mappi
     assert counted.figures.sums["records", "fault"] > 0
 
 
-def recording(random: Random, exits: tuple[int, ...], full: float) -> str:
-    """The text of one: so many exits of each vCPU, about one every 50 us, that share of them to the VMM."""
+def recording(random: Random, exits: tuple[int, ...], full: float, away: tuple[str, ...] = ("IO_INSTRUCTION",)) -> str:
+    """The text of one: so many exits of each vCPU, about one every 50 us, that share of them to the VMM, for these
+    reasons, one after another."""
     lines = ["# tracer: nop"]
     for vcpu, n in enumerate(exits):
         at_us = 1_000_000
-        for _ in range(n):
+        for each in range(n):
             at_us += random.randrange(20, 90)
-            reason = "IO_INSTRUCTION" if random.random() < full else "MSR_WRITE"
+            reason = away[each * len(away) // n] if random.random() < full else "MSR_WRITE"
             head = f"<...>-{101 + vcpu} [{vcpu:03d}] .... {at_us // 10**6}.{at_us % 10**6:06d}:"
             tail = f"<...>-{101 + vcpu} [{vcpu:03d}] .... {(at_us + 3) // 10**6}.{(at_us + 3) % 10**6:06d}:"
             lines += [f"{head} kvm_exit: reason {reason} rip 0x1 info 0 0", f"{tail} kvm_entry: vcpu {vcpu}"]
@@ -159,6 +160,16 @@ def test_recordings_of_any_length_end_where_they_end(
     machine = {"machine": {"smt": 2}, "vm": [{"on": ["c0h0", "c0h1"], "guest": guest}]}
     with in_blocks(at_once):
         both(machine, 80 * MS)
+
+
+def test_a_recording_that_begins_again_has_not_come_to_all_of_its_kinds_yet(tmp_path: Path):
+    """Of its second life, until a kind comes up that its first life had come to."""
+    (tmp_path / "t.txt").write_text(recording(Random(1), (600, 600), 0.2, ("IO_INSTRUCTION", "TASK_SWITCH")))
+    guest = {"source": "trace", "file": str(tmp_path / "t.txt"), "loop": True}
+    kill = {"what": "kill", "target": "c0h1", "at": "50ms"}
+    machine = {"machine": {"smt": 2}, "vm": [{"on": ["c0h0", "c0h1"], "guest": guest}], "inject": [kill]}
+    counted, _ = both(machine, 90 * MS)
+    assert counted.counted > 0.5 * counted.figures.leaves
 
 
 def test_a_hyperthread_without_a_vcpu_is_in_no_way(tmp_path: Path):
