@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 TALLY_NS: Final = 100_000_000  # fast exits are noted at least this often
 FIGURES_NS_MAX: Final = 1_000_000_000_000  # between two, where only figures are wanted
-FIGURES_TAKEN: Final = 4_096  # happenings: fewer between two, and the next one comes later
+FIGURES_TAKEN: Final = 4_096  # happenings: fewer between two, and the next one comes later, if there were
+FIGURES_COUNTED: Final = 1 << 18  # fewer leaves as well that were only counted
 BIRTH_NS: Final = 10_000_000  # what starting a process takes, about
 KILLED: Final = -9
 SHUTDOWN_STATUS: Final = 86
@@ -133,7 +134,8 @@ class Core:
             taken = self.agenda.taken
             goes_on = self.agenda.run(min(duration_ns, self.agenda.now_ns + self._tally_ns))
             self._tally()
-            if self.seen is not None and self.agenda.taken - taken < FIGURES_TAKEN:
+            few = self.agenda.taken - taken < FIGURES_TAKEN
+            if self.seen is not None and self.seen.settle() < FIGURES_COUNTED and few:
                 self._tally_ns = min(FIGURES_NS_MAX, 2 * self._tally_ns)
             yield self.agenda.now_ns
         yield from self._stop()

@@ -80,6 +80,11 @@ class Known:
         if self._sloped:
             self._works.append(work_ns)
 
+    @property
+    def kept(self) -> int:
+        """How many times of work are kept until they are put into figures."""
+        return len(self._works)
+
     def says(self, work_ns: int, played: Played) -> bool:
         """Whether a play came out as it is known."""
         return played.like(self._first) and played.flat() == [line.at + line.slope * work_ns for line in self._lines]

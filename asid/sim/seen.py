@@ -118,6 +118,7 @@ class Seen:
         self.core = of
         self.taken = 0  # notes that are not in the core's list any more
         self.counted = 0  # leaves that were not played
+        self._settled = 0  # of them, those that were put into figures
         self._figures = Figures()
         self._known: dict[Hashable, dict[tuple[int, int], Pieces]] = {}  # by state, then by leaver and kind
         self._watch: Watch | None = None
@@ -140,6 +141,15 @@ class Seen:
             for each in (piece for pieces in known.values() for piece in pieces.known):
                 each.count(self._figures)
         return self._figures
+
+    def settle(self) -> int:
+        """Put the leaves that were counted since the last time into figures. Return how many there were.
+
+        Until then the time of work of each is kept.
+        """
+        n, self._settled = self.counted - self._settled, self.counted
+        self.figures()
+        return n
 
     # --- what the core is like ------------------------------------------------------------------------------
 

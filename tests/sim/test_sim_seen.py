@@ -18,9 +18,9 @@ from simulated import CONFIGS, MS, TYPICAL, VARIANTS
 
 from asid.commands import invoke
 from asid.config import load
-from asid.sim import stream
+from asid.sim import core, stream
 from asid.sim.figures import Figures, Teller, Told
-from asid.sim.known import Pieces, Played
+from asid.sim.known import Known, Pieces, Played
 from asid.sim.machine import Measured
 from asid.simulating import machine_of
 
@@ -79,6 +79,23 @@ def test_most_leaves_are_counted(tmp_path: Path, kick: str, work: str):
     counted, _ = both(busy(table, "5000/s"), 1_000 * MS, {"policy.kick": kick})
     assert counted.figures.leaves > 300
     assert counted.counted > 0.6 * counted.figures.leaves
+
+
+def test_a_long_play_keeps_no_more_leaves_than_a_short_one(tmp_path: Path):
+    """What is kept of each until it is put into figures is its time of work."""
+    table = tmp_path / "table.toml"
+    table.write_text(table_of(0.05, '"1us"', '{ min = "1us", mean = "4us", max = "30us" }'))
+    kept = []
+
+    def count(self: Known, into: Figures) -> None:
+        kept.append(self.kept)
+        put(self, into)
+
+    put, loaded = Known.count, load(busy(table, "5000/s"), {})
+    with patch.object(Known, "count", count), patch.object(core, "FIGURES_COUNTED", 20):
+        counted = machine_of(loaded, TYPICAL).measure(4_000 * MS).counted
+    assert counted > 1_000
+    assert 10 < max(kept) < 100
 
 
 @settings(
