@@ -24,10 +24,13 @@ def exits_of(source: Source, sizes: list[int]) -> list[Exit]:
     arrays = arrays_of(source)
     found: list[Exit] = []
     for n in sizes:
-        block: Block = arrays.block(n)
-        for kind, after, service, wake in zip(*(column.tolist() for column in block), strict=True):
-            found.append(arrays.kinds[kind]._replace(after_ns=after, service_ns=service, wake_ns=wake))
+        found += exits_in(arrays.block(n), arrays.kinds)
     return found
+
+
+def exits_in(block: Block, kinds: list[Exit]) -> list[Exit]:
+    rows = zip(*(column.tolist() for column in block), strict=True)
+    return [kinds[kind]._replace(after_ns=ns, service_ns=work, wake_ns=wake) for kind, ns, work, wake in rows]
 
 
 def some_of(source: Source, n: int) -> list[Exit]:
@@ -39,6 +42,27 @@ def some_of(source: Source, n: int) -> list[Exit]:
 def test_a_mix_in_blocks_of_any_size(seed: int, rate_hz: float, sizes: list[int]):
     plain = some_of(MixSource(WEB, rate_hz, Random(seed)), sum(sizes))
     assert exits_of(MixSource(WEB, rate_hz, Random(seed)), sizes) == plain
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.booleans()), max_size=5), st.sampled_from(["mix", "paced", "recording"])
+)
+def test_what_is_kept_of_a_block_comes_first_in_the_next_one(sizes: list[tuple[int, bool]], kind: str):
+    """Also where the next one is drawn in its place."""
+
+    def source() -> Source:
+        mix = MixSource(WEB, 2_000.0, Random(9))
+        return {"mix": mix, "paced": Paced(mix, "scaled", 0.5), "recording": TraceSource(some_of(mix, 40), False)}[kind]
+
+    arrays, plain = arrays_of(source()), some_of(source(), sum(n for n, _ in sizes))
+    kept, before, given_ = None, [], 0
+    for n, keeps in sizes:
+        block = arrays.block(n, kept)
+        exits = exits_in(block, arrays.kinds)
+        assert exits == before + plain[given_ : given_ + n]
+        given_ += n
+        keeps = keeps and bool(exits)
+        kept, before = (block.last(), exits[-1:]) if keeps else (None, [])
 
 
 @pytest.mark.parametrize("table", sorted(TABLES.glob("*.toml")), ids=lambda path: path.stem)

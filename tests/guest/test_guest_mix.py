@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -96,6 +97,20 @@ def test_the_same_seed_gives_the_same_exits_and_another_gives_others() -> None:
     table = read_mix(WEB)
     assert drawn(table, 500) == drawn(table, 500)
     assert drawn(table, 500) != drawn(table, 500, seed=2)
+
+
+def test_other_times_change_no_reason_and_other_details_no_time() -> None:
+    table = read_mix(WEB)
+    exits = drawn(table, 500)
+    others = drawn(MixTable("t", tuple(replace(e, service=Constant(7), wake=None) for e in table.entries)), 500)
+    assert [(e.after_ns, e.reason, e.full, e.parts) for e in others] == [
+        (e.after_ns, e.reason, e.full, e.parts) for e in exits
+    ]
+    others = drawn(MixTable("t", tuple(replace(e, full=0.3) for e in table.entries)), 500)
+    assert [e._replace(full=False, parts=NO_PARTS) for e in others] == [
+        e._replace(full=False, parts=NO_PARTS) for e in exits
+    ]
+    assert [e.full for e in others] != [e.full for e in exits]
 
 
 def test_the_details_of_an_exit_are_drawn_by_the_share_of_its_reason() -> None:
