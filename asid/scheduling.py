@@ -135,7 +135,7 @@ def schedule_of(model: Model, trace: Sequence[Happened], guarantee: str, first: 
     """Return the schedule of what happened on one core until a guarantee was broken: for the explorer, or where it
     never is, for the audit (`first`).
 
-    Raise InputError at a step before that which the explorer has not.
+    Raise InputError at a step before that which the explorer has not, or that is one too many.
     """
     follower = _Follower(model, guarantee)
     steps = STEPS_MAX
@@ -144,8 +144,14 @@ def schedule_of(model: Model, trace: Sequence[Happened], guarantee: str, first: 
             if happened.ts > first.ts:
                 steps = min(steps, len(follower.moves))
             follower.follow(happened)
-            if follower.broken or len(follower.moves) >= STEPS_MAX:
+            if follower.broken:
                 break
+            if len(follower.moves) >= STEPS_MAX:
+                raise InputError(
+                    f"more than {STEPS_MAX:,} steps until {guarantee} is broken: no schedule",
+                    where=f"record of {happened.ts} ns", state="its first steps alone show nothing",
+                    allowed=f"at most {STEPS_MAX:,}", hint=HINT,
+                )  # fmt: skip
     except InputError:
         if steps == STEPS_MAX:
             raise

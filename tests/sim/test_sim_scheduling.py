@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from simulated import CONFIGS, IDLE_PAIR, MS, TYPICAL
 
+from asid import scheduling
 from asid.audit.finding import Violation
 from asid.commands import invoke
 from asid.core.gate import Ev
@@ -88,6 +89,18 @@ def test_a_run_that_a_check_ends_when_ipis_arrive_at_once_is_refused(monkeypatch
     job = Job(str(CONFIGS / "smt2.toml"), {}, TYPICAL, 4 * MS)
     with pytest.raises(InputError, match="a check of the machine's own ends the run"):
         schedule_for(job, 1, (), "G2")
+
+
+def test_a_run_that_is_broken_behind_more_steps_than_a_schedule_may_have_is_refused(monkeypatch):
+    """Its first steps alone would show nothing, in no engine."""
+    monkeypatch.setattr(scheduling, "STEPS_MAX", 50)
+    job = Job(str(CONFIGS / "smt2.toml"), {}, TYPICAL, 16 * MS)
+    loaded = job.loaded(7, plan_for(job, 7))
+    machine = traced_machine(loaded, job.costs)
+    machine.play(job.duration_ns)
+    trace = machine.trace(0)
+    with pytest.raises(InputError, match="more than 50 steps until G8 is broken: no schedule"):
+        schedule_of(model_of(loaded.config, machine.policy, 0, trace), trace, "G8", NEVER)
 
 
 def replays(out: str) -> list[list[str]]:
