@@ -53,7 +53,7 @@ CASES: Final = (
     Case("cpuid", 1, ("none", "asi/ack")),
     Case("server", 200, ("none", "nosmt", f"{EVERY}/ack", f"{EVERY}/send", f"{EXCEPT}/ack", f"{EXCEPT}/send",
                          f"{ASI}/ack", f"{ASI}/send")),
-    Case("server-polling", 200, ("none", f"{EVERY}/ack", f"{EXCEPT}/ack", f"{ASI}/ack")),
+    Case("server-polling", 2_000, ("none", f"{EVERY}/ack", f"{EXCEPT}/ack", f"{ASI}/ack")),
     Case("spinning", 5, ("none", "nosmt", f"{EVERY}/ack", f"{EVERY}/send", f"{ASI}/ack", f"{ASI}/send")),
     Case("alone", 200, ("none", "core-sched")),
     Case("alone-spinning", 5, ("none", "core-sched")),

@@ -241,7 +241,7 @@ CLAIMS: Final = (
         ("server-polling", "server"),
         _idle,
         _idle_agrees,
-        "More than half of it where a halt is waited for in the host, which is how the sibling came to be held there. "
+        "About half of it where a halt is waited for in the host, which is how the sibling came to be held there. "
         "The rest is the gate: whoever was kicked for another exit waits until the poll is over (GATE P99), for "
         "nobody enters guest beside HOST. Where a halted vCPU is scheduled out at once, asid parks it: it holds "
         "nobody, and what is saved are the kicks alone.",
