@@ -91,8 +91,8 @@ class Stream:
         self._took: Ints  # by the handler
         self._begins: Ints  # one more than exits
         self._stops: list[int]  # exits that no run goes on with, and the number of exits
+        self._stops_at: NDArray[intp]  # the same exits, as an array and without the number
         self._apart: list[int]  # exits among those that are not counted yet, which are played by themselves
-        self._stops_at: NDArray[intp]  # the same, as an array
         self._room: Ints = np.empty(0, np.int64)  # for begins
         self._ahead: list[tuple[int, ...]] | None
         self._load(self._arrays.block(0))

@@ -27,6 +27,7 @@ from asid.simulating import machine_of
 SERVICES = ('"1us"', '"0ns"', '{ min = "200ns", mean = "1us", max = "9us" }', '{ mean = "3us" }')
 WORKS = ('"4us"', '"20us"', '{ min = "1us", mean = "4us", max = "30us" }', '{ mean = "2us" }')
 
+HALTS = '[[exit]]\nreason = "HLT"\nshare = 0.2\nwake = { mean = "6us" }\n'
 SHORT = {"stall": {"duration": "300us"}}
 
 
@@ -113,6 +114,7 @@ def test_a_long_play_keeps_no_more_leaves_than_a_short_one(tmp_path: Path):
     variant=st.sampled_from(VARIANTS),
     slow=st.booleans(),
     at_once=st.sampled_from([3, 16, 64, 4096]),
+    halt_poll=st.sampled_from(["", "0ns", "3us", "1ms"]),
     free=st.booleans(),
     apic=st.sampled_from(["x2apic", "xapic", "shorthand"]),
     mce=st.sampled_from(["local", "broadcast"]),
@@ -124,6 +126,9 @@ def test_any_machine(tmp_path_factory: pytest.TempPathFactory, variant: tuple[st
     table = tmp_path_factory.mktemp("tables") / "table.toml"
     table.write_text(table_of(drawn["full"], drawn["service"], drawn["work"]))
     machine = busy(table, drawn["rate"], drawn["smt"], seed=drawn["seed"])
+    if drawn["halt_poll"]:
+        table.write_text(table.read_text() + HALTS)
+        machine["vm"][0]["guest"]["halt_poll"] = drawn["halt_poll"]
     machine["inject"] = [
         {"what": what, "target": f"c0h{us % drawn['smt']}", "at": f"{us}us", **SHORT.get(what, {})}
         for what, us in drawn["injected"]
