@@ -20,9 +20,14 @@ _LINE: Final = re.compile(
     rb"^.*?-(?P<pid>\d{1,10}) +(?:\( *[-\d]+\) +)?\[(?P<cpu>\d{1,5})\] +(?:\S+ +)?(?P<s>\d{1,12})\.(?P<us>\d{6}): "
     rb"(?P<event>kvm_[a-z_]+): (?P<said>.*)$"
     rb"|^CPU:(?P<lossy>\d{1,5}) \[LOST (?P<lost>\d{1,18}) EVENTS\]",
-    re.MULTILINE,
 )
 _REASON: Final = re.compile(rb"reason (?P<reason>\S.{0,79}?)(?: rip 0x| \(-?\d+\)$)")
+
+# Most lines differ from an earlier one in their stamp and behind `rip` alone: what such parts are is looked up.
+_MARK: Final = b": kvm_"
+_VARIES: Final = b" rip "
+_DOT: Final = ord(".")
+KNOWN_MAX: Final = 4096
 
 
 class Count(NamedTuple):
@@ -53,27 +58,55 @@ class ThreadCounts:
     def __init__(self) -> None:
         self.lost = 0
         self._threads: dict[int, _Thread] = {}
-        self._reasons: dict[bytes, str] = {}
+        self._heads: dict[bytes, tuple[_Thread, int]] = {}  # what stands in front of the stamp: the thread and its CPU
+        self._tails: dict[bytes, tuple[str, str]] = {}  # what stands behind the mark, but what varies: event and reason
 
     def feed(self, lines: bytes) -> None:
         """Count whole lines."""
-        for found in _LINE.finditer(lines):
-            pid, cpu, seconds, us, event, said, lossy, lost = found.groups()
-            if lossy is not None:
-                self._lose(int(lossy), int(lost))
+        heads, tails = self._heads, self._tails
+        for line in lines.split(b"\n"):
+            front, _, tail = line.partition(_MARK)
+            head, _, stamp = front.rpartition(b" ")
+            by, what = heads.get(head), tails.get(tail.partition(_VARIES)[0])
+            if by is None or what is None or len(stamp) < 8 or stamp[-7] != _DOT:
+                self._feed_new(line, head, tail)
                 continue
-            thread = self._threads.get(int(pid))
-            if thread is None:
-                thread = self._threads[int(pid)] = _Thread()
-            thread.cpu = int(cpu)
-            self._count(thread, event.decode(), said, int(seconds) * 1_000_000 + int(us))
+            try:
+                now_us = int(stamp.replace(b".", b"", 1))
+            except ValueError:  # no text of the kernel's
+                continue
+            thread, cpu = by
+            thread.cpu = cpu
+            self._count(thread, what, now_us)
 
-    def _count(self, thread: _Thread, event: str, said: bytes, now_us: int) -> None:
-        key = (event, "" if event == ENTRY else self._reason(said))
-        sums = thread.sums.get(key)
+    def _feed_new(self, line: bytes, head: bytes, tail: bytes) -> None:
+        """Count a line with a part that is not known yet, or that is none; its parts are known from then on."""
+        found = _LINE.match(line)
+        if found is None:
+            return
+        pid, cpu, seconds, us, event, said, lossy, lost = found.groups()
+        if lossy is not None:
+            self._lose(int(lossy), int(lost))
+            return
+        thread = self._threads.get(int(pid))
+        if thread is None:
+            thread = self._threads[int(pid)] = _Thread()
+        thread.cpu = int(cpu)
+        what = event.decode(), "" if event.decode() == ENTRY else _reason(said)
+        if found.start("s") == len(head) + 1 and found.end("event") > len(line) - len(tail):  # the parts are these
+            if max(len(self._heads), len(self._tails)) >= KNOWN_MAX:
+                self._heads.clear()
+                self._tails.clear()
+            self._heads[head] = thread, thread.cpu
+            self._tails[tail.partition(_VARIES)[0]] = what
+        self._count(thread, what, int(seconds) * 1_000_000 + int(us))
+
+    def _count(self, thread: _Thread, what: tuple[str, str], now_us: int) -> None:
+        sums = thread.sums.get(what)
         if sums is None:
-            sums = thread.sums[key] = [0, 0, 0, 0]
+            sums = thread.sums[what] = [0, 0, 0, 0]
         sums[0] += 1
+        event = what[0]
         if event == EXIT:
             thread.open, thread.since_us, thread.handed = sums, now_us, False
         elif event == USERSPACE_EXIT:
@@ -84,17 +117,6 @@ class ThreadCounts:
             ended[2] += not thread.handed
             ended[3] += max(0, now_us - thread.since_us) * 1000
             thread.open = None
-
-    def _reason(self, said: bytes) -> str:
-        found = _REASON.search(said)
-        if found is None:
-            return ""
-        reason = self._reasons.get(found["reason"])
-        if reason is None:
-            reason = found["reason"].decode("utf-8", "replace")
-            if len(self._reasons) < 1024:
-                self._reasons[found["reason"]] = reason
-        return reason
 
     def _lose(self, cpu: int, n: int) -> None:
         self.lost += n
@@ -112,3 +134,8 @@ class ThreadCounts:
                     told.append(Count(pid, event, reason, *sums))
                     sums[:] = [0, 0, 0, 0]
         return told
+
+
+def _reason(said: bytes) -> str:
+    found = _REASON.search(said)
+    return found["reason"].decode("utf-8", "replace") if found else ""

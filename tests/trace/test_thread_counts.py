@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from asid.trace import thread_counts
 from asid.trace.thread_counts import Count, ThreadCounts
 
 
@@ -67,6 +68,47 @@ def test_an_exit_that_ends_after_it_was_told_is_told_to_have_ended_later():
 @pytest.mark.parametrize("comm", ["<...>", "CPU 0/KVM", "a-12 b-7", "qemu-system-x86"])
 def test_names_of_threads_do_not_matter(comm):
     assert counted(handed(5, comm=comm)) == [Count(42, "kvm_userspace_exit", "KVM_EXIT_IO", 1)]
+
+
+def test_a_line_like_an_earlier_one_counts_as_that_one_did():
+    lines = [exit_(100), handed(110), entry(150), exit_(160, "CPUID", cpu=1), entry(165, cpu=1), handed(7, pid=43)]
+    assert counted(*lines, *lines, *lines) == [
+        Count(42, "kvm_entry", "", 6),
+        Count(42, "kvm_exit", "CPUID", 3, 3, 3, 15_000),
+        Count(42, "kvm_exit", "HLT", 3, 3, 0, 150_000),
+        Count(42, "kvm_userspace_exit", "KVM_EXIT_IO", 3),
+        Count(43, "kvm_userspace_exit", "KVM_EXIT_IO", 3),
+    ]
+
+
+def test_a_thread_that_has_moved_loses_what_was_open_on_the_cpu_where_it_is_by_now():
+    counts = ThreadCounts()
+    counts.feed((exit_(100) + entry(110)) + (exit_(100, cpu=1) + entry(110, cpu=1)) + exit_(200))
+    counts.feed(b"CPU:1 [LOST 1 EVENTS]\n" + entry(300))
+    counts.feed(exit_(400, cpu=1) + b"CPU:1 [LOST 1 EVENTS]\n" + entry(500, cpu=1))
+    assert counts.take()[1] == Count(42, "kvm_exit", "HLT", 4, 3, 3, 120_000)
+
+
+@pytest.mark.parametrize("stamp", [b"0.00000x", b"x.000001", b"0000001", b""])
+def test_a_stamp_that_is_none_is_no_line_also_behind_a_good_one(stamp):
+    good = entry(100)
+    assert counted(good, good.replace(b"0.000100", stamp)) == [Count(42, "kvm_entry", "", 1)]
+
+
+def test_names_that_look_like_an_event_are_names():
+    comm = "x: kvm_exit: y"
+    assert counted(*2 * [handed(5, comm=comm)], *2 * [entry(7, comm=comm)]) == [
+        Count(42, "kvm_entry", "", 2),
+        Count(42, "kvm_userspace_exit", "KVM_EXIT_IO", 2),
+    ]
+
+
+def test_parts_of_lines_are_known_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(thread_counts, "KNOWN_MAX", 3)
+    counts = ThreadCounts()
+    counts.feed(b"".join(handed(5, pid=pid) for pid in range(1, 100)) * 2)
+    assert max(len(counts._heads), len(counts._tails)) <= 3
+    assert [count.n for count in counts.take()] == 99 * [2]
 
 
 def test_reasons_are_taken_as_they_are_printed():
