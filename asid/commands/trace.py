@@ -129,7 +129,10 @@ def _lines(
     start_ns = -1
     cores = {core for core, _ in places}
     for item in items:
-        start_ns = item.ts if start_ns < 0 else start_ns
+        if start_ns < 0:
+            if isinstance(item, KernelEvent):
+                continue  # older than the run: no event of it
+            start_ns = item.ts
         since_ns = item.ts - start_ns
         if for_ns is not None and since_ns >= begin_ns + for_ns:
             return

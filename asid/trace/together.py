@@ -77,11 +77,11 @@ def by_time(records: Iterable[Record], recording: Path | None) -> Iterator[Recor
                 places[record.data["pid"]] = (record.core, record.ht)
             yield record
 
-    def placed() -> Iterator[KernelEvent]:
-        if recording is not None:
-            for event in in_order(read_events(recording)):
-                core, ht = places.get(event.pid, (-1, -1))
-                yield event._replace(core=core, ht=ht)
-
-    streams: tuple[Iterator[Record | KernelEvent], ...] = (in_order(known()), placed())
-    yield from heapq.merge(*streams, key=attrgetter("ts"))
+    events = in_order(read_events(recording)) if recording is not None else iter(())
+    streams: tuple[Iterator[Record | KernelEvent], ...] = (in_order(known()), events)
+    for item in heapq.merge(*streams, key=attrgetter("ts")):
+        if isinstance(item, KernelEvent) and item.pid in places:  # by now: it may have been fetched long ago
+            core, ht = places[item.pid]
+            yield item._replace(core=core, ht=ht)
+        else:
+            yield item

@@ -48,6 +48,13 @@ def test_an_event_of_a_hyperthread_whose_birth_was_told_a_little_late_is_its_own
     assert [(item.ts, item.ht) for item in shown] == [(1, -1), (100_000, 1), (110_000, 1)]
 
 
+def test_an_event_behind_a_long_silence_is_of_the_hyperthread_that_was_born_meanwhile(tmp_path):
+    text = tmp_path / "text"
+    text.write_text(event(9_000_000))
+    shown = list(by_time([record(1, 1), record(2, 3 * S), record(3, 6 * S), born(4, 8 * S, 42, 1)], text))
+    assert [item.ht for item in shown] == [-1, -1, -1, 1, 1]
+
+
 def test_without_a_recording_the_records_come_by_time():
     assert [item.seq for item in by_time([record(1, 5), record(2, 9), record(3, 7)], None)] == [1, 3, 2]
 
@@ -95,6 +102,14 @@ def test_a_run_is_shown_with_what_kvm_did(run, capsys):
         ["c0h0", "kvm"], ["c0h1", "kvm"], ["44", "kvm"],
     ]  # fmt: skip
     assert lines[5].split()[0] == "0.499999", "since the run began"
+
+
+def test_times_are_those_of_the_run_whatever_the_text_begins_with(run, capsys):
+    text = run / "kvm-events.txt"
+    text.write_text(event(0) + "half a li\n" + text.read_text())
+    lines = shown(capsys, run)
+    assert [line.split()[0] for line in (lines[0], lines[5])] == ["0.000000000", "0.499999"]
+    assert len(lines) == 8
 
 
 def test_a_part_of_a_run_and_of_its_hyperthreads_can_be_shown(run, capsys):
