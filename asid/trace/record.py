@@ -58,6 +58,8 @@ def find_tracefs(places: Iterable[Path] = PLACES, where: str = "trace record") -
                 allowed="root, or whom root has given it",
                 hint="sudo asid trace record; or read the recording of somebody who may: asid assess FILE.",
             ) from None
+        except OSError:  # a name that is too long, a file system that fails: no tracefs either
+            continue
     if mounted is not None:
         raise HostUnsuitable(
             f"{mounted} has no events of KVM",
@@ -113,7 +115,8 @@ def instance(tracefs: Path, pids: Iterable[int] = (), buffer_kb: int = BUFFER_KB
 def clear_left(tracefs: Path) -> None:
     """Remove the instances of recorders that were killed."""
     for left in (tracefs / "instances").glob("asid-*"):
-        if _has_ended(left.name.removeprefix("asid-")):
+        pid = left.name.removeprefix("asid-")
+        if pid.isdecimal() and _has_ended(pid):  # else somebody else has called theirs so
             _remove(left)
 
 

@@ -116,10 +116,14 @@ def test_what_a_killed_recorder_left_is_removed_by_the_next_one(tracefs):
     dead.mkdir()
     living = tracefs.root / "instances" / f"asid-{os.getppid()}"
     living.mkdir()
+    others = [tracefs.root / "instances" / name for name in ("asid-mine", "asid-4194305x", "asid-")]
+    for other in others:
+        other.mkdir()
     with instance(tracefs.root):
         assert not left.exists()
         assert not dead.exists(), "nobody has reaped it, and it traces no more"
         assert living.exists()
+        assert all(other.exists() for other in others), "no recorder has such a name"
     os.waitpid(corpse, 0)
 
 
@@ -132,6 +136,11 @@ def test_a_host_without_tracefs_is_told_how_to_mount_it(tmp_path):
     with pytest.raises(HostUnsuitable) as refused:
         find_tracefs((tmp_path / "no", tmp_path / "neither"))
     assert "mount -t tracefs" in refused.value.hint
+
+
+def test_a_place_that_cannot_be_looked_at_is_no_tracefs(tmp_path):
+    with pytest.raises(HostUnsuitable, match="no tracefs is mounted"):
+        find_tracefs((tmp_path / ("x" * 5000),))
 
 
 def test_a_tracefs_without_events_of_kvm_is_another_matter(tmp_path):
