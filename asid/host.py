@@ -221,15 +221,18 @@ def _kvm() -> list[Finding]:
 
 
 def _kvm_events() -> Finding:
-    """Of use with real guests alone."""
+    """Of use with real guests alone. No instance is made: who only looks leaves tracefs as it is."""
     from asid.errors import AsidError
     from asid.trace.record import check_thread_numbers, find_tracefs, places
 
     try:
         check_thread_numbers()
-        return Finding("good", "kvm events", str(find_tracefs(places())), "runs of real guests record them")
+        found = find_tracefs(places())
     except AsidError as refused:
         return Finding("note", "kvm events", refused.what, refused.hint)
+    if not os.access(found / "instances", os.W_OK | os.X_OK):
+        return Finding("note", "kvm events", f"{found} makes no instances", "mount it writable, or name another place")
+    return Finding("good", "kvm events", str(found), "runs of real guests record them")
 
 
 CHECKS: tuple[Callable[[], list[Finding]], ...] = (

@@ -19,7 +19,7 @@ import asid
 from asid import errors
 from asid.commands import NAMES, VERBS, cli, invoke
 from asid.commands.session import Session, columns, instance_option
-from asid.host import Finding, findings
+from asid.host import Finding, _kvm_events, findings
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ROOT / "asid" / "commands"
@@ -316,6 +316,16 @@ def test_doctor_finds_old_libraries_and_directories_it_must_not_use(monkeypatch,
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
     again = {finding.what: finding for finding in findings()}
     assert again["sockets"].level == "good" and again["socket path"].level == "bad"
+
+
+def test_doctor_says_whether_the_events_of_kvm_can_be_had(monkeypatch, tmp_path):
+    monkeypatch.setattr("asid.trace.record.check_thread_numbers", lambda: None)
+    monkeypatch.setenv("ASID_TRACEFS", str(tmp_path))
+    assert (_kvm_events().level, _kvm_events().value) == ("note", "no tracefs is mounted")
+    (tmp_path / "events" / "kvm").mkdir(parents=True)
+    assert (_kvm_events().level, _kvm_events().value) == ("note", f"{tmp_path} makes no instances")
+    (tmp_path / "instances").mkdir()
+    assert (_kvm_events().level, _kvm_events().value) == ("good", str(tmp_path))
 
 
 # --- runs
