@@ -274,6 +274,9 @@ def _without_exits(path: Path, trace: Trace, other_cpu_exits: int) -> InputError
         return foreign(path, "unknown", _WANTED)
     if other_cpu_exits:
         what, hint = "kvm_exit events of another architecture", "asid reads x86: Intel VMX and AMD SVM."
+    elif trace.userspace_events:
+        what = f"no kvm_exit, but {trace.userspace_events} kvm_userspace_exit"
+        hint = "A KVM that emulates its guests told no exits; where one runs them, record all: trace-cmd record -e kvm."
     else:
         what, hint = "no kvm_exit", "Record all of KVM's events: trace-cmd record -e kvm, or perf record -e 'kvm:*'."
     return InputError(

@@ -264,6 +264,14 @@ def test_a_trace_without_exits_says_what_it_has(tmp_path: Path) -> None:
     assert "x86" in raised.value.hint
 
 
+def test_a_trace_of_a_kvm_that_tells_no_exits_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(" a-1 [000] ..... 1.000001: kvm_userspace_exit: reason KVM_EXIT_IO (2)\n")
+    with pytest.raises(InputError, match="no kvm_exit, but 1 kvm_userspace_exit") as raised:
+        read_trace(path)
+    assert "told no exits" in raised.value.hint
+
+
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
