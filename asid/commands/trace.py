@@ -113,7 +113,7 @@ def show(session: Session, run: str, begin: str, duration: str, at: str) -> None
     text = found.path / FILE
     recording = text if text.is_file() else None
     if recording is None:
-        session.note(f"asid: KVM's events of {found.name} were not recorded; asid audit {found.name} says why")
+        session.note(f"asid: {found.name} has no events of KVM; of a run with real guests asid audit says why")
     with JournalReader(found.journal) as reader:
         for document, line in _lines(by_time(reader, recording), begin_ns, for_ns, places):
             session.line(document, line, schema="trace.show/1")
@@ -136,12 +136,14 @@ def _lines(
         since_ns = item.ts - start_ns
         if for_ns is not None and since_ns >= begin_ns + for_ns:
             return
-        of_these = (item.core, item.ht) in places or (item.ht < 0 and item.core in cores)
+        lost = isinstance(item, KernelEvent) and item.event == "lost"  # of whom, nobody knows
+        of_these = lost or (item.core, item.ht) in places or (item.ht < 0 and item.core in cores)
         if since_ns < begin_ns or (places and not of_these):
             continue
         if isinstance(item, KernelEvent):
-            place = f"c{item.core}h{item.ht}" if item.ht >= 0 else f"{item.pid}"
-            line = f"{since_ns / 1e9:14.6f}     {place:<7} {'kvm':<8} {item.event:<18} {item.said}"
+            place = f"c{item.core}h{item.ht}" if item.ht >= 0 else "-" if lost else f"{item.pid}"
+            said = f"{item.said} events of CPU {item.cpu}" if lost else item.said
+            line = f"{since_ns / 1e9:14.6f}     {place:<7} {'kvm':<8} {item.event:<18} {said}"
         else:
             line = record_line(item._asdict(), start_ns)
         yield item._asdict(), line.rstrip()

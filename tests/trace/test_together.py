@@ -117,6 +117,14 @@ def test_a_part_of_a_run_and_of_its_hyperthreads_can_be_shown(run, capsys):
     assert len(shown(capsys, run, "--from", "1us", "--for", "400ms")) == 4
 
 
+def test_what_the_kernel_dropped_is_shown_whatever_is_asked_for_as_nobody_knows_whose_it_was(run, capsys):
+    text = run / "kvm-events.txt"
+    text.write_text(text.read_text() + "CPU:1 [LOST 4 EVENTS]\n" + event(600_000, pid=44))
+    for more in ((), ("--at", "c0h1")):
+        lost = [line.split() for line in shown(capsys, run, *more) if " lost " in line]
+        assert lost == [["0.500001", "-", "kvm", "lost", "4", "events", "of", "CPU", "1"]]
+
+
 def test_as_json_each_is_a_line(run, capsys):
     documents = [json.loads(line) for line in shown(capsys, run, "--json")]
     assert [document.get("event", document.get("type")) for document in documents[-4:]] == ["mark"] + ["kvm_entry"] * 3
@@ -127,7 +135,7 @@ def test_without_a_recording_the_records_are_shown_and_that_is_said(run, capsys)
     assert invoke(["trace", "show", str(run)]) == 0
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 5
-    assert "KVM's events" in said.err
+    assert "events of KVM" in said.err
 
 
 @pytest.mark.parametrize("wrong", [["--for", "0s"], ["--from", "x"], ["--at", "c7"], ["--at", "nobody"]])
