@@ -143,6 +143,7 @@ class Daemon(Parent):
                 **self.begun_as,
             },
         )  # fmt: skip
+        self.kernel.begun()
         hardware.build(self)
         for core in range(machine.cores):
             self.bear_coordinator(core)

@@ -17,7 +17,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,7 +45,8 @@ log = logging.getLogger("asid.daemon")
 
 
 class KernelEvents:
-    """The recording of one run. `begin` before run.begin, `over` until it says so before run.end, and `close`."""
+    """The recording of one run. `begin` before run.begin, `begun` behind it, `over` until it says so before run.end,
+    and `close`."""
 
     def __init__(self, config: Config, node: Node, merge: Merge, file: Path) -> None:
         self.wanted = bool(config.real_vms) and config.journal.kvm_events != "off"
@@ -60,6 +61,8 @@ class KernelEvents:
         self._server = 0  # the fork server's pid, as last told to the recorder
         self._hyperthreads: dict[int, str] = {}  # by pid
         self._early: list[dict[str, Any]] | None = []  # told before the run began
+        self._late = False  # it did not record when the run began
+        self._unplaced: dict[tuple[int, str, str], Count] = {}  # of threads whose birth has not been numbered yet
         self._broken = False  # the recorder has not ended in order
 
     # --- start --------------------------------------------------------------------------------------------
@@ -108,24 +111,27 @@ class KernelEvents:
             if poll.poll(left_ns / 1e6):
                 self._on_answers()
 
+    def begun(self) -> None:
+        """The run has begun: what is known by now can be told."""
+        early, self._early = self._early, None
+        self._late = self._state != "on"
+        for data in early or ():
+            self._note(data)
+
     def _why_not(self) -> str:
         return self._reason if self._state else f"the recorder was not ready after {START_NS / 1e9:g} s"
 
     # --- while it records ---------------------------------------------------------------------------------
 
     def on_record(self, record: Record) -> None:
-        """The run has begun: what is known by now can be told. A hyperthread was born: know it, and let the recorder
-        know it."""
-        if record.type == "run.begin":
-            early, self._early = self._early, None
-            for data in early or ():
-                self._note(data)
-        elif record.type == "spawn" and record.data["what"] == "ht":
+        """A hyperthread was born: know it, and let the recorder know it."""
+        if record.type == "spawn" and record.data["what"] == "ht":
             self._born(record)
 
     def _born(self, record: Record) -> None:
         pid = record.data["pid"]
         self._hyperthreads[pid] = f"c{record.core}h{record.ht}"
+        self._place(key for key in self._unplaced if key[0] == pid)
         self._command(pid)
         server = fork_server.pid()
         if server not in (0, self._server):
@@ -161,7 +167,7 @@ class KernelEvents:
         if "count" in answer:
             self._counted(Count(*answer["count"]))
         elif answer["state"] == "on":
-            late = {"why": "late: some hyperthreads may have run before"} if self._hyperthreads else {}
+            late = {"why": "late: some hyperthreads may have run before"} if self._late else {}
             self._say({"state": "on", **late})
         elif answer["state"] == "off":
             self._told_off(answer["why"])
@@ -169,6 +175,19 @@ class KernelEvents:
             self._say({name: answer[name] for name in ("state", "why", "lost", "bytes", "cut") if answer[name] != ""})
 
     def _counted(self, count: Count) -> None:
+        """Note a count, as soon as it is known whose: a birth is numbered later than its hyperthread runs."""
+        if count.pid in self._hyperthreads:
+            self._note_count(count)
+            return
+        key = count.pid, count.event, count.reason
+        before = self._unplaced.get(key, Count(*key, 0))
+        self._unplaced[key] = Count(*key, *(a + b for a, b in zip(before[3:], count[3:], strict=True)))
+
+    def _place(self, keys: Iterable[tuple[int, str, str]]) -> None:
+        for key in tuple(keys):
+            self._note_count(self._unplaced.pop(key))
+
+    def _note_count(self, count: Count) -> None:
         data: dict[str, Any] = {"of": self._hyperthreads.get(count.pid, ""), **count._asdict()}
         if count.event != EXIT:
             data = {name: value for name, value in data.items() if name not in ("ended", "kept", "sum_ns")}
@@ -179,6 +198,8 @@ class KernelEvents:
 
     def _say(self, data: dict[str, Any]) -> None:
         self._state, self._reason = data["state"], data.get("why", "")
+        if self._state == "over":
+            self._place(self._unplaced)
         self._note(data)
         log.info("KVM's events: %s", " ".join(f"{name} {value}".removeprefix("state ") for name, value in data.items()))
 

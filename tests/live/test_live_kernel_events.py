@@ -58,6 +58,7 @@ def test_what_kvm_handed_over_is_what_the_hyperthreads_reported(rig):
     wait_until(lambda: size(daemon) > 50_000, 60, "some events")
     run = daemon.stop()
     check_passes(run)
+    assert [r.type for r in run.records()][:2] == ["run.begin", "kvm.recording"], "nothing was reported before"
     found = audit(run.root).figures["kvm"]
     assert (found["recorded"], found["why"], found["lost"], found["text_cut"]) == (True, "", 0, "")
     for of in ("c0h0", "c0h1"):
