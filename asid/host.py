@@ -226,8 +226,8 @@ def _kvm_events() -> Finding:
     from asid.trace.record import check_thread_numbers, find_tracefs, places
 
     try:
-        check_thread_numbers()
-        found = find_tracefs(places())
+        check_thread_numbers("doctor")
+        found = find_tracefs(places(), "doctor")
     except AsidError as refused:
         return Finding("note", "kvm events", refused.what, refused.hint)
     if not os.access(found / "instances", os.W_OK | os.X_OK):

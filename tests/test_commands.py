@@ -319,7 +319,7 @@ def test_doctor_finds_old_libraries_and_directories_it_must_not_use(monkeypatch,
 
 
 def test_doctor_says_whether_the_events_of_kvm_can_be_had(monkeypatch, tmp_path):
-    monkeypatch.setattr("asid.trace.record.check_thread_numbers", lambda: None)
+    monkeypatch.setattr("asid.trace.record.check_thread_numbers", lambda where: None)
     monkeypatch.setenv("ASID_TRACEFS", str(tmp_path))
     assert (_kvm_events().level, _kvm_events().value) == ("note", "no tracefs is mounted")
     (tmp_path / "events" / "kvm").mkdir(parents=True)

@@ -75,7 +75,7 @@ def _check_tracefs() -> None:
     """Make an instance, as the recorder of a run will, and let it be."""
     try:
         check_thread_numbers()
-        with instance(find_tracefs(places())):
+        with instance(find_tracefs(places(), "journal.kvm_events")):
             pass
     except AsidError as refused:
         raise required(refused) from None

@@ -19,6 +19,7 @@ from typing import BinaryIO, Final
 
 from asid.errors import HostUnsuitable, PermissionRefused
 
+VERB: Final = "trace record"  # who looks for tracefs, if nobody else says so
 PLACES: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 VARIABLE: Final = "ASID_TRACEFS"  # of the environment: where else tracefs is mounted
 EVENTS: Final = ("kvm_exit", "kvm_entry", "kvm_userspace_exit")
@@ -39,7 +40,7 @@ def places() -> tuple[Path, ...]:
     return (Path(named).absolute(),) if named else PLACES
 
 
-def find_tracefs(places: Iterable[Path] = PLACES, where: str = "trace record") -> Path:
+def find_tracefs(places: Iterable[Path] = PLACES, where: str = VERB) -> Path:
     """Return the tracefs of this host that has events of KVM. where: who looks for it, for the errors.
 
     Raise HostUnsuitable where none is mounted or it has none, PermissionRefused where it is not ours to read.
@@ -56,7 +57,9 @@ def find_tracefs(places: Iterable[Path] = PLACES, where: str = "trace record") -
                 where=where,
                 state="tracefs belongs to root",
                 allowed="root, or whom root has given it",
-                hint="sudo asid trace record; or read the recording of somebody who may: asid assess FILE.",
+                hint="sudo asid trace record; or read the recording of somebody who may: asid assess FILE."
+                if where == VERB
+                else "Run as root.",
             ) from None
         except OSError:  # a name that is too long, a file system that fails: no tracefs either
             continue
@@ -73,11 +76,12 @@ def find_tracefs(places: Iterable[Path] = PLACES, where: str = "trace record") -
         where=where,
         state=f"looked at {', '.join(map(str, places))}",
         allowed="a mounted tracefs",
-        hint=f"mount -t tracefs none /sys/kernel/tracing; or name another place: {VARIABLE}, or --tracefs DIR.",
+        hint="mount -t tracefs none /sys/kernel/tracing; or name another place: "
+        + (f"{VARIABLE}, or --tracefs DIR." if where == VERB else f"{VARIABLE}."),
     )
 
 
-def check_thread_numbers(where: str = "trace record") -> None:
+def check_thread_numbers(where: str = VERB) -> None:
     """Raise HostUnsuitable where threads have other numbers for this process than for the kernel."""
     if os.readlink("/proc/self/ns/pid") != FIRST_PIDS:
         raise HostUnsuitable(

@@ -274,11 +274,11 @@ def test_insisting_is_refused_before_the_start_where_there_is_no_tracefs(monkeyp
     refused = refused_on(monkeypatch)
     assert isinstance(refused, HostUnsuitable)
     assert "no tracefs is mounted" in str(refused)
-    assert "ASID_TRACEFS" in refused.hint
+    assert "ASID_TRACEFS" in refused.hint and "--tracefs" not in refused.hint, "that is asid trace record's"
 
 
 def test_insisting_is_a_matter_of_permission_where_tracefs_is_not_ours(monkeypatch):
-    def closed(places):
+    def closed(places, where):
         raise PermissionRefused("/sys/kernel/tracing may not be read", hint="sudo")
 
     monkeypatch.setattr(check, "check_thread_numbers", lambda: None)
@@ -287,7 +287,7 @@ def test_insisting_is_a_matter_of_permission_where_tracefs_is_not_ours(monkeypat
 
 
 def test_nobody_else_looks_for_a_tracefs(monkeypatch):
-    def looked(places):
+    def looked(places, where):
         raise AssertionError("somebody looked for a tracefs")
 
     monkeypatch.setattr(check, "check_kvm", lambda program: False)

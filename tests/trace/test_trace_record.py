@@ -154,8 +154,12 @@ def test_a_tracefs_that_is_not_ours_is_a_matter_of_permission(tmp_path, monkeypa
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "is_dir", closed)
-    with pytest.raises(PermissionRefused, match="may not be read"):
+    with pytest.raises(PermissionRefused, match="may not be read") as refused:
         find_tracefs((tmp_path,))
+    assert "sudo asid trace record" in refused.value.hint
+    with pytest.raises(PermissionRefused) as refused:
+        find_tracefs((tmp_path,), "doctor")
+    assert refused.value.hint == "Run as root."
 
 
 @pytest.mark.parametrize(
