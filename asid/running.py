@@ -13,7 +13,6 @@ import re
 import secrets
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from asid.errors import (
     NotRunning,
     refused_by_os,
 )
+from asid.interpreter import words_of
 from asid.judging import judge_run
 from asid.live import instance as instances_
 from asid.live.leash import Leash
@@ -156,7 +156,7 @@ class Daemon:
         with contextlib.suppress(FileNotFoundError):
             paths.endpoints.unlink()  # of a daemon that was killed: not to be taken for the new one's
         config_file, script_file = _input_files(config, scripts, paths)
-        command = [sys.executable, "-m", "asid.live.serve", str(config_file), "--instance", paths.name]
+        command = [*words_of("asid.live.serve"), str(config_file), "--instance", paths.name]
         command += ["--checked"]  # a long recording is not read twice before the start
         for option, value in (
             ("--policy", policy),

@@ -12,11 +12,11 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from asid.errors import HostUnsuitable, InputError
+from asid.interpreter import words_of
 from asid.seeds import Failed, Outcome
 
 HASHES: Final = ("161803", "271828")  # PYTHONHASHSEED of the first runs and of the second
@@ -54,7 +54,7 @@ class Seeds:
     """A command line of `asid sim`, without its seeds: to be run in other processes."""
 
     def __init__(self, config: str, options: Mapping[str, Any]) -> None:
-        self._words = [sys.executable, "-m", "asid", "sim", config, "--json"]
+        self._words = [*words_of("asid"), "sim", config, "--json"]
         for key in ("duration", "policy", "kick", "space", "costs"):
             if options[key]:
                 self._words += [f"--{key}", options[key]]

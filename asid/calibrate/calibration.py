@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from asid.calibrate.probes import PROBES, quartile
 from asid.config_costs import COST_MAX_NS
+from asid.interpreter import words_of
 from asid.sim.costs import BY_NAME, TABLE, Cost
 from asid.units import parse_cpulist
 
@@ -133,7 +133,7 @@ def ask(probe: str, pair: Pair, deadline_s: float) -> dict[str, Any]:
     if probe in NEEDS_KVM and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return {"refused": "/dev/kvm is " + ("not yours to open" if Path("/dev/kvm").exists() else "absent")}
     other = pair.cpu if pair.other is None else pair.other
-    words = [sys.executable, "-m", "asid.calibrate.probes", probe, str(pair.cpu), str(other)]
+    words = [*words_of("asid.calibrate.probes"), probe, str(pair.cpu), str(other)]
     with subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -15,7 +15,6 @@ import logging
 import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from asid.core.record import Record
 from asid.errors import AsidError, HostUnsuitable
 from asid.guest.check import required
+from asid.interpreter import words_of
 from asid.live import fork_server
 from asid.trace.record import check_thread_numbers, clear_left, find_tracefs, places
 from asid.trace.thread_counts import EXIT, Count
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "kvm-events.txt"
 KEY: Final = "journal.kvm_events"
-COMMAND: Final = (sys.executable, "-m", "asid.trace.run_recorder")
+COMMAND: Final = (*words_of("asid.trace.run_recorder"),)
 START_NS: Final = 3_000_000_000  # for the recorder to be ready; then the machine starts without it
 END_NS: Final = 3_000_000_000  # for the rest of the text, and for tracefs to be left as it was
 LAST_S: Final = 1.0

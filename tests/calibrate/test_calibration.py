@@ -97,7 +97,7 @@ def test_one_cpu_has_nobody_to_write_to():
 def test_without_dev_kvm_the_rest_is_measured(monkeypatch):
     asked = []
     monkeypatch.setattr(calibration.os, "access", lambda *_: False)
-    monkeypatch.setattr(calibration.subprocess, "Popen", lambda words, **_: asked.append(words[3]) or Ended())
+    monkeypatch.setattr(calibration.subprocess, "Popen", lambda words, **_: asked.append(words[-3]) or Ended())
     found = {each.name: each for each in calibrate(nobody, Pair(0, 1, ""))}
     assert set(asked) == set(PROBES) - {"vm_exit", "cr3_write", "user_exit"}
     assert "/dev/kvm is " in found["vm_exit"].how

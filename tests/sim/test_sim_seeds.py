@@ -198,7 +198,7 @@ def test_every_seed_has_a_process_and_a_judge(judges: int):
 
 
 def test_a_process_of_seeds_that_is_killed_is_no_mistake_of_whoever_asked(run, monkeypatch):
-    monkeypatch.setattr("asid.seed_processes.sys.executable", "/bin/false")
+    monkeypatch.setattr("asid.interpreter.sys.executable", "/bin/false")
     found = run(TWO, "--seeds", "1..2", "--jobs", "2")
     assert found.code == EXIT_HOST_UNSUITABLE
     assert "ended before its time" in found.err
