@@ -17,6 +17,7 @@ from asid.errors import AsidError, InputError
 from asid.sim.faults import SLOW, tables_of
 
 if TYPE_CHECKING:
+    from asid.scheduling import Made
     from asid.seeds import Failed, Job
     from asid.sim.faults import Plan
 
@@ -49,16 +50,13 @@ def told_of(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> Told
     what = failed.guarantee or "a fault of the machine's own"
     lines = [f"seed {seed}: {what}: {failed.text}", "", "The least that still fails:"]
     lines += [f"  {_fault_words(table)}" for table in plan] or ["  no fault at all: the guests alone"]
-    file, steps, explored, refused = _scheduled(job, seed, failed, plan, kept)
+    file, made, refused = _scheduled(job, seed, failed, plan, kept)
+    steps = 0 if made is None else len(made.schedule.steps)
+    explored = made is not None and made.explored
     if file is not None:
         replay = f"asid replay {shlex.quote(str(file))}"
-        lines += [
-            "",
-            f"Its {steps:,} steps, as a schedule:",
-            f"{replay}    # by real processes",
-            f"{replay} --engine sim",
-        ]
-        lines.append(f"{replay} --engine explore" if explored else UNEXPLORED)
+        lines += ["", f"Its {steps:,} steps, as a schedule:", f"{replay}    # by real processes"]
+        lines += [f"{replay} --engine sim", f"{replay} --engine explore" if explored else UNEXPLORED]
     else:
         lines += ["", f"No schedule of its steps: {refused}"]
     commands, unsaved = _configured(job, seed, plan, kept)
@@ -71,18 +69,17 @@ def told_of(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> Told
     return Told(lines, document)
 
 
-def _scheduled(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> tuple[Path | None, int, bool, str]:
-    """Write the schedule. Return its file, how many steps it has, whether it is broken for the explorer, and why there
-    is none."""
+def _scheduled(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> tuple[Path | None, Made | None, str]:
+    """Write the schedule. Return its file and what was made, or why there is none."""
     from asid.explore.schedule import as_document
     from asid.live.rundir import runs_root
     from asid.scheduling import schedule_for
 
     try:
-        schedule, explored = schedule_for(job, seed, plan, failed.guarantee)
+        made = schedule_for(job, seed, plan, failed.guarantee)
     except InputError as refused:
-        return None, 0, False, str(refused)
-    text = json.dumps(as_document(schedule), indent=1) + "\n"
+        return None, None, str(refused)
+    text = json.dumps(as_document(made.schedule), indent=1) + "\n"
     own = runs_root().parent / "schedules" / f"{job.loaded().config.name}-seed-{seed}.json"
     file = own if kept.schedule is None else kept.schedule
     try:
@@ -90,8 +87,8 @@ def _scheduled(job: Job, seed: int, failed: Failed, plan: Plan, kept: Kept) -> t
             saving.make_for(file, *SCHEDULED)
         saving.write(file, text, *SCHEDULED)
     except AsidError as refused:
-        return None, 0, False, str(refused)
-    return file, len(schedule.steps), explored, ""
+        return None, None, str(refused)
+    return file, made, ""
 
 
 def _configured(job: Job, seed: int, plan: Plan, kept: Kept) -> tuple[list[str], str]:

@@ -58,15 +58,11 @@ def g2_exclusion(history: History, clashes: dict[int, list[Clash]]) -> Finding:
     return finding
 
 
-def _exposed(clashes: dict[int, list[Clash]]) -> Iterator[tuple[int, int, str]]:
-    """Yield core, hyperthread and way of each stay in HOST that a guest was beside."""
-    stays = {
-        (number, host.seq): (number, host.ht, host.via)
-        for number, found in clashes.items()
-        for host, guest in map(_host_and_guest, found)
-        if (host.mode, guest.mode) == ("HOST", "GUEST")
-    }
-    yield from stays.values()
+def _exposed(clashes: dict[int, list[Clash]]) -> list[tuple[int, int, str]]:
+    """Return core, hyperthread and way of each stay in HOST that a guest was beside."""
+    pairs = ((number, *_host_and_guest(clash)) for number, found in clashes.items() for clash in found)
+    stays = {(number, host) for number, host, guest in pairs if (host.mode, guest.mode) == ("HOST", "GUEST")}
+    return [(number, host.ht, host.via) for number, host in stays]
 
 
 def _beside(finding: Finding, history: History, number: int, core: CoreHistory, clash: Clash) -> None:

@@ -122,9 +122,8 @@ class MixArrays:
         first = 0 if kept is None else len(kept)
         stop = first + n
         if stop > len(self._columns):
-            self._columns = _columns(
-                stop, sleeps=self._sleeps
-            )  # memory that is asked for anew costs as much as what is drawn into it
+            # Seldom: memory that is asked for anew costs as much as what is drawn into it.
+            self._columns = _columns(stop, sleeps=self._sleeps)
         if kept is not None:
             self._columns.put(kept)
         for begin in range(first, stop, AT_ONCE):

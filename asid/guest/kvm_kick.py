@@ -32,6 +32,7 @@ F_OWNER_TID: Final = 0
 CLOCK_MONOTONIC: Final = 1
 SIGEV_THREAD_ID: Final = 4
 READ_BYTES: Final = 4096
+LAST_S: Final = 2.0  # for the thread of late signals to end
 
 _libc = ctypes.CDLL(None, use_errno=True)
 if not hasattr(_libc, "timer_create"):  # glibc before 2.34
@@ -133,19 +134,25 @@ class Late:
     """A thread that signals the one that makes it some time after the doorbell, and again until that is hushed."""
 
     def __init__(self, bell: int, late_ns: int) -> None:
-        self._bell, self._late_s = bell, late_ns / 1e9
+        self._bell, self._late_ms = bell, late_ns / 1e6
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._whom = threading.get_ident()
         self._thread = threading.Thread(target=self._listen, name="late signal", daemon=True)
         self._thread.start()
 
     def _listen(self) -> None:
-        while self._stop not in select.select((self._bell, self._stop), (), ())[0]:
-            if select.select((self._stop,), (), (), self._late_s)[0]:
+        """Wait for the bell until `close`."""
+        bell, stop = select.poll(), select.poll()
+        bell.register(self._bell, select.POLLIN)
+        for poll in (bell, stop):
+            poll.register(self._stop, select.POLLIN)
+        while self._stop not in dict(bell.poll()):
+            if stop.poll(self._late_ms):
                 return
             signal.pthread_kill(self._whom, SIGNAL)
 
     def close(self) -> None:
         os.eventfd_write(self._stop, 1)
-        self._thread.join()
+        self._thread.join(LAST_S)
+        assert not self._thread.is_alive(), "it waits for its end, whatever else it waits for"
         os.close(self._stop)

@@ -39,8 +39,8 @@ sys.stdin.read()
 print('{"state": "over", "lost": 0, "bytes": 7, "cut": "", "why": ""}')
 """
 REFUSES = """print('{"state": "off", "why": "not today"}')"""
-MUTE = """import time; time.sleep(1000)"""
-DEAF = """import time; print('{"state": "on"}', flush=True); time.sleep(1000)"""
+MUTE = """import signal; signal.pause()"""
+DEAF = """import signal; print('{"state": "on"}', flush=True); signal.pause()"""
 DIES = """print('{"state": "on"}', flush=True)"""
 BABBLES = """print('{"state": "on"}\\n{"count": 3}\\nnothing\\n[]\\n{}', flush=True); import sys; sys.stdin.read()"""
 

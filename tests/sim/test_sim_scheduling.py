@@ -14,10 +14,11 @@ from asid.audit.finding import Violation
 from asid.commands import invoke
 from asid.core.gate import Ev
 from asid.errors import EXIT_FAIL, HostUnsuitable, InputError
+from asid.explore.parts import Model
 from asid.failing import UNEXPLORED
 from asid.scheduling import model_of, schedule_for, schedule_of
 from asid.seeds import Job, plan_for
-from asid.sim.traced import TracedMachine
+from asid.sim.traced import Happened, TracedMachine
 from asid.simulating import traced_machine
 
 NEVER = Violation(1 << 60, 0, (), (), "")
@@ -68,15 +69,22 @@ def asid(capsys):
     return once
 
 
-def test_a_run_that_the_explorer_has_not_is_refused_at_its_step():
-    """The slice of a room was over before anybody waited for it: the explorer ends one only when somebody does."""
-    job = Job(str(CONFIGS / "smt2.toml"), {"policy.name": "nosmt"}, TYPICAL, 16 * MS)
-    loaded = job.loaded(7, plan_for(job, 7))
+def traced(config: str, chosen: dict[str, str], seed: int) -> tuple[Model, list[Happened]]:
+    """What happened on the first core of a seed's run before it was stopped, and a model of it."""
+    job = Job(str(CONFIGS / config), chosen, TYPICAL, 16 * MS)
+    loaded = job.loaded(seed, plan_for(job, seed))
     machine = traced_machine(loaded, job.costs)
     machine.play(job.duration_ns)
     trace = machine.trace(0)
+    end = next(at for at, each in enumerate(trace) if each.decided is not None and each.decided.ev is Ev.STOP)
+    return model_of(loaded.config, machine.policy, 0, trace[:end]), [*trace[:end]]
+
+
+def test_a_run_that_the_explorer_has_not_is_refused_at_its_step():
+    """The slice of a room was over before anybody waited for it: the explorer ends one only when somebody does."""
+    model, trace = traced("smt2.toml", {"policy.name": "nosmt"}, 7)
     with pytest.raises(InputError, match="step 152 of the run: the run is no schedule: h0 takes order"):
-        schedule_of(model_of(loaded.config, machine.policy, 0, trace), trace, "G8", NEVER)
+        schedule_of(model, trace, "G8", NEVER)
 
 
 def test_a_run_that_a_check_ends_when_ipis_arrive_at_once_is_refused(monkeypatch):
@@ -94,13 +102,9 @@ def test_a_run_that_a_check_ends_when_ipis_arrive_at_once_is_refused(monkeypatch
 def test_a_run_that_is_broken_behind_more_steps_than_a_schedule_may_have_is_refused(monkeypatch):
     """Its first steps alone would show nothing, in no engine."""
     monkeypatch.setattr(scheduling, "STEPS_MAX", 50)
-    job = Job(str(CONFIGS / "smt2.toml"), {}, TYPICAL, 16 * MS)
-    loaded = job.loaded(7, plan_for(job, 7))
-    machine = traced_machine(loaded, job.costs)
-    machine.play(job.duration_ns)
-    trace = machine.trace(0)
+    model, trace = traced("smt2.toml", {}, 7)
     with pytest.raises(InputError, match="more than 50 steps until G8 is broken: no schedule"):
-        schedule_of(model_of(loaded.config, machine.policy, 0, trace), trace, "G8", NEVER)
+        schedule_of(model, trace, "G8", NEVER)
 
 
 def replays(out: str) -> list[list[str]]:
@@ -110,15 +114,10 @@ def replays(out: str) -> list[list[str]]:
 @pytest.mark.parametrize(("config", "chosen"), RUNS)
 def test_the_explorer_has_every_step_of_the_simulator(config, chosen):
     for seed in (4, 7):
-        job = Job(str(CONFIGS / config), chosen, TYPICAL, 16 * MS)
-        loaded = job.loaded(seed, plan_for(job, seed))
-        machine = traced_machine(loaded, job.costs)
-        machine.play(job.duration_ns)
-        trace = machine.trace(0)
-        end = next(at for at, each in enumerate(trace) if each.decided is not None and each.decided.ev is Ev.STOP)
-        made, explored = schedule_of(model_of(loaded.config, machine.policy, 0, trace[:end]), trace[:end], "G8", NEVER)
+        model, trace = traced(config, chosen, seed)
+        made, explored = schedule_of(model, trace, "G8", NEVER)
         assert not explored
-        assert len(made.steps) > end // 2
+        assert len(made.steps) > len(trace) // 2
 
 
 @pytest.mark.parametrize("policy", ["QuietIrq", "Deaf"])
